@@ -1,0 +1,5 @@
+"""Token-efficient reinforcement learning for language models: GRPO, S-GRPO and T-SPMO under LoRA."""
+
+from __future__ import annotations
+
+__version__ = "0.1.0"
