@@ -1,0 +1,271 @@
+"""One frozen, flat config for a run; profiles that fill it in; the run id that names it.
+
+Marks in the descriptions say how sure we are that a value is the paper's: [P] stated in the paper's abstract, [S] second-hand
+descriptions of its method section, [R] our reconstruction where the text at hand is silent.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import shlex
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from replication.errors import UserError
+
+METHODS = ("base", "grpo", "s_grpo", "t_spmo")
+TASKS = ("word_problems", "multiplication", "svamp")
+PROFILES = ("smoke", "nano", "paper")
+#: The one model that is shipped with the repository; everything else is a folder or a name on the Hub.
+NANO_BASE = Path(__file__).resolve().parent.parent / "data" / "nano-base"
+
+_DENOMINATORS = {
+    "base": ("completion",),
+    "grpo": ("completion", "group_tokens"),
+    "s_grpo": ("kept", "completion"),
+    "t_spmo": ("group", "transitions"),
+}
+_SELECTORS = {"base": "none", "grpo": "all", "s_grpo": "rule", "t_spmo": "trie"}
+#: Fields that only one method reads: elsewhere they must stay unset, so that equal runs have equal configs.
+_OWN_FIELDS = {
+    "s_grpo": ("cutoff", "keep_probability", "max_kept_tokens"),
+    "t_spmo": ("replay_successes", "replay_failures"),
+}
+
+
+class ExperimentConfig(BaseModel):
+    """Everything that decides the outcome of one run; anything unknown is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    profile: Literal["smoke", "nano", "paper"] = Field(description="name of the profile the run belongs to")
+    task: Literal["word_problems", "multiplication", "svamp"] = Field(description="task trained and evaluated on")
+    digits: int = Field(2, ge=1, le=6, description="digits of each factor (multiplication only); 3 in the paper [S]")
+    svamp_source: str | None = Field(None, description="path to the official SVAMP.json; none = download from the Hub")
+    model: str = Field("nano", min_length=1, description='"nano", a local folder, or a name on the Hub')
+    revision: str | None = Field(None, description="commit, tag or branch on the Hub; none = its main branch")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="dtype of the frozen weights; adapters are float32")
+    method: Literal["base", "grpo", "s_grpo", "t_spmo"] = Field(description="base = evaluation only")
+    seed: int = Field(0, ge=0, description="the one seed; all streams are derived from it")
+
+    steps: int = Field(ge=0, description="optimizer steps [R]")
+    prompts_per_step: int = Field(8, ge=1, description="problems (groups) per step [R]")
+    group_size: int = Field(16, ge=1, description="G, completions sampled per problem [R]")
+    temperature: float = Field(1.0, gt=0, le=10, description="of sampling and scoring alike, nothing else reshapes the logits [R]")
+    max_new_tokens: int | None = Field(None, ge=1, description="limit of a completion; none = the task's own [R]")
+
+    learning_rate: float = Field(1e-3, ge=0, description="AdamW, constant after the warm-up; tuned per method on validation [R]")
+    warmup_steps: int = Field(5, ge=0, description="steps of linear warm-up [R]")
+    max_grad_norm: float = Field(1.0, gt=0, description="gradient clipping; the share of clipped steps is logged [R]")
+    lora_rank: int = Field(8, ge=0, description="rank of the adapter; 0 = full fine-tuning without an adapter [R]")
+    lora_alpha: float = Field(16.0, gt=0, description="the adapter is scaled by alpha / rank [R]")
+    lora_targets: tuple[str, ...] = Field(("q_proj", "v_proj"), min_length=1, description="modules with an adapter [R]")
+    lora_layers: tuple[int, ...] | None = Field(None, description="layers with an adapter; none = all [R]")
+
+    ddof: Literal[0, 1] = Field(1, description="of the standard deviation in the advantage [R]")
+    eps: float = Field(1e-4, ge=0, description="added to that standard deviation [R]")
+    denominator: Literal["completion", "group_tokens", "kept", "group", "transitions"] = Field(
+        description="what a token's weight is divided by; default: completion, kept (S-GRPO), group (T-SPMO) [R]"
+    )
+    beta: float = Field(0.0, ge=0, description="weight of the KL term [R]")
+    l2: float = Field(0.0, ge=0, description="lambda, weight of the squared norm of the adapter [R]")
+    cutoff: int | None = Field(None, ge=0, description="alpha of S-GRPO: earlier positions are always kept [R]")
+    keep_probability: float | None = Field(None, ge=0, le=1, description="P of S-GRPO [R]")
+    max_kept_tokens: int | None = Field(None, ge=1, description="k of S-GRPO; none = no limit [R]")
+    replay_successes: int | None = Field(None, ge=0, description="T-SPMO: restarts from successful completions per group [R]")
+    replay_failures: int | None = Field(None, ge=0, description="T-SPMO: restarts from failed completions per group [R]")
+
+    scoring: Literal["packed", "dense"] = Field("packed", description="how log-probs are computed; the values are the same")
+    scoring_tokens: int = Field(16384, ge=64, description="tokens scored with a graph at a time; bounds memory, not the result")
+    rollout_rows: int = Field(256, ge=1, description="completions sampled at a time; bounds memory, not the result")
+    activation_checkpointing: bool = Field(False, description="recompute activations in the backward pass to save memory")
+    device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?|auto)$", description="cpu, cuda or auto")
+
+    eval_every: int = Field(25, ge=1, description="steps between evaluations on the validation split")
+    eval_items: int = Field(200, ge=1, description="validation items per evaluation (also train and held-out items at the end)")
+    test_items: int = Field(300, ge=1, description="test items, evaluated once at the end")
+    eval_batch_size: int = Field(100, ge=1, description="fixed, so that padding never changes between evaluations")
+    checkpoint_every: int = Field(25, ge=1, description="steps between checkpoints: the most a kill can cost")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_denominator(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and values.get("denominator") is None and values.get("method") in METHODS:
+            return {**values, "denominator": _DENOMINATORS[values["method"]][0]}
+        return values
+
+    @model_validator(mode="after")
+    def _fields_fit_the_method(self) -> ExperimentConfig:
+        if self.denominator not in _DENOMINATORS[self.method]:
+            allowed = " or ".join(_DENOMINATORS[self.method])
+            raise ValueError(f"denominator {self.denominator} does not exist for {self.method}: set it to {allowed}")
+        for method, fields in _OWN_FIELDS.items():
+            for name in fields:
+                if method != self.method and getattr(self, name) is not None:
+                    raise ValueError(f"{name} is a setting of {method} alone: leave it out for {self.method}")
+        if self.method == "base" and self.steps:
+            raise ValueError(f"method base is not trained: set steps=0 instead of {self.steps}")
+        if self.method == "s_grpo":
+            if self.cutoff is None or self.keep_probability is None:
+                raise ValueError("method s_grpo needs cutoff and keep_probability")
+            if self.max_new_tokens is not None and self.cutoff > self.max_new_tokens:
+                raise ValueError(f"cutoff {self.cutoff} is over max_new_tokens {self.max_new_tokens}: lower the cutoff")
+        if self.svamp_source is not None and self.task != "svamp":
+            raise ValueError(f"svamp_source is a setting of task svamp: leave it out for {self.task}")
+        self.build_method()  # raises for values that the method itself refuses
+        return self
+
+    @property
+    def selector(self) -> str:
+        """Which rule picks the credited tokens, for the tables."""
+        return _SELECTORS[self.method]
+
+    @property
+    def canonical(self) -> str:
+        """The config as JSON with sorted keys: equal configs, equal text."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+
+    @property
+    def run_id(self) -> str:
+        """16 hex digits over the canonical config, the base weights and the task's content."""
+        parts = [self.canonical, base_fingerprint(self.model, self.revision), self.load_task().version]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+    @property
+    def model_path(self) -> str:
+        """What ``from_pretrained`` is given."""
+        return str(NANO_BASE) if self.model == "nano" else self.model
+
+    def load_task(self, name: str | None = None):
+        """The task of this run, or another one (``name``) with this run's options."""
+        from replication.tasks import get_task
+
+        name = name or self.task
+        options = {"multiplication": {"digits": self.digits}, "svamp": {"source": self.svamp_source}}
+        return get_task(name, **options.get(name, {}))
+
+    def build_method(self):
+        """The credit rule of this run, or None for ``base``."""
+        from replication.algorithms import GRPO, SGRPO, TSPMO
+
+        shared = {"ddof": self.ddof, "eps": self.eps, "denominator": self.denominator}
+        if self.method == "grpo":
+            return GRPO(**shared)
+        if self.method == "s_grpo":
+            return SGRPO(self.cutoff, self.keep_probability, self.max_kept_tokens, **shared)
+        if self.method == "t_spmo":
+            return TSPMO(denominator=self.denominator)
+        return None
+
+    def command(self, out: str | Path) -> str:
+        """The command line that makes this very run: the profile's config plus each field that differs from it."""
+        default = load_profile(self.profile, task=self.task, method=self.method, seed=self.seed).model_dump(mode="json")
+        words = ["python", "-m", "replication", "run", "--profile", self.profile, "--task", self.task]
+        words += ["--method", self.method, "--seed", str(self.seed)]
+        for name, value in self.model_dump(mode="json").items():
+            if value != default[name]:
+                words += ["--set", f"{name}={json.dumps(value)}"]
+        return shlex.join([*words, "--out", str(out)])
+
+
+def make_config(**values: Any) -> ExperimentConfig:
+    """An ExperimentConfig, with what is wrong said in one line.
+
+    Raises:
+        UserError: naming every field that is unknown or impossible.
+    """
+    try:
+        return ExperimentConfig(**values)
+    except ValidationError as error:
+        raise UserError(f"bad config: {_one_line(error)}") from None
+
+
+def _one_line(error: ValidationError) -> str:
+    parts = []
+    for item in error.errors():
+        where = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            parts.append(f"{where} is not a setting (known: {', '.join(ExperimentConfig.model_fields)})")
+        else:
+            message = item["msg"].removeprefix("Value error, ")
+            shown = f" (is {item['input']!r})" if where else ""
+            parts.append(f"{where}: {message}{shown}" if where else message)
+    return "; ".join(parts)
+
+
+@functools.cache
+def _profile_file(name: str) -> dict[str, Any]:
+    if name not in PROFILES:
+        raise UserError(f"unknown profile {name!r}: choose one of {', '.join(PROFILES)}")
+    return yaml.safe_load(resources.files("replication").joinpath("profiles", f"{name}.yaml").read_text("utf-8"))
+
+
+def load_profile(
+    name: str, *, task: str | None = None, method: str | None = None, seed: int = 0, **overrides: Any
+) -> ExperimentConfig:
+    """The config of one run under a profile.
+
+    The profile's common values come first, then those of the task, of the method, of the two together, then ``overrides``.
+
+    Args:
+        name: smoke, nano or paper.
+        task, method: default to the first of the profile's tasks, and to s_grpo.
+        seed: the seed of the run.
+        overrides: any field of ExperimentConfig.
+
+    Raises:
+        UserError: for an unknown profile or field, or an impossible value.
+    """
+    profile = _profile_file(name)
+    task = task or next(iter(profile["tasks"]))
+    method = method or "s_grpo"
+    if task not in TASKS:
+        raise UserError(f"unknown task {task!r}: choose one of {', '.join(TASKS)}")
+    if method not in METHODS:
+        raise UserError(f"unknown method {method!r}: choose one of {', '.join(METHODS)}")
+    own = profile["methods"].get(method) or {}
+    values: dict[str, Any] = {"profile": name, "task": task, "method": method, "seed": seed, **profile["common"]}
+    values |= profile["tasks"].get(task) or {}
+    values |= {key: value for key, value in own.items() if key != "tasks"}
+    values |= own.get("tasks", {}).get(task) or {}
+    return make_config(**(values | overrides))
+
+
+def profile_plan(name: str) -> dict[str, Any]:
+    """The ``plan`` section of a profile: seeds, tasks and grids of the ablations."""
+    return _profile_file(name)["plan"]
+
+
+@functools.lru_cache(maxsize=8)
+def _folder_fingerprint(folder: Path, stamps: tuple) -> str:
+    digest = hashlib.sha256()
+    for name, *_ in stamps:
+        digest.update(name.encode())
+        digest.update((folder / name).read_bytes())
+    return digest.hexdigest()
+
+
+def base_fingerprint(model: str, revision: str | None) -> str:
+    """What the run id knows of the base: the bytes of a local folder's weights, config and tokenizer, or the Hub's name@revision.
+
+    Raises:
+        UserError: if the shipped base is not there or has no weights.
+    """
+    folder = NANO_BASE if model == "nano" else Path(model)
+    if not folder.is_dir():
+        if model == "nano":
+            raise UserError(f"the shipped base is missing: {folder} (restore it with git checkout -- data/nano-base)")
+        return f"{model}@{revision or 'main'}"
+    files = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".json", ".txt") and path.is_file())
+    files = [path for path in files if path.name == "config.json" or "token" in path.name or path.suffix == ".safetensors"]
+    if not any(path.suffix == ".safetensors" for path in files):
+        raise UserError(f"no *.safetensors weights in {folder}: point MODEL at a folder that from_pretrained can read")
+    stamps = tuple((path.name, path.stat().st_mtime_ns, path.stat().st_size) for path in files)
+    return _folder_fingerprint(folder, stamps)
