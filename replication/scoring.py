@@ -1,0 +1,215 @@
+"""Log-probs of the credited tokens: a dense reference, and a packed engine whose cost follows what is credited."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from replication.algorithms import TokenCredit
+from replication.packing import batch_rows, collate, pack_groups
+
+#: The output layer runs in chunks of positions, so that no tensor of logits is larger than this.
+MAX_LOGIT_BYTES = 64 * 2**20
+#: Architectures whose attention honours a custom mask and explicit positions; others are scored densely.
+PACKABLE = ("qwen2", "llama", "gpt2")
+
+
+def token_log_probs(
+    model: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[Sequence[int]]],
+    credits: Sequence[TokenCredit],
+    *,
+    strategy: Literal["packed", "dense"] = "packed",
+    temperature: float = 1.0,
+) -> Tensor:
+    """log pi(token | prompt, tokens before it) of every credited token, under softmax(logits / temperature).
+
+    Equivalent to ``log_softmax(model(prompt + completion).logits / temperature)`` gathered at the credited tokens, one completion
+    at a time. "dense" does that in a padded batch for each group. "packed" computes each distinct prefix once and only those
+    that a credited token needs, and the output layer only where a credited token is predicted.
+
+    Args:
+        model: a causal LM of transformers, with or without a PEFT adapter, without dropout.
+        prompts: B prompts, each a non-empty list of token ids.
+        completions: for each prompt its G completions, without padding.
+        credits: for each group the tokens to score.
+        strategy: "packed" falls back to "dense", with one warning, for a model where packing could be wrong.
+        temperature: as in sampling, over 0.
+
+    Returns:
+        (sum N,) in the order of the credits; float32, or float64 if the model is; differentiable; empty if nothing is credited.
+
+    Raises:
+        ValueError: the three lists differ in length, a prompt is empty, or a credit points outside its completion.
+    """
+    _check(prompts, completions, credits, temperature)
+    if strategy not in ("packed", "dense"):
+        raise ValueError(f'strategy must be "packed" or "dense", not {strategy!r}')
+    rows = sum(len(credit) for credit in credits)
+    if not rows:
+        return torch.zeros(0, dtype=_result_dtype(model), device=_device(model), requires_grad=torch.is_grad_enabled())
+    if strategy == "packed":
+        reason = why_not_packable(model)
+        if reason is None:
+            return _packed(model, prompts, completions, credits, temperature)
+        _warn_once(reason)
+    return _dense(model, prompts, completions, credits, temperature)
+
+
+def _packed(model, prompts, completions, credits, temperature: float) -> Tensor:
+    causal_lm = _unwrapped(model)
+    parts, outputs = [], []
+    for batch in batch_rows(pack_groups(prompts, completions, credits)):
+        tokens, positions, mask = collate(batch, _device(model), causal_lm.dtype)
+        hidden = causal_lm.base_model(
+            input_ids=tokens, position_ids=positions, attention_mask=mask, use_cache=False
+        ).last_hidden_state
+        length = tokens.shape[1]
+        source = torch.cat([torch.from_numpy(row.source) + index * length for index, row in enumerate(batch)])
+        target = torch.cat([torch.from_numpy(row.target) for row in batch])
+        parts.append(_gathered_log_softmax(causal_lm, hidden.flatten(0, 1), source, target, temperature))
+        outputs += [torch.from_numpy(row.output) for row in batch]
+    order = torch.argsort(torch.cat(outputs)).to(parts[0].device)
+    return torch.cat(parts)[order]
+
+
+def _gathered_log_softmax(causal_lm, hidden_L, source_N: Tensor, target_N: Tensor, temperature: float) -> Tensor:
+    """Log-probs (N,) of ``target`` predicted at ``source``, the output layer run once for each distinct position, in chunks."""
+    head = causal_lm.get_output_embeddings()
+    device = hidden_L.device
+    distinct, which_N = torch.unique(source_N, return_inverse=True)
+    hidden_U = hidden_L[distinct.to(device)]
+    which_N, target_N = which_N.to(device), target_N.to(device)
+
+    def chunk_log_probs(hidden: Tensor, which: Tensor, target: Tensor) -> Tensor:
+        logits = _upcast(head(hidden)) / temperature
+        return logits[which, target] - torch.logsumexp(logits, dim=-1)[which]
+
+    positions = max(1, MAX_LOGIT_BYTES // (causal_lm.config.get_text_config().vocab_size * 4))
+    if len(distinct) <= positions:
+        return chunk_log_probs(hidden_U, which_N, target_N)
+    result = hidden_U.new_zeros(len(which_N), dtype=_result_dtype(causal_lm))
+    for start in range(0, len(distinct), positions):
+        inside = torch.nonzero((which_N >= start) & (which_N < start + positions)).squeeze(1)
+        # Recomputed in the backward pass: otherwise autograd would keep the logits of all chunks.
+        part = checkpoint(
+            chunk_log_probs,
+            hidden_U[start : start + positions],
+            which_N[inside] - start,
+            target_N[inside],
+            use_reentrant=False,
+            preserve_rng_state=False,
+        )
+        result = result.index_put((inside,), part)
+    return result
+
+
+def _dense(model, prompts, completions, credits, temperature: float) -> Tensor:
+    """The reference: every token of every completion of a group that has credit goes through the model, prompts repeated."""
+    parts = []
+    device = _device(model)
+    for prompt, group, credit in zip(prompts, completions, credits, strict=True):
+        if not len(credit):
+            continue
+        length = len(prompt) + max(len(tokens) for tokens in group)
+        tokens_GL = torch.zeros((len(group), length), dtype=torch.long)
+        mask_GL = torch.zeros((len(group), length), dtype=torch.long)
+        for index, tokens in enumerate(group):
+            sequence = torch.tensor([*prompt, *tokens])
+            tokens_GL[index, : len(sequence)] = sequence
+            mask_GL[index, : len(sequence)] = 1
+        logits = model(input_ids=tokens_GL.to(device), attention_mask=mask_GL.to(device), use_cache=False).logits
+        log_probs = torch.log_softmax(_upcast(logits) / temperature, dim=-1)
+        column = credit.position + len(prompt)
+        target = tokens_GL[credit.completion, column]
+        parts.append(log_probs[credit.completion.to(device), column.to(device) - 1, target.to(device)])
+    return torch.cat(parts)
+
+
+def micro_batches(
+    prompts: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[Sequence[int]]],
+    credits: Sequence[TokenCredit],
+    max_tokens: int,
+) -> Iterator[list[int]]:
+    """Indices of groups with credit, in parts whose generated tokens and prompts together stay under ``max_tokens`` if they can.
+
+    Each part is scored and differentiated before the next, so this bounds memory; the gradient is the sum and does not change.
+    """
+    part: list[int] = []
+    size = 0
+    for index, credit in enumerate(credits):
+        if not len(credit):
+            continue
+        tokens = len(prompts[index]) + sum(len(tokens) for tokens in completions[index])
+        if part and size + tokens > max_tokens:
+            yield part
+            part, size = [], 0
+        part.append(index)
+        size += tokens
+    if part:
+        yield part
+
+
+def why_not_packable(model: nn.Module) -> str | None:
+    """What about this model could make packed log-probs wrong, or None."""
+    causal_lm = _unwrapped(model)
+    config = causal_lm.config
+    if config.model_type not in PACKABLE:
+        return f"packing was not checked for the architecture {config.model_type!r}"
+    if any(kind != "full_attention" for kind in getattr(config, "layer_types", None) or ()):
+        return "it has layers without full attention (a sliding window counts rows, not depths)"
+    if config._attn_implementation not in ("sdpa", "eager"):
+        return f"its attention {config._attn_implementation!r} takes no custom mask"
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type", "default") in ("dynamic", "longrope"):
+        return f"its rotary embedding {rope['rope_type']!r} depends on the length of the row"
+    return None
+
+
+@functools.cache
+def _warn_once(reason: str) -> None:
+    warnings.warn(f"scoring this model densely: {reason}", stacklevel=3)
+
+
+def _check(prompts, completions, credits, temperature: float) -> None:
+    if not len(prompts) == len(completions) == len(credits):
+        raise ValueError(
+            f"{len(prompts)} prompts, {len(completions)} groups of completions and {len(credits)} credits: need one of each per group"
+        )
+    if not temperature > 0:
+        raise ValueError(f"temperature must be over 0, not {temperature}")
+    for index, (prompt, group, credit) in enumerate(zip(prompts, completions, credits, strict=True)):
+        if not len(prompt):
+            raise ValueError(f"prompt {index} is empty: the first token has nothing to be predicted from")
+        if not len(credit):
+            continue
+        lengths = torch.tensor([len(tokens) for tokens in group])
+        if credit.completion.min() < 0 or credit.completion.max() >= len(group):
+            raise ValueError(f"the credit of group {index} names a completion outside its {len(group)}")
+        if credit.position.min() < 0 or (credit.position >= lengths[credit.completion]).any():
+            raise ValueError(f"the credit of group {index} names a position outside its completion")
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The causal LM itself; a PEFT adapter lives inside its layers and stays active."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+def _result_dtype(model: nn.Module) -> torch.dtype:
+    return torch.float64 if _unwrapped(model).dtype == torch.float64 else torch.float32
+
+
+def _upcast(logits: Tensor) -> Tensor:
+    return logits if logits.dtype == torch.float64 else logits.float()
