@@ -1,0 +1,114 @@
+"""The claims file: what is replicated, and the rule and threshold each claim is judged by (data/claims.yaml)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from replication.errors import UserError
+
+SCHEMA_VERSION = 1
+Method = Literal["base", "grpo", "s_grpo", "t_spmo"]
+Task = Literal["word_problems", "multiplication", "svamp"]
+_UNITS = {
+    "accuracy": "%",
+    "accuracy_difference": "points",
+    "kept_fraction": "%",
+    "regularisation": "points",
+    "peak_gpu_memory": "GB",
+}
+
+
+class Claim(BaseModel):
+    """One claim; the meaning of measures and rules is written at the head of data/claims.yaml."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    id: str = Field(min_length=1)
+    mark: Literal["P", "S", "R", "own"] = Field(description="who says so; only P may be printed as the paper's word")
+    scale: Literal["paper", "nano"] = Field(description="the profile whose runs are evidence")
+    counterpart: str | None = Field(None, description="the paper's claim that a nano claim stands beside")
+    text: str = Field(min_length=1)
+    paper_value: float | str | None = Field(None, description="as the paper words it, empty where we do not hold it")
+    paper_exact: float | str | None = Field(None, description="for a reader who has the paper")
+    measure: Literal["accuracy", "accuracy_difference", "kept_fraction", "regularisation", "peak_gpu_memory"]
+    methods: tuple[Method, ...] = Field(min_length=1)
+    tasks: tuple[Task, ...] = Field(min_length=1)
+    rule: Literal["above", "below", "between", "agrees"]
+    threshold: float
+    upper: float | None = Field(None, description="upper end, for the rule between")
+    resolution: float | None = Field(None, gt=0, description="widest half-width that still counts, for the rule agrees")
+    by_design: bool = False
+
+    @model_validator(mode="after")
+    def _fields_fit(self) -> Claim:
+        if (self.rule == "between") != (self.upper is not None):
+            raise ValueError("`upper` goes with the rule between, and only with it")
+        if (self.rule == "agrees") != (self.resolution is not None):
+            raise ValueError("`resolution` goes with the rule agrees, and only with it")
+        if self.measure == "accuracy_difference" and len(self.methods) != 2:
+            raise ValueError("accuracy_difference needs two methods")
+        if self.measure == "regularisation" and len(self.methods) < 2:
+            raise ValueError("regularisation needs the sparse methods and then the full one")
+        return self
+
+    @property
+    def unit(self) -> str:
+        """Unit of value, low, high and threshold."""
+        return _UNITS[self.measure]
+
+    @property
+    def rule_text(self) -> str:
+        """The rule in words, for tables."""
+        words = {
+            "above": f"above {self.threshold:g} {self.unit}",
+            "below": f"below {self.threshold:g} {self.unit}",
+            "between": f"between {self.threshold:g} and {self.upper or 0:g} {self.unit}",
+            "agrees": f"holds {self.threshold:g} {self.unit}, half-width at most {self.resolution or 0:g}",
+        }[self.rule]
+        subject = "the most any run held" if self.measure == "peak_gpu_memory" else "95 % interval"
+        drift = ", and less KL to base or a smaller train-test gap" if self.measure == "regularisation" else ""
+        return f"{subject} {words}{drift}"
+
+
+def load_claims(source: str | PathLike[str] | Mapping[str, Any] | Sequence[Any]) -> list[Claim]:
+    """Claims from a YAML file, from its parsed content (mapping or list), or from Claim objects; order is kept.
+
+    Raises UserError for a file that is missing or not YAML, another schema version, an unknown or misfitting field (naming
+    the claim) and an id that occurs twice.
+    """
+    content: Any = source
+    if isinstance(source, (str, PathLike)):
+        try:
+            content = yaml.safe_load(Path(source).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UserError(f"cannot read the claims file {source}: {error.strerror}") from None
+        except yaml.YAMLError as error:
+            raise UserError(f"{source} is not YAML: {' '.join(str(error).split())}") from None
+    if isinstance(content, Mapping):
+        if content.get("schema_version") != SCHEMA_VERSION:
+            raise UserError(f"claims have schema_version {content.get('schema_version')!r}, this code reads {SCHEMA_VERSION}")
+        content = content.get("claims")
+    if not isinstance(content, Sequence) or isinstance(content, str):
+        raise UserError("claims need a list under the key `claims`")
+    claims = [item if isinstance(item, Claim) else _parse(item, n) for n, item in enumerate(content, start=1)]
+    ids = [claim.id for claim in claims]
+    for name in ids:
+        if ids.count(name) > 1:
+            raise UserError(f"claim id {name} occurs twice: give each claim its own")
+    return claims
+
+
+def _parse(item: Any, number: int) -> Claim:
+    name = item.get("id", f"number {number}") if isinstance(item, Mapping) else f"number {number}"
+    try:
+        return Claim.model_validate(item)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"claim {name}{': ' + where if where else ''}: {first['msg']}") from None
