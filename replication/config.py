@@ -88,6 +88,8 @@ class ExperimentConfig(BaseModel):
     activation_checkpointing: bool = Field(False, description="recompute activations in the backward pass to save memory")
     device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?|auto)$", description="cpu, cuda or auto")
 
+    threads: int = Field(1, ge=1, description="CPU threads of a run: sums in float32 depend on it, so it belongs to the config")
+
     eval_every: int = Field(25, ge=1, description="steps between evaluations on the validation split")
     eval_items: int = Field(200, ge=1, description="validation items per evaluation (also train and held-out items at the end)")
     test_items: int = Field(300, ge=1, description="test items, evaluated once at the end")

@@ -64,7 +64,7 @@ def token_log_probs(
 
 
 def _packed(model, prompts, completions, credits, temperature: float) -> Tensor:
-    causal_lm = _unwrapped(model)
+    causal_lm = unwrapped(model)
     parts, outputs = [], []
     for batch in batch_rows(pack_groups(prompts, completions, credits)):
         tokens, positions, mask = collate(batch, _device(model), causal_lm.dtype)
@@ -89,7 +89,7 @@ def _gathered_log_softmax(causal_lm, hidden_L, source_N: Tensor, target_N: Tenso
     which_N, target_N = which_N.to(device), target_N.to(device)
 
     def chunk_log_probs(hidden: Tensor, which: Tensor, target: Tensor) -> Tensor:
-        logits = _upcast(head(hidden)) / temperature
+        logits = upcast(head(hidden)) / temperature
         return logits[which, target] - torch.logsumexp(logits, dim=-1)[which]
 
     positions = max(1, MAX_LOGIT_BYTES // (causal_lm.config.get_text_config().vocab_size * 4))
@@ -126,7 +126,7 @@ def _dense(model, prompts, completions, credits, temperature: float) -> Tensor:
             tokens_GL[index, : len(sequence)] = sequence
             mask_GL[index, : len(sequence)] = 1
         logits = model(input_ids=tokens_GL.to(device), attention_mask=mask_GL.to(device), use_cache=False).logits
-        log_probs = torch.log_softmax(_upcast(logits) / temperature, dim=-1)
+        log_probs = torch.log_softmax(upcast(logits) / temperature, dim=-1)
         column = credit.position + len(prompt)
         target = tokens_GL[credit.completion, column]
         parts.append(log_probs[credit.completion.to(device), column.to(device) - 1, target.to(device)])
@@ -160,7 +160,7 @@ def micro_batches(
 
 def why_not_packable(model: nn.Module) -> str | None:
     """What about this model could make packed log-probs wrong, or None."""
-    causal_lm = _unwrapped(model)
+    causal_lm = unwrapped(model)
     config = causal_lm.config
     if config.model_type not in PACKABLE:
         return f"packing was not checked for the architecture {config.model_type!r}"
@@ -198,7 +198,7 @@ def _check(prompts, completions, credits, temperature: float) -> None:
             raise ValueError(f"the credit of group {index} names a position outside its completion")
 
 
-def _unwrapped(model: nn.Module) -> nn.Module:
+def unwrapped(model: nn.Module) -> nn.Module:
     """The causal LM itself; a PEFT adapter lives inside its layers and stays active."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
@@ -208,8 +208,9 @@ def _device(model: nn.Module) -> torch.device:
 
 
 def _result_dtype(model: nn.Module) -> torch.dtype:
-    return torch.float64 if _unwrapped(model).dtype == torch.float64 else torch.float32
+    return torch.float64 if unwrapped(model).dtype == torch.float64 else torch.float32
 
 
-def _upcast(logits: Tensor) -> Tensor:
+def upcast(logits: Tensor) -> Tensor:
+    """Logits in float32, or in float64 if they are: log-probs are never computed in half precision."""
     return logits if logits.dtype == torch.float64 else logits.float()

@@ -1,0 +1,142 @@
+"""Accuracy per item, greedy or sampled, with a fixed batch and padding; KL to the base on samples of the policy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from replication.algorithms import every_token
+from replication.config import ExperimentConfig
+from replication.groups import Group, reward, sample_in_chunks
+from replication.models.load import Policy
+from replication.objective import k3
+from replication.randomness import stream
+from replication.rollout import Completion
+from replication.scoring import token_log_probs
+from replication.tasks import Problem, Task, extract_answer
+
+
+@dataclass(frozen=True)
+class ItemResult:
+    """What one completion made of one item. A truncated completion counts as wrong."""
+
+    problem: Problem
+    prompt: list[int]
+    sample: Completion
+    text: str
+    correct: bool
+
+    @property
+    def parsed(self) -> bool:
+        return extract_answer(self.text) is not None
+
+
+def evaluate(
+    policy: Policy, config: ExperimentConfig, task: Task, problems: Sequence[Problem], *, sampled: bool = False
+) -> list[ItemResult]:
+    """One completion for each item: greedy, or sampled at the training temperature (stream "evaluation", by item)."""
+    results: list[ItemResult] = []
+    for start in range(0, len(problems), config.eval_batch_size):
+        batch = problems[start : start + config.eval_batch_size]
+        prompts = [policy.encode(problem.prompt) for problem in batch]
+        completions = sample_in_chunks(
+            policy,
+            config,
+            task,
+            prompts,
+            group_size=1,
+            temperature=config.temperature if sampled else 0.0,
+            generators=[stream(config.seed, "evaluation", problem.id) for problem in batch] if sampled else None,
+        )
+        for problem, prompt, (sample,) in zip(batch, prompts, completions, strict=True):
+            text = policy.decode(sample.tokens)
+            results.append(ItemResult(problem, prompt, sample, text, bool(reward(text, sample.truncated, problem))))
+    return results
+
+
+def accuracy(results: Sequence[ItemResult]) -> float | None:
+    """Share of right items; None without items."""
+    return sum(result.correct for result in results) / len(results) if results else None
+
+
+def kl_to_base(policy: Policy, config: ExperimentConfig, samples: Sequence[tuple[list[int], list[list[int]], list[list[float]]]]):
+    """KL(pi || base) per token, estimated (k3) on tokens sampled from the policy.
+
+    Args:
+        samples: (prompt, completions, their sampled log-probs) for some groups.
+
+    Returns:
+        The mean over all their tokens in nats, or None without tokens.
+    """
+    prompts = [prompt for prompt, _, _ in samples]
+    completions = [group for _, group, _ in samples]
+    credits = [every_token(group) for group in completions]
+    if not sum(map(len, credits)):
+        return None
+    sampled = torch.tensor([value for _, _, group in samples for tokens in group for value in tokens])
+    with policy.reference() as base:
+        reference = token_log_probs(
+            base, prompts, completions, credits, strategy=config.scoring, temperature=config.temperature
+        )
+    return k3(sampled, reference.to(sampled)).mean().item()
+
+
+def group_kl(policy: Policy, config: ExperimentConfig, group: Group) -> float | None:
+    """KL to the base on the originals of one group."""
+    originals = [sample for sample, start in zip(group.samples, group.replay_starts, strict=True) if start == 0]
+    return kl_to_base(
+        policy, config, [(group.prompt, [s.tokens for s in originals], [s.log_probs for s in originals])]
+    )
+
+
+def final_evaluation(policy: Policy, config: ExperimentConfig, task: Task) -> tuple[dict[str, float | int | None], list[dict]]:
+    """Everything that a finished run reports, once: summary fields and one row for each greedy item.
+
+    Greedy accuracy on test, validation, held-out templates, training items and the task that was not trained; on the test
+    items also one sampled completion each, which gives sampled accuracy, entropy and KL to the base.
+    """
+    splits = {
+        "test": task.test[: config.test_items],
+        "validation": task.validation[: config.eval_items],
+        "held_out": task.held_out[: config.eval_items],
+        "train": task.train[: config.eval_items],
+    }
+    greedy = {name: evaluate(policy, config, task, problems) for name, problems in splits.items()}
+    sampled = evaluate(policy, config, task, splits["test"], sampled=True)
+    tokens = [entropy for result in sampled for entropy in result.sample.entropies]
+    summary = {
+        "accuracy": accuracy(greedy["test"]),
+        "sampled_accuracy": accuracy(sampled),
+        "validation_accuracy": accuracy(greedy["validation"]),
+        "held_out_accuracy": accuracy(greedy["held_out"]),
+        "train_accuracy": accuracy(greedy["train"]),
+        "other_task_accuracy": _other_task_accuracy(policy, config),
+        "n_items": len(greedy["test"]),
+        "entropy": sum(tokens) / len(tokens) if tokens else None,
+        "kl_to_base": kl_to_base(
+            policy, config, [(r.prompt, [r.sample.tokens], [r.sample.log_probs]) for r in sampled]
+        ),
+    }
+    rows = [
+        {
+            "split": split,
+            "item_id": result.problem.id,
+            "correct": int(result.correct),
+            "truncated": int(result.sample.truncated),
+            "parsed": int(result.parsed),
+        }
+        for split, results in greedy.items()
+        for result in results
+    ]
+    return summary, rows
+
+
+def _other_task_accuracy(policy: Policy, config: ExperimentConfig) -> float | None:
+    """Greedy accuracy on the profile's other generated task: what training on one costs the other."""
+    other = {"word_problems": "multiplication", "multiplication": "word_problems"}.get(config.task)
+    if other is None:
+        return None
+    task = config.load_task(other)
+    return accuracy(evaluate(policy, config, task, task.test[: config.eval_items]))

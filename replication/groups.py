@@ -1,0 +1,142 @@
+"""From problems to groups: prompts, sampled completions, rewards, and (for T-SPMO, if asked) replays from a prefix."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+from transformers import StopStringCriteria
+
+from replication.config import ExperimentConfig
+from replication.models.load import Policy
+from replication.randomness import numpy_stream, stream
+from replication.rollout import Completion, generate
+from replication.tasks import Problem, Task, extract_answer
+
+#: A completion with at least this reward counts as a success when replays are chosen.
+SUCCESS = 0.5
+
+
+@dataclass(frozen=True)
+class Group:
+    """One problem, its completions and their rewards; replays (restarts from a forced prefix) stand after the originals."""
+
+    problem: Problem
+    prompt: list[int]
+    samples: list[Completion]
+    texts: list[str]
+    rewards: Tensor
+    replay_starts: list[int] = field(default_factory=list)
+
+    @property
+    def completions(self) -> list[list[int]]:
+        return [sample.tokens for sample in self.samples]
+
+    @property
+    def entropies(self) -> list[list[float]]:
+        return [sample.entropies for sample in self.samples]
+
+    @property
+    def is_tied(self) -> bool:
+        return bool(self.rewards.max() == self.rewards.min())
+
+    @property
+    def generated_tokens(self) -> int:
+        """Tokens drawn from the policy; a replay's forced prefix is not."""
+        return sum(len(sample.tokens) for sample in self.samples) - sum(self.replay_starts)
+
+
+def reward(text: str, truncated: bool, problem: Problem) -> float:
+    """1.0 if the completion ended by itself and its final number is the answer, else 0.0 (our reconstruction of exact match)."""
+    return float(not truncated and extract_answer(text) == problem.answer)
+
+
+def sample_groups(policy: Policy, config: ExperimentConfig, task: Task, problems: Sequence[Problem], step: int) -> list[Group]:
+    """One group for each problem, a function of (policy, config, step) alone: each has its own stream of random numbers."""
+    prompts = [policy.encode(problem.prompt) for problem in problems]
+    generators = [stream(config.seed, "rollout", step, problem.id) for problem in problems]
+    samples = sample_in_chunks(
+        policy, config, task, prompts, group_size=config.group_size, temperature=config.temperature, generators=generators
+    )
+    groups = []
+    for problem, prompt, group in zip(problems, prompts, samples, strict=True):
+        texts = [policy.decode(sample.tokens) for sample in group]
+        rewards = torch.tensor([reward(text, s.truncated, problem) for text, s in zip(texts, group, strict=True)])
+        groups.append(Group(problem, prompt, group, texts, rewards, [0] * len(group)))
+    if config.replay_successes or config.replay_failures:
+        groups = [_with_replays(policy, config, task, group, step) for group in groups]
+    return groups
+
+
+def sample_in_chunks(
+    policy: Policy, config: ExperimentConfig, task: Task, prompts, *, group_size: int, temperature: float, generators
+) -> list[list[Completion]]:
+    """``generate`` for at most ``rollout_rows`` completions at a time, with the task's limit and stop strings."""
+    chunk = max(1, config.rollout_rows // group_size)
+    result: list[list[Completion]] = []
+    for start in range(0, len(prompts), chunk):
+        result += generate(
+            policy.model,
+            prompts[start : start + chunk],
+            group_size=group_size,
+            max_new_tokens=config.max_new_tokens or task.max_new_tokens,
+            temperature=temperature,
+            eos_token_ids=policy.eos_token_ids,
+            pad_token_id=policy.pad_token_id,
+            generators=generators[start : start + chunk] if generators else None,
+            stop=stop_criterion(policy, task),
+        )
+    return result
+
+
+def stop_criterion(policy: Policy, task: Task):
+    """What ends a completion besides EOS, or None."""
+    if not task.stop_strings:
+        return None
+    criterion = StopStringCriteria(policy.tokenizer, list(task.stop_strings))
+    return lambda tokens: criterion(tokens, None)
+
+
+def _with_replays(policy: Policy, config: ExperimentConfig, task: Task, group: Group, step: int) -> Group:
+    """The group plus new completions restarted at random positions inside some of its own (our reconstruction of replay)."""
+    if group.is_tied:
+        return group
+    chance = numpy_stream(config.seed, "replay", step, group.problem.id)
+    limit = config.max_new_tokens or task.max_new_tokens
+    chosen: list[int] = []
+    for wanted, success in ((config.replay_successes or 0, True), (config.replay_failures or 0, False)):
+        pool = [i for i, s in enumerate(group.samples) if len(s.tokens) > 1 and (group.rewards[i].item() >= SUCCESS) == success]
+        if pool:
+            chosen += chance.choice(pool, size=wanted).tolist()
+    if not chosen:
+        return group
+    starts = [int(chance.integers(1, len(group.samples[i].tokens))) for i in chosen]
+    forced = [group.samples[i].tokens[:start] for i, start in zip(chosen, starts, strict=True)]
+    generators = [stream(config.seed, "replay", step, group.problem.id, index) for index in range(len(chosen))]
+    prompts = [group.prompt + prefix for prefix in forced]
+    fresh = sample_in_chunks(
+        policy, config, task, prompts, group_size=1, temperature=config.temperature, generators=generators
+    )
+    samples, texts, rewards = [], [], []
+    for prefix, source, (new,) in zip(forced, chosen, fresh, strict=True):
+        room = limit - len(prefix)
+        old = group.samples[source]
+        samples.append(
+            Completion(
+                tokens=prefix + new.tokens[:room],
+                log_probs=old.log_probs[: len(prefix)] + new.log_probs[:room],
+                entropies=old.entropies[: len(prefix)] + new.entropies[:room],
+                truncated=new.truncated or len(new.tokens) > room,
+            )
+        )
+        texts.append(policy.decode(samples[-1].tokens))
+        rewards.append(reward(texts[-1], samples[-1].truncated, group.problem))
+    return replace(
+        group,
+        samples=group.samples + samples,
+        texts=group.texts + texts,
+        rewards=torch.cat([group.rewards, torch.tensor(rewards)]),
+        replay_starts=group.replay_starts + starts,
+    )
