@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -40,6 +40,8 @@ class TSPMO:
     """
 
     denominator: Literal["group", "transitions"] = "group"
+    #: Facts about a group that ``assign`` takes as further keyword arguments.
+    needs: ClassVar[tuple[str, ...]] = ("replay_starts",)
 
     def __post_init__(self) -> None:
         if self.denominator not in ("group", "transitions"):

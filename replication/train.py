@@ -1,0 +1,306 @@
+"""The training loop: one run from its config to its summary, the same for every method.
+
+Strictly on-policy: one optimizer step for each batch of rollouts, so that the importance ratio is 1 and nothing is clipped
+but the gradient. The method enters at one call, ``method.assign``; everything else knows no method by name.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from replication import evaluate as evaluation
+from replication.algorithms import TokenCredit
+from replication.config import ExperimentConfig, base_fingerprint
+from replication.errors import Diverged, Stopped
+from replication.groups import Group, sample_groups
+from replication.ledger import scoring_cost
+from replication.models.load import Policy, load_policy
+from replication.objective import l2_penalty, surrogate_loss
+from replication.randomness import numpy_stream, stream
+from replication.records import RunDirectory, RunSummary
+from replication.scoring import micro_batches, token_log_probs
+from replication.signals import stop_requested
+from replication.tasks import Problem, Task
+
+SAMPLES_PER_EVALUATION = 4
+
+
+def run(config: ExperimentConfig, run_dir: str | Path, *, progress: bool | None = None) -> RunSummary:
+    """Train and evaluate one run into ``run_dir``, or go on with it, or leave it alone if it is finished.
+
+    Args:
+        config: everything that decides the outcome.
+        run_dir: the run's folder; made if missing.
+        progress: show a progress bar; default: if stderr is a terminal.
+
+    Returns:
+        The run's summary, also in summary.json. Its status is "diverged" if a loss, a gradient or the model's logits stopped
+        being finite; the run is then evaluated at its last finite checkpoint.
+
+    Raises:
+        UserError: bad config, model or folder.
+        Stopped: a signal came; a checkpoint of the last whole step is saved.
+    """
+    with RunDirectory.open(run_dir, config) as record:
+        if record.finished:
+            return record.summary
+        torch.set_num_threads(config.threads)
+        task = config.load_task()
+        record.write_manifest(
+            command=config.command(run_dir),
+            base_sha256=base_fingerprint(config.model, config.revision),
+            task_version=task.version,
+            seed=config.seed,
+        )
+        policy = load_policy(config)
+        optimizer = torch.optim.AdamW(policy.trainable.values(), lr=config.learning_rate, weight_decay=0.0)
+        status, reason = "done", None
+        try:
+            _train(config, record, task, policy, optimizer, progress)
+        except Diverged as error:
+            status, reason = "diverged", str(error)
+            _restore(record.load_checkpoint(), policy, optimizer)
+        started = time.perf_counter()
+        final, items = evaluation.final_evaluation(policy, config, task)
+        record.append_timings({"step": config.steps, "evaluation_s": time.perf_counter() - started, **_peak_memory()})
+        record.write_items(items)
+        if config.method != "base":
+            policy.model.save_pretrained(Path(run_dir) / "adapter")
+        totals = _totals(Path(run_dir) / "metrics.jsonl")
+        return record.finish({"status": status, "reason": reason, **totals, **final})
+
+
+def _train(
+    config: ExperimentConfig,
+    record: RunDirectory,
+    task: Task,
+    policy: Policy,
+    optimizer: torch.optim.Optimizer,
+    progress: bool | None,
+) -> None:
+    method = config.build_method()
+    first = _restore(record.load_checkpoint(), policy, optimizer)
+    if first == 0:
+        if config.steps:
+            _save(record, 0, policy, optimizer)  # what a run that diverges before its first checkpoint falls back to
+        _validate(config, record, task, policy, 0)
+    show = sys.stderr.isatty() if progress is None else progress
+    bar = tqdm(range(first, config.steps), initial=first, total=config.steps, disable=not show, desc=f"{config.task} {config.method}")
+
+    for step in bar:
+        clock = [time.perf_counter()]
+
+        # Sample: one group for each problem, from exactly the distribution that is scored below.
+        groups = sample_groups(policy, config, task, training_batch(config, task, step), step)
+        clock.append(time.perf_counter())
+
+        # Credit: the only place where the methods differ.
+        credits = [
+            method.assign(
+                group.completions,
+                group.rewards,
+                stream(config.seed, "selection", step, group.problem.id),
+                **_extras(method, group),
+            )
+            for group in groups
+        ]
+
+        # Score and differentiate, a part of the groups at a time; the gradient is the sum over the parts.
+        optimizer.zero_grad(set_to_none=True)
+        loss = _backward(config, policy, groups, credits)
+        clock.append(time.perf_counter())
+
+        # Step, unless no group taught anything: momentum alone would still move the weights.
+        learns = any(len(credit) for credit in credits)
+        norm = 0.0
+        learning_rate = config.learning_rate * min(1.0, (step + 1) / max(config.warmup_steps, 1))
+        if learns:
+            norm = torch.nn.utils.clip_grad_norm_(list(policy.trainable.values()), config.max_grad_norm).item()
+            if not math.isfinite(loss) or not math.isfinite(norm):
+                raise Diverged(f"loss {loss} or gradient norm {norm} is not finite at step {step + 1}: lower the learning rate")
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate
+            optimizer.step()
+        clock.append(time.perf_counter())
+
+        # Record.
+        row = {"step": step + 1, "loss": loss, "grad_norm": norm if learns else None, "clipped": int(norm > config.max_grad_norm)}
+        row |= {"skipped": int(not learns), "learning_rate": learning_rate, **_group_metrics(config, policy, groups, credits)}
+        record.append_metrics(row)
+        record.append_timings({"step": step + 1, **_durations(clock), **_peak_memory()})
+        bar.set_postfix(reward=f"{row['reward']:.2f}", refresh=False)
+        if (step + 1) % config.eval_every == 0 and step + 1 < config.steps:
+            _validate(config, record, task, policy, step + 1)
+        signum = stop_requested()
+        if signum or (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
+            _save(record, step + 1, policy, optimizer)
+        if signum:
+            raise Stopped(signum)
+
+
+def _backward(config: ExperimentConfig, policy: Policy, groups: Sequence[Group], credits: Sequence[TokenCredit]) -> float:
+    """Accumulate the gradient of the batch's loss; returns the loss."""
+    prompts = [group.prompt for group in groups]
+    completions = [group.completions for group in groups]
+    how = {"strategy": config.scoring, "temperature": config.temperature}
+    total = 0.0
+    for part in micro_batches(prompts, completions, credits, config.scoring_tokens):
+        batch = [[column[i] for i in part] for column in (prompts, completions, credits)]
+        log_probs = token_log_probs(policy.model, *batch, **how)
+        reference = None
+        if config.beta > 0:
+            with policy.reference() as base:
+                reference = token_log_probs(base, *batch, **how)
+        loss, _ = surrogate_loss(log_probs, batch[2], groups=len(groups), reference_log_probs=reference, beta=config.beta)
+        loss.backward()
+        total += loss.item()
+    if config.l2 > 0 and any(len(credit) for credit in credits):
+        penalty = config.l2 * l2_penalty(policy.trainable.values(), policy.initial)
+        penalty.backward()
+        total += penalty.item()
+    return total
+
+
+def _extras(method: Any, group: Group) -> dict[str, Any]:
+    """The further facts about a group that a method names in ``needs`` (entropies, replay starts)."""
+    return {name: getattr(group, name) for name in getattr(method, "needs", ())}
+
+
+def _group_metrics(
+    config: ExperimentConfig, policy: Policy, groups: Sequence[Group], credits: Sequence[TokenCredit]
+) -> dict[str, float | int | None]:
+    """What a step's rollouts and credits were like.
+
+    kept_fraction: credited over generated tokens of the groups that do not tie; None if all tie. kept_share_all: over all
+    groups. kl_to_base: k3 on all tokens of the step's first group, a cheap and noisy estimate. entropy: mean over generated
+    tokens, in nats.
+    """
+    originals = [sample for group in groups for sample, start in zip(group.samples, group.replay_starts, strict=True) if not start]
+    rewards = [group.rewards[[i for i, start in enumerate(group.replay_starts) if not start]] for group in groups]
+    entropies = [entropy for sample in originals for entropy in sample.entropies]
+    generated = sum(group.generated_tokens for group in groups)
+    untied = sum(group.generated_tokens for group in groups if not group.is_tied)
+    in_loss = sum(len(credit) for credit in credits)
+    cost = scoring_cost([g.prompt for g in groups], [g.completions for g in groups], credits, config.scoring)
+    return {
+        "reward": torch.cat(rewards).mean().item(),
+        "tied_groups": sum(group.is_tied for group in groups) / len(groups),
+        "kept_fraction": in_loss / untied if untied else None,
+        "kept_share_all": in_loss / generated,
+        "entropy": sum(entropies) / len(entropies),
+        "kl_to_base": evaluation.group_kl(policy, config, groups[0]),
+        "truncated": sum(sample.truncated for sample in originals) / len(originals),
+        "tokens_generated": generated,
+        "tokens_untied": untied,
+        "tokens_forwarded": cost.forwarded,
+        "tokens_scored": cost.scored,
+        "tokens_in_loss": in_loss,
+    }
+
+
+def _validate(config: ExperimentConfig, record: RunDirectory, task: Task, policy: Policy, step: int) -> None:
+    """Greedy and sampled accuracy on the validation split, and a few completions to read."""
+    started = time.perf_counter()
+    problems = task.validation[: config.eval_items]
+    greedy = evaluation.evaluate(policy, config, task, problems)
+    sampled = evaluation.evaluate(policy, config, task, problems, sampled=True)
+    record.append_metrics(
+        {
+            "step": step,
+            "validation_accuracy": evaluation.accuracy(greedy),
+            "validation_sampled_accuracy": evaluation.accuracy(sampled),
+            "validation_truncated": sum(result.sample.truncated for result in greedy) / max(len(greedy), 1),
+        }
+    )
+    record.append_samples(
+        {
+            "step": step,
+            "item_id": result.problem.id,
+            "prompt": result.problem.prompt,
+            "completion": result.text,
+            "answer": str(result.problem.answer),
+            "correct": result.correct,
+        }
+        for result in greedy[:SAMPLES_PER_EVALUATION]
+    )
+    record.append_timings({"step": step, "evaluation_s": time.perf_counter() - started})
+
+
+def training_batch(config: ExperimentConfig, task: Task, step: int) -> list[Problem]:
+    """The problems of a step: the training split in a new order each epoch, a function of (seed, step) alone."""
+    size = len(task.train)
+    first = step * config.prompts_per_step
+    return [
+        task.train[_epoch_order(config.seed, size, place // size)[place % size]]
+        for place in range(first, first + config.prompts_per_step)
+    ]
+
+
+@functools.lru_cache(maxsize=2)
+def _epoch_order(seed: int, size: int, epoch: int) -> list[int]:
+    return numpy_stream(seed, "data", epoch).permutation(size).tolist()
+
+
+def _save(record: RunDirectory, step: int, policy: Policy, optimizer: torch.optim.Optimizer) -> None:
+    tensors = {f"parameter/{name}": parameter for name, parameter in policy.trainable.items()}
+    for name, parameter in policy.trainable.items():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"optimizer/{key}/{name}"] = value
+    record.save_checkpoint(step, tensors, {})
+
+
+def _restore(found: tuple[int, dict[str, torch.Tensor], dict] | None, policy: Policy, optimizer: torch.optim.Optimizer) -> int:
+    """Put a checkpoint back; returns the steps done. Random streams need no state: they are functions of (seed, step)."""
+    if found is None:
+        return 0
+    step, tensors, _ = found
+    optimizer.state.clear()
+    with torch.no_grad():
+        for name, parameter in policy.trainable.items():
+            parameter.copy_(tensors[f"parameter/{name}"])
+            for key in ("step", "exp_avg", "exp_avg_sq"):
+                if (saved := tensors.get(f"optimizer/{key}/{name}")) is not None:
+                    # AdamW counts steps on the CPU; its moments live where the parameter does.
+                    optimizer.state[parameter][key] = saved if key == "step" else saved.to(parameter.device)
+    return step
+
+
+def _totals(path: Path) -> dict[str, float | int | None]:
+    """Sums over the steps of a run, read back from its metrics so that a resumed run counts the whole."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    rows = [row for row in rows if "reward" in row]
+    total = {name: sum(row[name] for row in rows) for name in ("tokens_generated", "tokens_untied", "tokens_in_loss")}
+    return {
+        "steps_done": len(rows),
+        "tokens_generated": total["tokens_generated"],
+        "tokens_in_loss": total["tokens_in_loss"],
+        "tokens_forwarded": sum(row["tokens_forwarded"] for row in rows),
+        "kept_fraction": total["tokens_in_loss"] / total["tokens_untied"] if total["tokens_untied"] else None,
+        "kept_share_all": total["tokens_in_loss"] / total["tokens_generated"] if total["tokens_generated"] else None,
+        "clipped_share": sum(row["clipped"] for row in rows) / len(rows) if rows else None,
+        "skipped_steps": sum(row["skipped"] for row in rows),
+    }
+
+
+def _durations(clock: Sequence[float]) -> dict[str, float]:
+    names = ("rollout_s", "score_s", "update_s")
+    parts = {name: after - before for name, before, after in zip(names, clock, clock[1:], strict=False)}
+    return {**parts, "step_s": time.perf_counter() - clock[0]}
+
+
+def _peak_memory() -> dict[str, int]:
+    peak = {"peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+    if torch.cuda.is_available():
+        peak["peak_gpu_bytes"] = torch.cuda.max_memory_allocated()
+    return peak
