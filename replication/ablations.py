@@ -1,0 +1,122 @@
+"""The plan of each ablation: a list of configs. Plans share runs, since a run is named by its config alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from replication.config import METHODS, ExperimentConfig, load_profile, profile_plan
+from replication.errors import UserError
+
+ABLATIONS = ("full_vs_sparse", "token_fraction", "lora_rank", "learning_rate")
+TRAINED = METHODS[1:]
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run of one ablation; the same config may be planned by several."""
+
+    ablation: str
+    config: ExperimentConfig
+
+
+def plan(
+    profile: str,
+    names: Sequence[str] | None = None,
+    *,
+    variant: str = "default",
+    seeds: int | None = None,
+    **overrides: Any,
+) -> list[PlannedRun]:
+    """The planned runs of some ablations (default: all) under a profile.
+
+    Args:
+        profile: smoke, nano or paper.
+        names: of ABLATIONS.
+        variant: "default", or "full" with more seeds and finer grids.
+        seeds: number of seeds of the headline comparison, instead of the profile's.
+        overrides: fields set in every config (a model, a data file).
+
+    Raises:
+        UserError: unknown profile, ablation, variant or field.
+    """
+    names = ABLATIONS if names is None else names
+    for name in names:
+        if name not in ABLATIONS:
+            raise UserError(f"unknown ablation {name!r}: choose one of {', '.join(ABLATIONS)}")
+    grid = _grid(profile, variant)
+    if seeds is not None:
+        if seeds < 1:
+            raise UserError(f"seeds must be 1 or more, not {seeds}")
+        grid["seeds"] = seeds
+    planned = [PlannedRun(name, config) for name in names for config in _PLANS[name](profile, grid, overrides)]
+    return list({(run.ablation, run.config): run for run in planned}.values())
+
+
+def _grid(profile: str, variant: str) -> dict[str, Any]:
+    """The profile's plan, with the parts that a variant changes laid over it."""
+    section = profile_plan(profile)
+    if variant not in ("default", "full"):
+        raise UserError(f"unknown plan {variant!r}: choose default or full")
+    grid = {name: value for name, value in section.items() if name != "full"}
+    for name, value in (section.get("full") or {}).items() if variant == "full" else ():
+        grid[name] = {**grid[name], **value} if isinstance(value, dict) else value
+    return grid
+
+
+def _full_vs_sparse(profile: str, grid: dict[str, Any], overrides: dict[str, Any]) -> Iterator[ExperimentConfig]:
+    """Base and the three methods on every task, each at its tuned learning rate."""
+    for task in grid["tasks"]:
+        yield load_profile(profile, task=task, method="base", **overrides)
+        for method in TRAINED:
+            for seed in range(grid["seeds"]):
+                yield load_profile(profile, task=task, method=method, seed=seed, **overrides)
+
+
+def _token_fraction(profile: str, grid: dict[str, Any], overrides: dict[str, Any]) -> Iterator[ExperimentConfig]:
+    """S-GRPO's rule with more and fewer tokens, and both ends: full-token GRPO and T-SPMO."""
+    own = grid["token_fraction"]
+    for seed in range(min(grid["seeds"], own.get("seeds", grid["seeds"]))):
+        for method in TRAINED:
+            yield load_profile(profile, task=own["task"], method=method, seed=seed, **overrides)
+        for keep_probability in own["keep_probabilities"]:
+            rule = {"keep_probability": keep_probability, "max_kept_tokens": None}
+            yield load_profile(profile, task=own["task"], method="s_grpo", seed=seed, **(rule | overrides))
+
+
+def _learning_rate(profile: str, grid: dict[str, Any], overrides: dict[str, Any]) -> Iterator[ExperimentConfig]:
+    """The same grid for every method: the small budget with which each is tuned, and whether one rate settles a claim."""
+    own = grid["learning_rate"]
+    for task in grid["tasks"]:
+        for method in TRAINED:
+            for learning_rate in own["grid"]:
+                for seed in range(own["seeds"]):
+                    values = {"learning_rate": learning_rate} | overrides
+                    yield load_profile(profile, task=task, method=method, seed=seed, **values)
+
+
+def _lora_rank(profile: str, grid: dict[str, Any], overrides: dict[str, Any]) -> Iterator[ExperimentConfig]:
+    """Every method at every rank, alpha / rank fixed at the profile's, the learning rate tuned for each rank."""
+    own = grid["lora_rank"]
+    for method in TRAINED:
+        default = load_profile(profile, task=own["task"], method=method, **overrides)
+        for rank in own["ranks"]:
+            values = {"lora_rank": rank} | overrides
+            if rank:
+                values["lora_alpha"] = rank * default.lora_alpha / default.lora_rank
+            tuned = default.learning_rate
+            if rank != default.lora_rank:
+                tuned = (own["chosen"].get(rank) or {}).get(method, tuned)
+                for learning_rate in own["grid"]:
+                    yield load_profile(profile, task=own["task"], method=method, seed=0, **values, learning_rate=learning_rate)
+            for seed in range(min(grid["seeds"], own.get("seeds", grid["seeds"]))):
+                yield load_profile(profile, task=own["task"], method=method, seed=seed, **values, learning_rate=tuned)
+
+
+_PLANS = {
+    "full_vs_sparse": _full_vs_sparse,
+    "token_fraction": _token_fraction,
+    "lora_rank": _lora_rank,
+    "learning_rate": _learning_rate,
+}
