@@ -18,7 +18,6 @@ Row = tuple[int, int, float, float]
 
 # Derandomized: the same examples on every machine and every day.
 QUICK = settings(max_examples=40, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
-FEW = settings(QUICK, max_examples=10)
 
 
 # ---------------------------------------------------------------------------------------------------------- credit
