@@ -108,8 +108,9 @@ class Lock:
 
     def __init__(self, path: Path, *, wait: bool = False) -> None:
         self.path = path
+        self._descriptor: int | None = None
         with explained(path):
-            self._descriptor: int | None = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             try:
                 fcntl.flock(self._descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             except BlockingIOError:

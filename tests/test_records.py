@@ -1,0 +1,373 @@
+"""Run directories: resume byte for byte, locks, torn files, full disks."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from stand_ins import StandIn, train
+
+from replication import files, records
+from replication.errors import Stopped, UserError
+from replication.files import atomic_write
+from replication.records import Locked, RunDirectory, is_locked, mark_failed, read_failure, read_summary
+
+SAME = ("config.json", "metrics.jsonl", "items.csv", "summary.json", "samples.jsonl")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in SAME}
+
+
+def interrupted(tmp_path: Path, steps: int, config: StandIn | None = None) -> Path:
+    """A run that was stopped after ``steps`` steps, two of them logged again after the newest checkpoint."""
+    folder = tmp_path / "run"
+    config = config or StandIn()
+    with RunDirectory.open(folder, config) as run:
+        assert run.load_checkpoint() is None
+        weight, total = torch.zeros(3), 0.0
+        for step in range(1, steps + 1):
+            weight = weight + torch.randn(3, generator=torch.Generator().manual_seed(config.seed * 1000 + step))
+            total += float(weight.sum())
+            run.append_metrics({"step": step, "reward": total, "kept_fraction": None})
+            run.append_samples([{"step": step, "completion": "<script>alert(1)</script>"}])
+            run.save_checkpoint(step, {"w": weight}, {"total": total})
+        run.append_metrics({"step": steps + 1, "reward": 17.0})
+        run.append_samples([{"step": steps + 1, "completion": "later"}])
+    return folder
+
+
+def test_a_run_leaves_the_files_of_the_contract_and_no_checkpoints(tmp_path):
+    summary = train(StandIn(), tmp_path / "run")
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert names == {".lock", "timings.jsonl", "manifest.json", *SAME}
+    assert json.loads((tmp_path / "run/config.json").read_text()) == StandIn().model_dump(mode="json")
+    assert read_summary(tmp_path / "run") == summary
+    assert summary.status == "done" and summary.run_id == StandIn().run_id
+    manifest = json.loads((tmp_path / "run/manifest.json").read_text())
+    assert {"commit", "dirty", "packages", "python", "cpu", "cores", "gpu", "command", "started", "finished"} <= set(manifest)
+    assert manifest["finished"] is not None
+
+
+def test_two_runs_of_one_config_give_the_same_bytes(tmp_path):
+    train(StandIn(), tmp_path / "a")
+    train(StandIn(), tmp_path / "b")
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+@pytest.mark.parametrize("steps", [0, 1, 3])
+def test_a_resumed_run_gives_the_bytes_of_one_never_interrupted(tmp_path, steps):
+    train(StandIn(), tmp_path / "whole")
+    folder = interrupted(tmp_path, steps)
+    train(StandIn(), folder)
+    assert contents(folder) == contents(tmp_path / "whole")
+
+
+def test_a_finished_run_is_left_alone(tmp_path):
+    train(StandIn(), tmp_path / "run")
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()}
+    with RunDirectory.open(tmp_path / "run", StandIn()) as run:
+        assert run.finished and run.summary.status == "done"
+    assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()} == before
+
+
+def test_a_folder_of_another_config_is_refused_and_untouched(tmp_path):
+    train(StandIn(), tmp_path / "run")
+    before = contents(tmp_path / "run")
+    with pytest.raises(UserError, match="learning_rate is 0.001 there and 0.01 here"):
+        RunDirectory.open(tmp_path / "run", StandIn(learning_rate=0.01))
+    assert contents(tmp_path / "run") == before
+    assert not is_locked(tmp_path / "run")
+
+
+def test_a_folder_that_is_no_run_is_refused_and_untouched(tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(UserError, match="no run"):
+        RunDirectory.open(tmp_path, StandIn())
+    assert {path.name for path in tmp_path.iterdir()} == {"thesis.tex"}
+
+
+def test_a_run_of_another_base_is_refused(tmp_path):
+    class OtherBase(StandIn):
+        @property
+        def run_id(self) -> str:
+            return "0" * 16
+
+    for folder, steps in (("unfinished", 1), ("finished", 4)):
+        (tmp_path / folder).mkdir()
+        path = interrupted(tmp_path / folder, min(steps, 2))
+        if steps == 4:
+            train(StandIn(), path)
+        with pytest.raises(UserError, match="another base"):
+            RunDirectory.open(path, OtherBase())
+
+
+def test_two_processes_never_hold_one_run(tmp_path):
+    with RunDirectory.open(tmp_path / "run", StandIn()):
+        assert is_locked(tmp_path / "run")
+        with pytest.raises(Locked, match="in use by another process"):
+            RunDirectory.open(tmp_path / "run", StandIn())
+    assert not is_locked(tmp_path / "run")
+    RunDirectory.open(tmp_path / "run", StandIn()).close()
+
+
+def test_a_lock_dies_with_its_process(tmp_path):
+    code = f"""
+        import sys, time
+        from pathlib import Path
+        from replication.files import Lock
+        lock = Lock(Path({str(tmp_path)!r}) / ".lock")
+        print("held", flush=True)
+        time.sleep(100)
+    """
+    child = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, text=True)
+    assert child.stdout.readline() == "held\n"
+    assert is_locked(tmp_path)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    child.stdout.close()
+    assert not is_locked(tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["torn", "flipped", "empty"])
+def test_a_damaged_checkpoint_is_skipped_with_a_warning(tmp_path, caplog, damage):
+    train(StandIn(), tmp_path / "whole")
+    folder = interrupted(tmp_path, 3)
+    older, newest = sorted((folder / "checkpoints").iterdir())
+    data = bytearray(newest.read_bytes())
+    data[-1] ^= 1
+    newest.write_bytes({"torn": data[: len(data) // 2], "flipped": data, "empty": b""}[damage])
+    with RunDirectory.open(folder, StandIn()) as run:
+        step, tensors, state = run.load_checkpoint()
+    assert step == 2 and set(tensors) == {"w"} and set(state) == {"total"}
+    assert "cannot be used" in caplog.text
+    train(StandIn(), folder)
+    assert contents(folder) == contents(tmp_path / "whole")
+
+
+def test_with_every_checkpoint_damaged_the_run_starts_over(tmp_path):
+    train(StandIn(), tmp_path / "whole")
+    folder = interrupted(tmp_path, 3)
+    for path in (folder / "checkpoints").iterdir():
+        path.write_bytes(b"nonsense")
+    train(StandIn(), folder)
+    assert contents(folder) == contents(tmp_path / "whole")
+
+
+def test_a_checkpoint_is_not_used_when_the_log_it_counts_on_is_shorter(tmp_path, caplog):
+    train(StandIn(), tmp_path / "whole")
+    folder = interrupted(tmp_path, 3)
+    lines = (folder / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    (folder / "metrics.jsonl").write_bytes(b"".join(lines[:2]) + lines[2][:5])
+    train(StandIn(), folder)
+    assert "shorter" in caplog.text
+    assert contents(folder) == contents(tmp_path / "whole")
+
+
+def test_a_pickle_named_like_a_checkpoint_is_never_loaded(tmp_path):
+    import hashlib
+    import pickle
+
+    class Bomb:
+        def __reduce__(self):
+            return (os._exit, (1,))
+
+    folder = interrupted(tmp_path, 1)
+    data = pickle.dumps(Bomb())
+    (folder / "checkpoints" / f"step-00000009-{hashlib.sha256(data).hexdigest()}.safetensors").write_bytes(data)
+    with RunDirectory.open(folder, StandIn()) as run:
+        assert run.load_checkpoint()[0] == 1
+
+
+def test_checkpoint_gives_back_tensors_and_state_exactly(tmp_path):
+    tensors = {
+        "f": torch.randn(2, 3, generator=torch.Generator().manual_seed(0)), "d": torch.tensor(0.1, dtype=torch.float64),
+        "b": torch.randn(4).to(torch.bfloat16), "rng": torch.Generator().manual_seed(5).get_state(), "none": torch.empty(0),
+        "view": torch.arange(6.0).reshape(2, 3).T,
+    }
+    state = {"x": 0.1 + 0.2, "n": 2**60, "nested": {"list": [1, None, "ü"]}}
+    with RunDirectory.open(tmp_path / "run", StandIn()) as run:
+        run.save_checkpoint(7, tensors, state)
+        step, back, back_state = run.load_checkpoint()
+    assert step == 7 and back_state == state and set(back) == set(tensors)
+    for name, tensor in tensors.items():
+        assert back[name].dtype == tensor.dtype and torch.equal(back[name], tensor)
+
+
+def test_no_more_than_two_checkpoints_are_kept(tmp_path):
+    folder = interrupted(tmp_path, 5)
+    assert [path.name[:13] for path in sorted((folder / "checkpoints").iterdir())] == ["step-00000004", "step-00000005"]
+
+
+def test_what_is_not_finite_becomes_null(tmp_path):
+    with RunDirectory.open(tmp_path / "run", StandIn()) as run:
+        run.append_metrics({"step": 1, "loss": float("nan"), "grad_norm": torch.tensor(float("inf"))})
+        summary = run.finish({"status": "diverged", "reason": "loss", "accuracy": float("nan")})
+    assert json.loads((tmp_path / "run/metrics.jsonl").read_text()) == {"step": 1, "loss": None, "grad_norm": None}
+    assert summary.accuracy is None
+    assert read_summary(tmp_path / "run") == summary
+
+
+def test_only_done_and_diverged_runs_finish(tmp_path):
+    with RunDirectory.open(tmp_path / "run", StandIn()) as run, pytest.raises(ValueError, match="done or diverged"):
+        run.finish({"status": "failed"})
+    assert read_summary(tmp_path / "run") is None
+
+
+def test_a_torn_summary_counts_as_unfinished_with_a_warning(tmp_path, caplog):
+    train(StandIn(), tmp_path / "run")
+    whole = contents(tmp_path / "run")
+    file = tmp_path / "run/summary.json"
+    file.write_bytes(file.read_bytes()[:30])
+    train(StandIn(), tmp_path / "run")
+    assert "damaged" in caplog.text
+    assert contents(tmp_path / "run") == whole
+
+
+def test_a_torn_config_is_one_clear_line(tmp_path):
+    train(StandIn(), tmp_path / "run")
+    (tmp_path / "run/config.json").write_text('{"profile": "smo')
+    with pytest.raises(UserError, match=r"config\.json is not the config of a run") as caught:
+        RunDirectory.open(tmp_path / "run", StandIn())
+    assert "\n" not in str(caught.value)
+
+
+def test_a_note_of_failure_goes_when_the_run_starts_again(tmp_path):
+    mark_failed(tmp_path / "run", "killed", ["last line"])
+    assert read_failure(tmp_path / "run")["reason"] == "killed"
+    RunDirectory.open(tmp_path / "run", StandIn()).close()
+    assert read_failure(tmp_path / "run") is None
+
+
+def test_a_stop_saves_and_is_resumed(tmp_path):
+    train(StandIn(), tmp_path / "whole")
+    from replication import signals
+
+    with signals.handled():
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(Stopped) as caught:
+            train(StandIn(), tmp_path / "run")
+    assert caught.value.signum == signal.SIGTERM and signals.stop_requested() is None
+    assert len(list((tmp_path / "run/checkpoints").iterdir())) == 1
+    train(StandIn(), tmp_path / "run")
+    assert contents(tmp_path / "run") == contents(tmp_path / "whole")
+
+
+def test_a_clock_that_goes_backwards_changes_nothing(tmp_path, monkeypatch):
+    train(StandIn(), tmp_path / "whole")
+    folder = interrupted(tmp_path, 3)
+    for path in [*folder.rglob("*")]:
+        os.utime(path, (10, 10))
+    older, newest = sorted((folder / "checkpoints").iterdir())
+    os.utime(older, (2**31, 2**31))
+    monkeypatch.setattr(time, "time", lambda: 0.0)
+    train(StandIn(), folder)
+    assert contents(folder) == contents(tmp_path / "whole")
+
+
+# Faults of the disk ---------------------------------------------------------------------------------------------------
+
+
+def test_a_full_disk_keeps_the_old_file_and_leaves_no_other(tmp_path, monkeypatch):
+    path = tmp_path / "table.csv"
+    atomic_write(path, "old")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(UserError, match=r"table\.csv: File too large; .*nothing that was saved is lost"):
+            atomic_write(path, b"x" * 5000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert path.read_text() == "old" and [other.name for other in tmp_path.iterdir()] == ["table.csv"]
+
+
+@pytest.mark.parametrize("limit", [100, 300, 600, 900, 1200])
+def test_a_disk_that_fills_up_anywhere_in_a_run_costs_nothing_saved(tmp_path, limit):
+    """Whatever write meets the limit, the error is one explained line and a later start gives the same bytes."""
+    config = StandIn(steps=40)
+    train(config, tmp_path / "whole")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        with pytest.raises(UserError, match="File too large"):
+            train(config, tmp_path / "run")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list((tmp_path / "run").rglob("*.tmp"))
+    train(config, tmp_path / "run")
+    assert contents(tmp_path / "run") == contents(tmp_path / "whole")
+
+
+def test_a_read_only_folder_is_one_explained_line(tmp_path, monkeypatch):
+    real = os.open
+
+    def read_only(path, flags, *rest, **named):
+        if flags & (os.O_WRONLY | os.O_RDWR):
+            raise OSError(30, "Read-only file system")
+        return real(path, flags, *rest, **named)
+
+    monkeypatch.setattr(files.os, "open", read_only)
+    with pytest.raises(UserError, match="Read-only file system; choose a folder that can be written to"):
+        RunDirectory.open(tmp_path / "run", StandIn())
+
+
+def test_a_file_where_the_folder_should_be(tmp_path):
+    (tmp_path / "run").write_text("a file")
+    with pytest.raises(UserError, match="a file stands where a folder should be"):
+        RunDirectory.open(tmp_path / "run", StandIn())
+    with pytest.raises(UserError, match="a file stands where a folder should be"):
+        RunDirectory.open(tmp_path / "run" / "deeper", StandIn())
+    assert (tmp_path / "run").read_text() == "a file"
+
+
+KILLED_WRITER = """
+import sys, torch
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+from stand_ins import StandIn
+from replication.records import RunDirectory
+with RunDirectory.open(Path({folder!r}), StandIn()) as run:
+    print("ready", flush=True)
+    step = 0
+    while True:
+        step += 1
+        run.append_metrics({{"step": step}})
+        run.save_checkpoint(step, {{"w": torch.full((20000,), float(step))}}, {{"step": step}})
+"""
+
+
+@pytest.mark.parametrize("wait", [0.02, 0.05, 0.11])
+def test_killed_while_writing_checkpoints_an_intact_one_is_there(tmp_path, wait, caplog):
+    folder = tmp_path / "run"
+    code = KILLED_WRITER.format(tests=str(Path(__file__).parent), folder=str(folder))
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert child.stdout.readline() == "ready\n"
+    while len(list((folder / "checkpoints").glob("step-*"))) < 2:
+        time.sleep(0.005)
+    time.sleep(wait)
+    child.kill()
+    child.wait()
+    child.stdout.close()
+    with RunDirectory.open(folder, StandIn()) as run:
+        step, tensors, state = run.load_checkpoint()
+        assert "cannot be used" not in caplog.text
+        assert torch.equal(tensors["w"], torch.full((20000,), float(step))) and state == {"step": step}
+        lines = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        assert lines == list(range(1, step + 1))
+        assert not list(folder.rglob("*.tmp"))
+
+
+def test_every_whole_file_goes_through_one_function():
+    """write_text or open(..., "w") anywhere else in these modules would be a file that can be torn."""
+    for module in ("records", "checkpoints", "files", "manifest"):
+        text = (Path(records.__file__).parent / f"{module}.py").read_text()
+        assert ".write_text(" not in text and ".write_bytes(" not in text and '"w"' not in text and "to_csv" not in text, module
