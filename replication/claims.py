@@ -34,8 +34,8 @@ class Claim(BaseModel):
     scale: Literal["paper", "nano"] = Field(description="the profile whose runs are evidence")
     counterpart: str | None = Field(None, description="the paper's claim that a nano claim stands beside")
     text: str = Field(min_length=1)
-    paper_value: float | str | None = Field(None, description="as the paper words it, empty where we do not hold it")
-    paper_exact: float | str | None = Field(None, description="for a reader who has the paper")
+    paper_value: int | float | str | None = Field(None, description="as the paper words it, empty where we do not hold it")
+    paper_exact: int | float | str | None = Field(None, description="for a reader who has the paper")
     measure: Literal["accuracy", "accuracy_difference", "kept_fraction", "regularisation", "peak_gpu_memory"]
     methods: tuple[Method, ...] = Field(min_length=1)
     tasks: tuple[Task, ...] = Field(min_length=1)

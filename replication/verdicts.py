@@ -1,0 +1,244 @@
+"""A verdict for every claim: measure it on the tables, hold the interval against the rule, say what is missing.
+
+The interval decides. The p-values beside it (exact, Holm over the judged differences of one scale) test "no difference at
+all" and are there for the reader who asks; the thresholds of data/claims.yaml are not what they test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from os import PathLike
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from replication.claims import Claim, load_claims
+from replication.evidence import Evidence, Tables
+from replication.intervals import Estimate, bootstrap, holm, mean_over_seeds, sign_test
+from replication.randomness import numpy_stream
+
+VERDICTS = ("supported", "not supported", "inconclusive", "not run", "by design")
+_NAMES = {"base": "base", "grpo": "GRPO", "s_grpo": "S-GRPO", "t_spmo": "T-SPMO"}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A claim on one task (and, for regularisation, one sparse method); ``holds`` is None where it stays open."""
+
+    task: str
+    label: str
+    estimate: Estimate
+    holds: bool | None
+    p: float = float("nan")
+    remarks: tuple[str, ...] = field(default=())
+
+
+def verdicts(claims: str | PathLike[str] | Mapping[str, Any] | Sequence[Any], tables: Tables, *, seed: int = 0) -> pd.DataFrame:
+    """One row per claim, in the order of the claims.
+
+    Args:
+        claims: path of a claims file, its parsed content, or a list of ``Claim``.
+        tables: frames by name: ``runs``, ``items``, ``curves`` and, optionally, ``timings``; absent or empty = nothing was run.
+        seed: of the bootstrap; each claim draws from its own stream, so that adding one changes no other.
+
+    Returns:
+        Columns claim, paper_value, value, low, high, seeds, items, verdict; then text, scale, mark, counterpart, unit, rule,
+        p, p_holm, diverged, note. Values are in ``unit``; what was not measured is NaN or NA, never 0.
+
+    Raises:
+        UserError: for unreadable claims, a missing column, another schema_version, or tables that contradict each other.
+    """
+    parsed = load_claims(claims)
+    evidence = {scale: Evidence(tables, scale) for scale in ("paper", "nano")}
+    rows = pd.DataFrame([_row(claim, evidence[claim.scale], seed) for claim in parsed], columns=list(_DTYPES))
+    for scale in ("paper", "nano"):
+        family = (rows["scale"] == scale) & rows["p"].notna() & (rows["verdict"] != "by design")
+        rows.loc[family, "p_holm"] = holm(rows.loc[family, "p"].tolist())
+    return rows.astype(_DTYPES)
+
+
+_DTYPES = {
+    "claim": object, "paper_value": object, "value": float, "low": float, "high": float, "seeds": "Int64", "items": "Int64",
+    "verdict": object, "text": object, "scale": object, "mark": object, "counterpart": object, "unit": object,
+    "rule": object, "p": float, "p_holm": float, "diverged": "Int64", "note": object,
+}  # fmt: skip
+
+
+def _row(claim: Claim, evidence: Evidence, seed: int) -> dict[str, Any]:
+    nan = float("nan")
+    row: dict[str, Any] = {
+        "claim": claim.id, "paper_value": claim.paper_exact if claim.paper_exact is not None else claim.paper_value,
+        "value": nan, "low": nan, "high": nan, "seeds": pd.NA, "items": pd.NA, "verdict": "not run", "text": claim.text,
+        "scale": claim.scale, "mark": claim.mark, "counterpart": claim.counterpart or "", "unit": claim.unit,
+        "rule": claim.rule_text, "p": nan, "p_holm": nan, "diverged": pd.NA, "note": "",
+    }  # fmt: skip
+    cases, missing = _cases(claim, evidence, seed)
+    if not cases:
+        return row | {"note": "not measured: " + ", ".join(missing)}
+    shown = min(cases, key=lambda case: _favour(claim, case))
+    counts_answers = claim.measure not in ("kept_fraction", "peak_gpu_memory")
+    lost = evidence.lost([case.task for case in cases], claim.methods) if counts_answers else []
+    verdict, notes = _combine(claim, cases, lost)
+    if len(cases) > 1:
+        notes.append("shown: " + shown.label + "; all: " + ", ".join(_short(case) for case in cases))
+    notes += dict.fromkeys(remark for case in cases for remark in case.remarks)
+    if missing:
+        notes.append("judged without what was not measured: " + ", ".join(missing))
+    if unfinished := evidence.unfinished(claim.tasks, claim.methods):
+        notes.append(f"{unfinished} planned runs unfinished")
+    estimate = shown.estimate
+    return row | {
+        "value": estimate.value, "low": estimate.low, "high": estimate.high, "seeds": estimate.seeds,
+        "items": estimate.items or pd.NA, "verdict": verdict, "p": shown.p,
+        "diverged": evidence.diverged(claim.tasks, claim.methods), "note": "; ".join(notes),
+    }  # fmt: skip
+
+
+def _combine(claim: Claim, cases: Sequence[Case], lost: Sequence[str]) -> tuple[str, list[str]]:
+    """The rule must hold in every case: one clear failure decides, one open case leaves it open."""
+    if any(case.holds is False for case in cases):
+        return "not supported", ["should hold by design and does not"] if claim.by_design else []
+    if claim.by_design:
+        return "by design", []
+    if lost:
+        return "inconclusive", list(lost)
+    return ("supported" if all(case.holds for case in cases) else "inconclusive"), []
+
+
+def _cases(claim: Claim, evidence: Evidence, seed: int) -> tuple[list[Case], list[str]]:
+    """Cases that were measured, and in words those that were not."""
+    cases, missing = [], []
+    subjects = claim.methods[:-1] if claim.measure == "regularisation" else claim.methods[:1]
+    if claim.measure == "peak_gpu_memory":
+        subjects = claim.methods
+    for task in claim.tasks:
+        for method in subjects:
+            label = f"{_NAMES[method]} on {_words(task)}"
+            rng = numpy_stream(seed, "bootstrap", claim.id, task, method)
+            case = _measure(claim, evidence, task, method, label, rng)
+            if case is None:
+                missing.append(label)
+            else:
+                cases.append(case)
+    return cases, missing
+
+
+def _measure(claim: Claim, evidence: Evidence, task: str, method: str, label: str, rng: np.random.Generator) -> Case | None:
+    if claim.measure == "kept_fraction":
+        return _kept_fraction(claim, evidence, task, method, label)
+    if claim.measure == "peak_gpu_memory":
+        peaks = evidence.peak_gpu_bytes(task, method)
+        if peaks.empty:
+            return None
+        peak, nan = float(peaks.max()) / 1e9, float("nan")
+        return Case(task, label, Estimate(peak, nan, nan, len(peaks), 0), _holds(claim, peak, peak))
+    if claim.measure == "accuracy":
+        matrix = evidence.matrix(task, method)
+        if matrix.size == 0:
+            return None
+        estimate = bootstrap(matrix, None, rng).scaled(100)
+        remarks = ("one seed: the interval is over items only",) if estimate.seeds == 1 and method != "base" else ()
+        return Case(task, label, estimate, _holds(claim, estimate.low, estimate.high), remarks=remarks)
+    a, b = evidence.pair(task, method, claim.methods[-1])
+    if a.size == 0 or b.size == 0:
+        return None
+    estimate = bootstrap(a, b, rng, paired_seeds=list(a.index) == list(b.index)).scaled(100)
+    # The untrained base has no seeds to speak of, so the number to state is that of the trained methods.
+    trained = [len(m) for m, name in ((a, method), (b, claim.methods[-1])) if name != "base"]
+    estimate = Estimate(estimate.value, estimate.low, estimate.high, min(trained, default=1), estimate.items)
+    holds, p = _holds(claim, estimate.low, estimate.high), sign_test(a, b)
+    remarks = ("one seed: the interval is over items only",) if estimate.seeds == 1 else ()
+    if claim.measure == "accuracy_difference":
+        return Case(task, label, estimate, holds, p, remarks)
+    drifts_less, words = _drift(evidence, task, method, claim.methods[-1])
+    if not words and holds is not False:
+        return None
+    return Case(task, label, estimate, _and(holds, drifts_less), p, remarks + words)
+
+
+def _kept_fraction(claim: Claim, evidence: Evidence, task: str, method: str, label: str) -> Case | None:
+    per_seed = evidence.per_seed(task, method, "kept_fraction")
+    if per_seed.empty:
+        return None
+    estimate, remarks = mean_over_seeds(per_seed), ()
+    low, high = estimate.low, estimate.high
+    steps = evidence.steps(task, method, "kept_fraction")
+    if len(per_seed) == 1 and len(steps) > 1:
+        low, high = (float(end) for end in np.quantile(steps, [0.025, 0.975]))
+        remarks = ("one seed: the range is that of its steps",)
+    estimate = Estimate(estimate.value, np.clip(low, 0, 1), np.clip(high, 0, 1), estimate.seeds, 0).scaled(100)
+    return Case(task, label, estimate, _holds(claim, estimate.low, estimate.high), remarks=remarks)
+
+
+def _drift(evidence: Evidence, task: str, sparse: str, full: str) -> tuple[bool | None, tuple[str, ...]]:
+    """Whether ``sparse`` drifts less than ``full``: KL to base, or the gap of train and test accuracy; seeds in pairs."""
+    answer: bool | None = False
+    words = []
+    measures = {"KL to base": (1.0, ""), "train-test gap": (100.0, " points")}
+    for name, (factor, unit) in measures.items():
+        values = []
+        for method in (sparse, full):
+            if name == "KL to base":
+                values.append(evidence.per_seed(task, method, "kl_to_base"))
+            else:
+                train, test = (evidence.per_seed(task, method, c) for c in ("train_accuracy", "accuracy"))
+                values.append((train - test).dropna())
+        less = (values[0] - values[1]).dropna()
+        if less.empty:
+            continue
+        change = mean_over_seeds(less).scaled(factor)
+        smaller = True if change.high < 0 else False if change.low > 0 else None
+        answer = _or(answer, smaller)
+        interval = "" if np.isnan(change.low) else f" [{change.low:.2g}, {change.high:.2g}]"
+        words.append(f"{name} of {_NAMES[sparse]} minus {_NAMES[full]} on {_words(task)}: {change.value:+.2g}{interval}{unit}")
+    return answer if words else None, tuple(words)
+
+
+def _holds(claim: Claim, low: float, high: float) -> bool | None:
+    """The rule of the claim on an interval; None where the interval leaves it open or does not exist."""
+    if np.isnan(low) or np.isnan(high):
+        return None
+    t = claim.threshold
+    if claim.rule == "above":
+        return True if low > t else False if high <= t else None
+    if claim.rule == "below":
+        return True if high < t else False if low >= t else None
+    if claim.rule == "between":
+        upper = claim.upper if claim.upper is not None else t
+        return True if t <= low and high <= upper else False if high < t or low > upper else None
+    if not low <= t <= high:
+        return False
+    return True if (high - low) / 2 <= (claim.resolution or 0) else None
+
+
+def _favour(claim: Claim, case: Case) -> tuple[int, float]:
+    """How much a case speaks for the claim; the least goes into the row."""
+    low = case.estimate.value if np.isnan(case.estimate.low) else case.estimate.low
+    high = case.estimate.value if np.isnan(case.estimate.high) else case.estimate.high
+    margin = {
+        "above": low - claim.threshold,
+        "below": claim.threshold - high,
+        "between": min(low - claim.threshold, (claim.upper or 0) - high),
+        "agrees": -abs(case.estimate.value - claim.threshold),
+    }[claim.rule]
+    return {False: 0, None: 1, True: 2}[case.holds], float(margin)
+
+
+def _short(case: Case) -> str:
+    e = case.estimate
+    interval = "" if np.isnan(e.low) else f" [{e.low:.1f}, {e.high:.1f}]"
+    return f"{case.label} {e.value:.1f}{interval}"
+
+
+def _words(task: str) -> str:
+    return "SVAMP" if task == "svamp" else task.replace("_", " ")
+
+
+def _and(a: bool | None, b: bool | None) -> bool | None:
+    return False if a is False or b is False else None if a is None or b is None else True
+
+
+def _or(a: bool | None, b: bool | None) -> bool | None:
+    return True if a or b else None if a is None or b is None else False

@@ -1,0 +1,140 @@
+"""Tables as a replication would write them, from made-up numbers: for tests of statistics and figures, never a result."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+METHODS = ("base", "grpo", "s_grpo", "t_spmo")
+ACCURACY = {
+    "word_problems": {"base": 0.46, "grpo": 0.80, "s_grpo": 0.88, "t_spmo": 0.79},
+    "multiplication": {"base": 0.09, "grpo": 0.62, "s_grpo": 0.58, "t_spmo": 0.66},
+    "svamp": {"base": 0.46, "grpo": 0.47, "s_grpo": 0.72, "t_spmo": 0.73},
+}
+KEPT = {"base": np.nan, "grpo": 1.0, "s_grpo": 0.42, "t_spmo": 0.006}
+KL = {"base": 0.0, "grpo": 0.30, "s_grpo": 0.20, "t_spmo": 0.10}
+SELECTOR = {"base": "none", "grpo": "all", "s_grpo": "rule", "t_spmo": "trie"}
+RATE = {"base": np.nan, "grpo": 1e-3, "s_grpo": 1e-3, "t_spmo": 2e-3}
+
+
+def run_id(*parts: Any) -> str:
+    """16 hex digits, as of a config."""
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+def answers(rng: np.random.Generator, rate: float, difficulty: np.ndarray, seed_sd: float) -> np.ndarray:
+    """One run's right and wrong answers, about ``rate`` of them right, the same items hard for every run."""
+    rate = float(np.clip(rate + seed_sd * rng.normal(), 0, 1))
+    score = difficulty + 0.6 * rng.normal(size=len(difficulty))
+    right = np.zeros(len(difficulty), dtype=int)
+    right[np.argsort(score)[: round(rate * len(difficulty))]] = 1
+    return right
+
+
+def headline(
+    *,
+    profile: str = "nano",
+    model: str = "nano",
+    tasks: Sequence[str] = ("word_problems", "multiplication"),
+    accuracy: Mapping[str, Mapping[str, float]] = ACCURACY,
+    seeds: int = 3,
+    items: int = 300,
+    seed_sd: float = 0.015,
+    steps: int = 75,
+) -> dict[str, pd.DataFrame]:
+    """runs, items and curves of the ablation full_vs_sparse."""
+    rng = np.random.default_rng(20)
+    runs, item_rows, curves = [], [], []
+    for task in tasks:
+        difficulty = rng.normal(size=items)
+        for method in METHODS:
+            for seed in range(1 if method == "base" else seeds):
+                name = run_id(profile, task, method, seed)
+                right = answers(rng, accuracy[task][method], difficulty, 0.0 if method == "base" else seed_sd)
+                runs.append(_run(name, "full_vs_sparse", profile, model, task, method, seed, right.mean(), rng, items))
+                item_rows += [(name, f"{task}-{i:04d}", int(r), 0) for i, r in enumerate(right)]
+                if method != "base":
+                    curves += _curves(name, task, method, accuracy[task], steps, rng)
+    return {
+        "runs": _frame(runs),
+        "items": _frame(pd.DataFrame(item_rows, columns=["run_id", "item_id", "correct", "truncated"])),
+        "curves": _frame(pd.DataFrame(curves, columns=["run_id", "step", "metric", "value"])),
+    }
+
+
+def full(seeds: int = 5) -> dict[str, pd.DataFrame]:
+    """The headline and the three ablations, with one diverged run."""
+    tables = headline(seeds=seeds)
+    rng = np.random.default_rng(21)
+    rows = []
+    base = ACCURACY["word_problems"]["base"]
+    fractions = (0.05, 0.1, 0.2, 0.42, 0.7, 1.0)
+    for selector, bonus in (("rule", 0.02), ("uniform", 0.0), ("earliest", 0.03), ("latest", -0.12), ("entropy", 0.01)):
+        for fraction in fractions:
+            for seed in range(seeds):
+                value = base + 0.42 * (1 - np.exp(-8 * fraction)) - 0.06 * fraction + bonus + 0.02 * rng.normal()
+                name = run_id("fraction", selector, fraction, seed)
+                row = _run(name, "token_fraction", "nano", "nano", "word_problems", "s_grpo", seed, value, rng, 300)
+                rows.append(row | {"selector": selector, "kept_fraction": fraction * (1 + 0.02 * rng.normal())})
+    for method in METHODS[1:]:
+        for rank in (0, 1, 2, 4, 8, 16, 32):
+            for seed in range(seeds):
+                value = ACCURACY["word_problems"][method] - (0.12 / rank if rank else 0.02) + 0.02 * rng.normal()
+                name = run_id("rank", method, rank, seed)
+                row = _run(name, "lora_rank", "nano", "nano", "word_problems", method, seed, value, rng, 300)
+                rows.append(row | {"lora_rank": rank, "lora_alpha": 2.0 * rank if rank else 16.0})
+        for task in ("word_problems", "multiplication"):
+            for rate in (3e-4, 1e-3, 2e-3, 4e-3, 1e-2):
+                for seed in range(2):
+                    distance = np.log(rate / RATE[method])
+                    value = ACCURACY[task][method] - 0.06 * distance**2 + 0.02 * rng.normal()
+                    name = run_id("rate", task, method, rate, seed)
+                    row = _run(name, "learning_rate", "nano", "nano", task, method, seed, max(value, 0.0), rng, 300)
+                    diverged = method == "t_spmo" and rate == 1e-2
+                    rows.append(row | {"learning_rate": rate, "status": "diverged" if diverged else "done"})
+    tables["runs"] = pd.concat([tables["runs"], _frame(rows)], ignore_index=True)
+    return tables
+
+
+def _run(
+    name: str, ablation: str, profile: str, model: str, task: str, method: str, seed: int, value: float,
+    rng: np.random.Generator, items: int,
+) -> dict[str, Any]:  # fmt: skip
+    generated = 0 if method == "base" else int(75 * 128 * 30 * (1 + 0.05 * rng.normal()))
+    kept = KEPT[method] * (1 if method in ("base", "grpo") else 1 + 0.02 * rng.normal())
+    return {
+        "run_id": name, "ablation": ablation, "profile": profile, "task": task, "method": method, "model": model,
+        "selector": SELECTOR[method], "seed": seed, "learning_rate": RATE[method], "lora_rank": 8, "lora_alpha": 16.0,
+        "denominator": "kept" if method == "s_grpo" else "completion", "command": f"replication run --seed {seed}",
+        "status": "done", "reason": np.nan, "accuracy": value, "sampled_accuracy": value - 0.03,
+        "validation_accuracy": value + 0.01 * rng.normal(), "held_out_accuracy": value - 0.05,
+        "train_accuracy": value + 0.02 + 0.05 * KL[method] + 0.002 * rng.normal(), "n_items": items,
+        "steps_done": 0 if method == "base" else 75, "tokens_generated": generated,
+        "tokens_in_loss": 0 if method == "base" else int(generated * kept * 0.7),
+        "kept_fraction": kept, "kl_to_base": KL[method] * (1 + 0.05 * rng.normal()),
+    }  # fmt: skip
+
+
+def _curves(
+    name: str, task: str, method: str, accuracy: Mapping[str, float], steps: int, rng: np.random.Generator
+) -> list[tuple[str, int, str, float]]:
+    rows: list[tuple[str, int, str, float]] = []
+    start, end = accuracy["base"], accuracy[method]
+    for step in range(1, steps + 1):
+        level = end + (start - end) * np.exp(-step / 20)
+        rows.append((name, step, "reward", float(np.clip(level + 0.05 * rng.normal(), 0, 1))))
+        rows.append((name, step, "kept_fraction", KEPT[method] * (1 + 0.03 * rng.normal())))
+        rows.append((name, step, "tokens_in_loss", 128 * 30 * 0.7 * KEPT[method]))
+        if step % 25 == 0:
+            rows.append((name, step, "validation_accuracy", float(np.clip(level + 0.02 * rng.normal(), 0, 1))))
+    return rows
+
+
+def _frame(rows: list[dict[str, Any]] | pd.DataFrame) -> pd.DataFrame:
+    frame = pd.DataFrame(rows)
+    frame.insert(0, "schema_version", 1)
+    return frame
