@@ -32,10 +32,10 @@ _DENOMINATORS = {
     "s_grpo": ("kept", "completion"),
     "t_spmo": ("group", "transitions"),
 }
-_SELECTORS = {"base": "none", "grpo": "all", "s_grpo": "rule", "t_spmo": "trie"}
+_SELECTORS = {"base": ("none",), "grpo": ("all",), "s_grpo": ("rule", "random", "earliest", "latest", "entropy"), "t_spmo": ("trie",)}
 #: Fields that only one method reads: elsewhere they must stay unset, so that equal runs have equal configs.
 _OWN_FIELDS = {
-    "s_grpo": ("cutoff", "keep_probability", "max_kept_tokens"),
+    "s_grpo": ("cutoff", "keep_probability", "max_kept_tokens", "token_share"),
     "t_spmo": ("replay_successes", "replay_failures"),
 }
 
@@ -76,6 +76,11 @@ class ExperimentConfig(BaseModel):
     )
     beta: float = Field(0.0, ge=0, description="weight of the KL term [R]")
     l2: float = Field(0.0, ge=0, description="lambda, weight of the squared norm of the adapter [R]")
+    selector: Literal["none", "all", "rule", "random", "earliest", "latest", "entropy", "trie"] = Field(
+        description="which tokens are credited; default by method: all, rule (S-GRPO), trie (T-SPMO); the others are controls "
+        "that run as method s_grpo [R]"
+    )
+    token_share: float | None = Field(None, gt=0, le=1, description="share of tokens for random, earliest, latest, entropy [R]")
     cutoff: int | None = Field(None, ge=0, description="alpha of S-GRPO: earlier positions are always kept [R]")
     keep_probability: float | None = Field(None, ge=0, le=1, description="P of S-GRPO [R]")
     max_kept_tokens: int | None = Field(None, ge=1, description="k of S-GRPO; none = no limit [R]")
@@ -98,16 +103,24 @@ class ExperimentConfig(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _default_denominator(cls, values: Any) -> Any:
-        if isinstance(values, Mapping) and values.get("denominator") is None and values.get("method") in METHODS:
-            return {**values, "denominator": _DENOMINATORS[values["method"]][0]}
+    def _defaults_of_the_method(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping) or values.get("method") not in METHODS:
+            return values
+        values = dict(values)
+        for name, choices in (("denominator", _DENOMINATORS), ("selector", _SELECTORS)):
+            if values.get(name) is None:
+                values[name] = choices[values["method"]][0]
+        if values["method"] == "s_grpo" and values["selector"] != "rule":
+            # A control replaces the rule: what a profile says about the rule does not apply to it.
+            values |= dict.fromkeys(("cutoff", "keep_probability", "max_kept_tokens"))
         return values
 
     @model_validator(mode="after")
     def _fields_fit_the_method(self) -> ExperimentConfig:
-        if self.denominator not in _DENOMINATORS[self.method]:
-            allowed = " or ".join(_DENOMINATORS[self.method])
-            raise ValueError(f"denominator {self.denominator} does not exist for {self.method}: set it to {allowed}")
+        for name, choices in (("denominator", _DENOMINATORS), ("selector", _SELECTORS)):
+            if getattr(self, name) not in choices[self.method]:
+                allowed = " or ".join(choices[self.method])
+                raise ValueError(f"{name} {getattr(self, name)} does not exist for {self.method}: set it to {allowed}")
         for method, fields in _OWN_FIELDS.items():
             for name in fields:
                 if method != self.method and getattr(self, name) is not None:
@@ -115,19 +128,19 @@ class ExperimentConfig(BaseModel):
         if self.method == "base" and self.steps:
             raise ValueError(f"method base is not trained: set steps=0 instead of {self.steps}")
         if self.method == "s_grpo":
-            if self.cutoff is None or self.keep_probability is None:
-                raise ValueError("method s_grpo needs cutoff and keep_probability")
-            if self.max_new_tokens is not None and self.cutoff > self.max_new_tokens:
-                raise ValueError(f"cutoff {self.cutoff} is over max_new_tokens {self.max_new_tokens}: lower the cutoff")
+            rule = self.selector == "rule"
+            if rule and (self.cutoff is None or self.keep_probability is None or self.token_share is not None):
+                raise ValueError("S-GRPO's rule needs cutoff and keep_probability, and no token_share")
+            if not rule and self.token_share is None:
+                raise ValueError(f"selector {self.selector} needs token_share")
+            # SVAMP is not looked at here: building a config must not download.
+            limit = self.max_new_tokens or (None if self.task == "svamp" else self.load_task().max_new_tokens)
+            if rule and limit is not None and self.cutoff > limit:
+                raise ValueError(f"cutoff {self.cutoff} is over the {limit} tokens a completion can have: lower the cutoff")
         if self.svamp_source is not None and self.task != "svamp":
             raise ValueError(f"svamp_source is a setting of task svamp: leave it out for {self.task}")
         self.build_method()  # raises for values that the method itself refuses
         return self
-
-    @property
-    def selector(self) -> str:
-        """Which rule picks the credited tokens, for the tables."""
-        return _SELECTORS[self.method]
 
     @property
     def canonical(self) -> str:
@@ -155,11 +168,13 @@ class ExperimentConfig(BaseModel):
 
     def build_method(self):
         """The credit rule of this run, or None for ``base``."""
-        from replication.algorithms import GRPO, SGRPO, TSPMO
+        from replication.algorithms import GRPO, SGRPO, TSPMO, SelectedGRPO
 
         shared = {"ddof": self.ddof, "eps": self.eps, "denominator": self.denominator}
         if self.method == "grpo":
             return GRPO(**shared)
+        if self.method == "s_grpo" and self.selector != "rule":
+            return SelectedGRPO(self.selector, self.token_share, **shared)
         if self.method == "s_grpo":
             return SGRPO(self.cutoff, self.keep_probability, self.max_kept_tokens, **shared)
         if self.method == "t_spmo":
