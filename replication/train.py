@@ -12,11 +12,12 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from replication import evaluate as evaluation
@@ -46,7 +47,7 @@ def run(config: ExperimentConfig, run_dir: str | Path, *, progress: bool | None 
 
     Returns:
         The run's summary, also in summary.json. Its status is "diverged" if a loss, a gradient or the model's logits stopped
-        being finite; the run is then evaluated at its last finite checkpoint.
+        being finite; the run is then evaluated with the parameters of its last validation.
 
     Raises:
         UserError: bad config, model or folder.
@@ -66,11 +67,14 @@ def run(config: ExperimentConfig, run_dir: str | Path, *, progress: bool | None 
         policy = load_policy(config)
         optimizer = torch.optim.AdamW(policy.trainable.values(), lr=config.learning_rate, weight_decay=0.0)
         status, reason = "done", None
+        finite: dict[str, Tensor] = {}  # the parameters at the last validation, which showed that they work
         try:
-            _train(config, record, task, policy, optimizer, progress)
+            _train(config, record, task, policy, optimizer, finite, progress)
         except Diverged as error:
             status, reason = "diverged", str(error)
-            _restore(record.load_checkpoint(), policy, optimizer)
+            with torch.no_grad():
+                for name, value in finite.items():
+                    policy.trainable[name].copy_(value)
         started = time.perf_counter()
         final, items = evaluation.final_evaluation(policy, config, task)
         record.append_timings({"step": config.steps, "evaluation_s": time.perf_counter() - started, **_peak_memory()})
@@ -87,14 +91,13 @@ def _train(
     task: Task,
     policy: Policy,
     optimizer: torch.optim.Optimizer,
+    finite: dict[str, Tensor],
     progress: bool | None,
 ) -> None:
     method = config.build_method()
-    first = _restore(record.load_checkpoint(), policy, optimizer)
+    first = _restore(record.load_checkpoint(), policy, optimizer, finite)
     if first == 0:
-        if config.steps:
-            _save(record, 0, policy, optimizer)  # what a run that diverges before its first checkpoint falls back to
-        _validate(config, record, task, policy, 0)
+        _validate(config, record, task, policy, finite, 0)
     show = sys.stderr.isatty() if progress is None else progress
     bar = tqdm(range(first, config.steps), initial=first, total=config.steps, disable=not show, desc=f"{config.task} {config.method}")
 
@@ -141,10 +144,10 @@ def _train(
         record.append_timings({"step": step + 1, **_durations(clock), **_peak_memory()})
         bar.set_postfix(reward=f"{row['reward']:.2f}", refresh=False)
         if (step + 1) % config.eval_every == 0 and step + 1 < config.steps:
-            _validate(config, record, task, policy, step + 1)
+            _validate(config, record, task, policy, finite, step + 1)
         signum = stop_requested()
         if signum or (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
-            _save(record, step + 1, policy, optimizer)
+            _save(record, step + 1, policy, optimizer, finite)
         if signum:
             raise Stopped(signum)
 
@@ -209,8 +212,10 @@ def _group_metrics(
     }
 
 
-def _validate(config: ExperimentConfig, record: RunDirectory, task: Task, policy: Policy, step: int) -> None:
-    """Greedy and sampled accuracy on the validation split, and a few completions to read."""
+def _validate(
+    config: ExperimentConfig, record: RunDirectory, task: Task, policy: Policy, finite: dict[str, Tensor], step: int
+) -> None:
+    """Greedy and sampled accuracy on the validation split, and a few completions to read; notes the parameters as finite."""
     started = time.perf_counter()
     problems = task.validation[: config.eval_items]
     greedy = evaluation.evaluate(policy, config, task, problems)
@@ -235,6 +240,7 @@ def _validate(config: ExperimentConfig, record: RunDirectory, task: Task, policy
         for result in greedy[:SAMPLES_PER_EVALUATION]
     )
     record.append_timings({"step": step, "evaluation_s": time.perf_counter() - started})
+    finite.update({name: parameter.detach().to("cpu", copy=True) for name, parameter in policy.trainable.items()})
 
 
 def training_batch(config: ExperimentConfig, task: Task, step: int) -> list[Problem]:
@@ -252,23 +258,31 @@ def _epoch_order(seed: int, size: int, epoch: int) -> list[int]:
     return numpy_stream(seed, "data", epoch).permutation(size).tolist()
 
 
-def _save(record: RunDirectory, step: int, policy: Policy, optimizer: torch.optim.Optimizer) -> None:
-    tensors = {f"parameter/{name}": parameter for name, parameter in policy.trainable.items()}
+def _save(
+    record: RunDirectory, step: int, policy: Policy, optimizer: torch.optim.Optimizer, finite: Mapping[str, Tensor]
+) -> None:
+    tensors = {f"finite/{name}": value for name, value in finite.items()}
     for name, parameter in policy.trainable.items():
+        tensors[f"parameter/{name}"] = parameter
         for key, value in optimizer.state.get(parameter, {}).items():
             tensors[f"optimizer/{key}/{name}"] = value
     record.save_checkpoint(step, tensors, {})
 
 
-def _restore(found: tuple[int, dict[str, torch.Tensor], dict] | None, policy: Policy, optimizer: torch.optim.Optimizer) -> int:
+def _restore(
+    found: tuple[int, dict[str, Tensor], dict] | None,
+    policy: Policy,
+    optimizer: torch.optim.Optimizer,
+    finite: dict[str, Tensor],
+) -> int:
     """Put a checkpoint back; returns the steps done. Random streams need no state: they are functions of (seed, step)."""
     if found is None:
         return 0
     step, tensors, _ = found
-    optimizer.state.clear()
     with torch.no_grad():
         for name, parameter in policy.trainable.items():
             parameter.copy_(tensors[f"parameter/{name}"])
+            finite[name] = tensors[f"finite/{name}"]
             for key in ("step", "exp_avg", "exp_avg_sq"):
                 if (saved := tensors.get(f"optimizer/{key}/{name}")) is not None:
                     # AdamW counts steps on the CPU; its moments live where the parameter does.
