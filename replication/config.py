@@ -32,7 +32,12 @@ _DENOMINATORS = {
     "s_grpo": ("kept", "completion"),
     "t_spmo": ("group", "transitions"),
 }
-_SELECTORS = {"base": ("none",), "grpo": ("all",), "s_grpo": ("rule", "random", "earliest", "latest", "entropy"), "t_spmo": ("trie",)}
+_SELECTORS = {
+    "base": ("none",),
+    "grpo": ("all",),
+    "s_grpo": ("rule", "random", "earliest", "latest", "entropy"),
+    "t_spmo": ("trie",),
+}
 #: Fields that only one method reads: elsewhere they must stay unset, so that equal runs have equal configs.
 _OWN_FIELDS = {
     "s_grpo": ("cutoff", "keep_probability", "max_kept_tokens", "token_share"),

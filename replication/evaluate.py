@@ -77,18 +77,14 @@ def kl_to_base(policy: Policy, config: ExperimentConfig, samples: Sequence[tuple
         return None
     sampled = torch.tensor([value for _, _, group in samples for tokens in group for value in tokens])
     with policy.reference() as base:
-        reference = token_log_probs(
-            base, prompts, completions, credits, strategy=config.scoring, temperature=config.temperature
-        )
+        reference = token_log_probs(base, prompts, completions, credits, strategy=config.scoring, temperature=config.temperature)
     return k3(sampled, reference.to(sampled)).mean().item()
 
 
 def group_kl(policy: Policy, config: ExperimentConfig, group: Group) -> float | None:
     """KL to the base on the originals of one group."""
     originals = [sample for sample, start in zip(group.samples, group.replay_starts, strict=True) if start == 0]
-    return kl_to_base(
-        policy, config, [(group.prompt, [s.tokens for s in originals], [s.log_probs for s in originals])]
-    )
+    return kl_to_base(policy, config, [(group.prompt, [s.tokens for s in originals], [s.log_probs for s in originals])])
 
 
 def final_evaluation(policy: Policy, config: ExperimentConfig, task: Task) -> tuple[dict[str, float | int | None], list[dict]]:
@@ -115,9 +111,7 @@ def final_evaluation(policy: Policy, config: ExperimentConfig, task: Task) -> tu
         "other_task_accuracy": _other_task_accuracy(policy, config),
         "n_items": len(greedy["test"]),
         "entropy": sum(tokens) / len(tokens) if tokens else None,
-        "kl_to_base": kl_to_base(
-            policy, config, [(r.prompt, [r.sample.tokens], [r.sample.log_probs]) for r in sampled]
-        ),
+        "kl_to_base": kl_to_base(policy, config, [(r.prompt, [r.sample.tokens], [r.sample.log_probs]) for r in sampled]),
     }
     rows = [
         {

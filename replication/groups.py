@@ -116,9 +116,7 @@ def _with_replays(policy: Policy, config: ExperimentConfig, task: Task, group: G
     forced = [group.samples[i].tokens[:start] for i, start in zip(chosen, starts, strict=True)]
     generators = [stream(config.seed, "replay", step, group.problem.id, index) for index in range(len(chosen))]
     prompts = [group.prompt + prefix for prefix in forced]
-    fresh = sample_in_chunks(
-        policy, config, task, prompts, group_size=1, temperature=config.temperature, generators=generators
-    )
+    fresh = sample_in_chunks(policy, config, task, prompts, group_size=1, temperature=config.temperature, generators=generators)
     samples, texts, rewards = [], [], []
     for prefix, source, (new,) in zip(forced, chosen, fresh, strict=True):
         room = limit - len(prefix)

@@ -22,7 +22,7 @@ DROP_SHARE = 0.25
 
 @dataclass(frozen=True)
 class Completion:
-    """One sampled completion: generated tokens (EOS included, no padding), their log-probs, and the entropy where each was drawn."""
+    """One completion: generated tokens (EOS included, no padding), their log-probs, the entropy where each was drawn."""
 
     tokens: list[int]
     log_probs: list[float]

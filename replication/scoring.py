@@ -182,7 +182,7 @@ def _warn_once(reason: str) -> None:
 def _check(prompts, completions, credits, temperature: float) -> None:
     if not len(prompts) == len(completions) == len(credits):
         raise ValueError(
-            f"{len(prompts)} prompts, {len(completions)} groups of completions and {len(credits)} credits: need one of each per group"
+            f"{len(prompts)} prompts, {len(completions)} groups of completions, {len(credits)} credits: need as many of each"
         )
     if not temperature > 0:
         raise ValueError(f"temperature must be over 0, not {temperature}")

@@ -99,7 +99,8 @@ def _train(
     if first == 0:
         _validate(config, record, task, policy, finite, 0)
     show = sys.stderr.isatty() if progress is None else progress
-    bar = tqdm(range(first, config.steps), initial=first, total=config.steps, disable=not show, desc=f"{config.task} {config.method}")
+    steps = range(first, config.steps)
+    bar = tqdm(steps, initial=first, total=config.steps, disable=not show, desc=f"{config.task} {config.method}")
 
     for step in bar:
         clock = [time.perf_counter()]
@@ -258,9 +259,7 @@ def _epoch_order(seed: int, size: int, epoch: int) -> list[int]:
     return numpy_stream(seed, "data", epoch).permutation(size).tolist()
 
 
-def _save(
-    record: RunDirectory, step: int, policy: Policy, optimizer: torch.optim.Optimizer, finite: Mapping[str, Tensor]
-) -> None:
+def _save(record: RunDirectory, step: int, policy: Policy, optimizer: torch.optim.Optimizer, finite: Mapping[str, Tensor]) -> None:
     tensors = {f"finite/{name}": value for name, value in finite.items()}
     for name, parameter in policy.trainable.items():
         tensors[f"parameter/{name}"] = parameter

@@ -1,4 +1,4 @@
-"""The prefix trie of a group: shared by T-SPMO, which credits its branches, and by packed scoring, which computes each node once."""
+"""The prefix trie of a group: T-SPMO credits its branches, packed scoring computes each of its nodes once."""
 
 from __future__ import annotations
 
