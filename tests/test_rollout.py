@@ -195,6 +195,17 @@ def test_a_token_of_probability_zero_is_never_drawn():
     assert all(np.isfinite(c.entropies).all() and np.isfinite(c.log_probs).all() for group in groups for c in group)
 
 
+@pytest.mark.parametrize("number", [0.0, 1 - 2**-53], ids=["smallest", "largest"])
+def test_the_edges_of_the_uniform_numbers_draw_a_possible_token(number, monkeypatch):
+    """At exactly 0 a search from the left finds the first token, whatever its probability; near 1 it can run off the end."""
+    model = tiny_qwen2()
+    banned = [0, 1, VOCABULARY - 1]
+    ban(model, banned)
+    monkeypatch.setattr(torch, "rand", lambda size, **_: torch.full(size, number, dtype=torch.float64))
+    tokens = {token for group in tokens_of(sampled(model)) for completion in group for token in completion}
+    assert tokens and tokens <= set(range(VOCABULARY)) - set(banned)
+
+
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("adapted", [False, True])
 def test_recorded_log_probs_and_entropies_are_those_that_scoring_finds(adapted, temperature):
