@@ -30,7 +30,7 @@ class StandIn(BaseModel):
     learning_rate: float = 1e-3
     lora_targets: tuple[str, ...] = ("q_proj", "v_proj")
     max_kept_tokens: int | None = None
-    fault: str = ""
+    fault: str = "none"
     seconds_per_step: float = 0.0
 
     @property
@@ -61,7 +61,7 @@ def train(config: StandIn, run_dir: Path) -> RunSummary:
             run.append_timings({"step": step, "rollout_s": 0.5, "score_s": 0.25, "update_s": 0.25, "step_s": 1.0,
                                 "peak_rss_bytes": 1000 + step})
             run.append_samples([{"step": step, "completion": "<script>alert(1)</script>"}])
-            _fault(config.fault if step == 2 else "", run)
+            _fault(config.fault if step == 2 else "none", run)
             time.sleep(config.seconds_per_step)
             stop = signals.stop_requested()
             run.save_checkpoint(step, {"w": weight}, {"total": total})

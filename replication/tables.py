@@ -1,0 +1,131 @@
+"""Run directories to tidy tables and back: named columns, a schema version, the same bytes for the same runs.
+
+runs.csv has a row for every planned run of every ablation, also of those that are missing (status pending) or failed, so that
+nothing can be left out unseen. A missing value is empty, never 0. What varies from machine to machine is in timings.csv alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from replication.errors import UserError
+from replication.files import explained, read_json
+from replication.manifest import manifest, now
+from replication.records import RunSummary, read_failure, read_summary
+from replication.table_files import KINDS, PEAKS, SECONDS, as_text, frame, read_csv, read_tables, run_columns, write_tables
+
+if TYPE_CHECKING:
+    from replication.ablations import PlannedRun
+
+__all__ = ["build_tables", "read_tables", "tables_manifest", "write_tables"]
+
+HEADLINE = "full_vs_sparse"
+
+
+def build_tables(planned: Sequence[PlannedRun], runs_dir: str | Path) -> dict[str, pd.DataFrame]:
+    """The tables runs, curves, items and timings of a plan, from what lies under ``runs_dir``/<run_id>.
+
+    Args:
+        planned: ablation and config of each run; a config in several ablations gets a row in each.
+        runs_dir: the folder of run directories; it may be empty or missing.
+
+    Raises:
+        UserError: if a file of a finished run is damaged.
+    """
+    runs_dir = Path(runs_dir)
+    rows: list[dict[str, Any]] = []
+    found: dict[str, RunSummary | None] = {}
+    headline = set()
+    for run in planned:
+        run_id = run.config.run_id
+        if run_id not in found:
+            found[run_id] = read_summary(runs_dir / run_id)
+        if run.ablation == HEADLINE:
+            headline.add(run_id)
+        rows.append(_run_row(run.ablation, run.config, run_id, found[run_id], runs_dir))
+    columns = run_columns(type(planned[0].config)) if planned else KINDS["runs"]
+    finished = sorted(run_id for run_id, summary in found.items() if summary is not None)
+    curves = [row for run_id in finished for row in _curve_rows(run_id, runs_dir / run_id)]
+    items = [row for run_id in finished if run_id in headline for row in _item_rows(run_id, runs_dir / run_id)]
+    timings = [_timing_row(run_id, runs_dir / run_id) for run_id in finished]
+    return {
+        "runs": frame(rows, columns, ["ablation", "task", "method", "seed", "run_id"]),
+        "curves": frame(curves, KINDS["curves"], ["run_id", "step", "metric"]),
+        "items": frame(items, KINDS["items"], ["run_id", "item_id"]),
+        "timings": frame(timings, KINDS["timings"], ["run_id"]),
+    }
+
+
+def _run_row(ablation: str, config: Any, run_id: str, summary: RunSummary | None, runs_dir: Path) -> dict[str, Any]:
+    row = {name: as_text(value) for name, value in config.model_dump(mode="json").items()}
+    # The path of a default `make all`, wherever this one is: the table must not depend on the place.
+    out = f"results/local/{config.profile}/runs/{run_id}"
+    row |= {"run_id": run_id, "ablation": ablation, "selector": config.selector, "command": config.command(out)}
+    if summary is not None:
+        return row | {name: value for name, value in summary.model_dump().items() if name != "run_id"}
+    failure = read_failure(runs_dir / run_id)
+    if failure is not None:
+        return row | {"status": "failed", "reason": " ".join(str(failure["reason"]).split())}
+    return row | {"status": "pending"}
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    with explained(path):
+        data = path.read_bytes()
+    try:
+        rows = [json.loads(line) for line in data.splitlines()]
+        if data and not data.endswith(b"\n") or not all(isinstance(row, dict) for row in rows):
+            raise ValueError("a line is cut off")
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged ({error}): remove the folder {path.parent} and start again") from None
+    return rows
+
+
+def _curve_rows(run_id: str, folder: Path) -> Iterable[dict[str, Any]]:
+    for row in _lines(folder / "metrics.jsonl") if (folder / "metrics.jsonl").exists() else ():
+        for metric, value in row.items():
+            if metric != "step":
+                yield {"run_id": run_id, "step": row["step"], "metric": metric, "value": value}
+
+
+def _item_rows(run_id: str, folder: Path) -> Iterable[dict[str, Any]]:
+    for row in read_csv(folder / "items.csv", ("split", "item_id", "correct", "truncated")).to_dict("records"):
+        if row["split"] == "test":
+            yield {"run_id": run_id, "item_id": row["item_id"], "correct": int(row["correct"]), "truncated": int(row["truncated"])}
+
+
+def _timing_row(run_id: str, folder: Path) -> dict[str, Any]:
+    rows = _lines(folder / "timings.jsonl") if (folder / "timings.jsonl").exists() else []
+    sums = {name: sum(row.get(name) or 0.0 for row in rows) for name in ("step_s", *SECONDS)}
+    peaks = {name: max((row[name] for row in rows if row.get(name)), default=None) for name in PEAKS}
+    return {"run_id": run_id, "seconds": sums.pop("step_s") + sums["evaluation_s"], **sums, **peaks}
+
+
+def tables_manifest(planned: Sequence[PlannedRun], runs_dir: str | Path) -> dict[str, Any]:
+    """What the tables were made from: this machine and tree, and the commit, seed, seconds and memory of every finished run."""
+    runs: dict[str, dict[str, Any]] = {}
+    for run_id, config in {run.config.run_id: run.config for run in planned}.items():
+        folder = Path(runs_dir) / run_id
+        if read_summary(folder) is None or not (folder / "manifest.json").exists():
+            continue
+        found = read_json(folder / "manifest.json", "a manifest")
+        timing = _timing_row(run_id, folder)
+        runs[run_id] = {"seed": config.seed, "config_sha256": hashlib.sha256(config.model_dump_json().encode()).hexdigest()}
+        origin = ("commit", "dirty", "base_sha256", "task_version", "cpu", "gpu", "finished")
+        runs[run_id] |= {name: found.get(name) for name in origin}
+        runs[run_id] |= {name: timing[name] for name in ("seconds", *PEAKS)}
+    totals = {
+        "made": now(),
+        "run_commits": sorted({str(run["commit"]) for run in runs.values()}),
+        "runs_dirty": any(run["dirty"] for run in runs.values()),
+        "seeds": sorted({run["seed"] for run in runs.values()}),
+        "seconds_of_all_runs": sum(run["seconds"] for run in runs.values()),
+        **{name: max((run[name] for run in runs.values() if run[name]), default=None) for name in PEAKS},
+    }
+    return {**manifest(), **totals, "runs": dict(sorted(runs.items()))}

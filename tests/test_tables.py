@@ -1,0 +1,206 @@
+"""Tables: every planned run has its row, equal runs give equal bytes, and a damaged file is one clear line."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from stand_ins import StandIn, train
+
+from replication import table_files
+from replication.config import ExperimentConfig
+from replication.errors import UserError
+from replication.records import mark_failed
+from replication.tables import build_tables, read_tables, tables_manifest, write_tables
+
+
+@dataclass(frozen=True)
+class Planned:
+    ablation: str
+    config: StandIn
+
+
+SHARED = StandIn(seed=1, max_kept_tokens=3)
+PLAN = [
+    Planned("token_fraction", SHARED),
+    Planned("full_vs_sparse", StandIn(seed=0)),
+    Planned("full_vs_sparse", SHARED),
+    Planned("learning_rate", StandIn(seed=2)),
+    Planned("learning_rate", StandIn(seed=3, fault="diverges")),
+    Planned("learning_rate", StandIn(seed=4)),
+]
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    """All but seed 2 (never begun) and seed 4 (failed)."""
+    for planned in PLAN[1:]:
+        if planned.config.seed in (0, 1, 3):
+            train(planned.config, tmp_path / "runs" / planned.config.run_id)
+    mark_failed(tmp_path / "runs" / PLAN[-1].config.run_id, "killed by\nsignal 9", ["a line"])
+    return tmp_path / "runs"
+
+
+def test_every_planned_run_has_a_row_with_its_status(runs):
+    table = build_tables(PLAN, runs)["runs"].set_index(["ablation", "seed"])
+    assert table["status"].to_dict() == {
+        ("full_vs_sparse", 0): "done", ("full_vs_sparse", 1): "done", ("token_fraction", 1): "done",
+        ("learning_rate", 2): "pending", ("learning_rate", 3): "diverged", ("learning_rate", 4): "failed",
+    }  # fmt: skip
+    assert table.loc[("learning_rate", 4), "reason"] == "killed by signal 9"
+    assert math.isnan(table.loc[("learning_rate", 2), "accuracy"])
+    assert table.loc[("full_vs_sparse", 0), "accuracy"] == 0.5
+    assert list(table.reset_index().columns).count("run_id") == 1
+    assert table["lora_targets"].iloc[0] == '["q_proj","v_proj"]'
+
+
+def test_curves_once_per_run_and_items_of_the_headline_only(runs):
+    tables = build_tables(PLAN, runs)
+    curves, items, timings = tables["curves"], tables["items"], tables["timings"]
+    assert len(curves) == 3 * 4 * 2 and set(curves["metric"]) == {"reward", "kept_fraction"}
+    assert curves.loc[curves["metric"] == "kept_fraction", "value"].isna().all()
+    assert set(items["run_id"]) == {StandIn(seed=0).run_id, SHARED.run_id}
+    assert items["correct"].tolist() == [0, 1, 0, 1] * 2
+    assert timings["seconds"].tolist() == [4.0] * 3 and timings["peak_rss_bytes"].tolist() == [1004.0] * 3
+
+
+def test_the_same_runs_elsewhere_and_in_another_order_give_the_same_bytes(runs, tmp_path):
+    moved = tmp_path / "elsewhere"
+    runs.rename(moved)
+    write_tables(build_tables(PLAN, moved), tmp_path / "a", {})
+    moved.rename(runs)
+    write_tables(build_tables(PLAN[::-1], runs), tmp_path / "b", {})
+    for name in ("runs", "curves", "items", "timings"):
+        assert (tmp_path / f"a/{name}.csv").read_bytes() == (tmp_path / f"b/{name}.csv").read_bytes()
+        assert b"\r" not in (tmp_path / f"a/{name}.csv").read_bytes()
+
+
+def test_what_is_written_is_read_back(runs, tmp_path):
+    tables = build_tables(PLAN, runs)
+    write_tables(tables, tmp_path / "out", tables_manifest(PLAN, runs))
+    back = read_tables(tmp_path / "out")
+    assert set(back) == {"runs", "curves", "items", "timings"}
+    for name, table in tables.items():
+        pd.testing.assert_frame_equal(back[name], table, rtol=1e-5)
+    write_tables(back, tmp_path / "again")
+    for name in tables:
+        assert (tmp_path / f"out/{name}.csv").read_bytes() == (tmp_path / f"again/{name}.csv").read_bytes()
+
+
+def test_missing_is_empty_and_never_zero(runs, tmp_path):
+    write_tables(build_tables(PLAN, runs), tmp_path / "out", {})
+    row = next(line for line in (tmp_path / "out/runs.csv").read_text().splitlines() if ",pending," in line)
+    assert row.endswith("pending" + "," * (len(table_files._RESULTS) + 1))
+
+
+def test_the_real_config_gives_the_columns_of_the_contract():
+    columns = list(table_files.run_columns(ExperimentConfig))
+    assert columns[:7] == ["run_id", "ablation", "profile", "task", "method", "selector", "seed"]
+    assert set(ExperimentConfig.model_fields) <= set(columns)
+    assert {"command", "status", "accuracy", "sampled_accuracy", "n_items"} <= set(columns)
+    assert {"tokens_generated", "tokens_in_loss", "kept_fraction"} <= set(columns)
+    kinds = table_files.run_columns(ExperimentConfig)
+    assert kinds["cutoff"] == "int" and kinds["learning_rate"] == "float" and kinds["lora_targets"] == "str"
+    assert kinds["activation_checkpointing"] == "bool" and kinds["n_items"] == "int"
+
+
+def test_a_plan_without_any_run_gives_tables_of_pending_rows(tmp_path):
+    tables = build_tables(PLAN, tmp_path / "nothing")
+    assert set(tables["runs"]["status"]) == {"pending"} and len(tables["curves"]) == 0
+    write_tables(tables, tmp_path / "out", tables_manifest(PLAN, tmp_path / "nothing"))
+    assert len(read_tables(tmp_path / "out")["runs"]) == len(PLAN)
+
+
+def test_verdicts_are_added_beside_the_others_and_the_manifest_knows_them(runs, tmp_path):
+    write_tables(build_tables(PLAN, runs), tmp_path, {"commit": "abc"})
+    row = {"claim": "N1", "paper_value": "over 70 %", "value": 71.25, "low": None, "high": 80.0, "seeds": 3, "items": 300}
+    verdicts = pd.DataFrame([row | {"verdict": "inconclusive", "note": 'a "quoted", <b>note</b>\nof two lines'}])
+    write_tables({"verdicts": verdicts}, tmp_path)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest["commit"] == "abc"
+    assert set(manifest["tables"]) == {"runs.csv", "curves.csv", "items.csv", "timings.csv", "verdicts.csv"}
+    back = read_tables(tmp_path)["verdicts"]
+    assert back["note"].tolist() == verdicts["note"].tolist() and back["value"].tolist() == [71.25] and math.isnan(back["low"][0])
+
+
+def test_the_manifest_names_seeds_commits_and_memory(runs):
+    found = tables_manifest(PLAN, runs)
+    assert found["seeds"] == [0, 1, 3] and found["seconds_of_all_runs"] == 12.0 and found["peak_rss_bytes"] == 1004
+    assert len(found["runs"]) == 3 and {"packages", "cpu", "command", "commit", "dirty"} <= set(found)
+
+
+DAMAGES = {
+    "cut off in a line": (lambda text: text[: len(text) // 2].rstrip("\n"), "cut off"),
+    "empty": (lambda text: "", "cut off"),
+    "another schema": (lambda text: text.replace("\n1,", "\n0,"), "column schema_version, row 2 is '0'"),
+    "no schema": (lambda text: text.replace("schema_version", "version", 1), "no column schema_version"),
+    "renamed column": (lambda text: text.replace("value", "wert", 1), "no column value"),
+    "not a number": (lambda text: text.rstrip("\n") + "x\n", "column value, row"),
+    "a cell too many": (lambda text: text.rstrip("\n") + ",9\n", "cells, the header"),
+    "an open quote": (lambda text: text.rstrip("\n") + '"a\n', "curves.csv"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_table_is_one_line_with_file_and_column(runs, tmp_path, damage):
+    write_tables(build_tables(PLAN, runs), tmp_path / "out", {})
+    change, message = DAMAGES[damage]
+    path = tmp_path / "out/curves.csv"
+    path.write_text(change(path.read_text()))
+    (tmp_path / "out/manifest.json").unlink()  # the checksum would speak first
+    with pytest.raises(UserError, match=message) as caught:
+        read_tables(tmp_path / "out")
+    assert "curves.csv" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_table_cut_off_between_two_rows_is_found_by_its_checksum(runs, tmp_path):
+    write_tables(build_tables(PLAN, runs), tmp_path / "out", {})
+    path = tmp_path / "out/curves.csv"
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-1]))
+    with pytest.raises(UserError, match="checksum"):
+        read_tables(tmp_path / "out")
+
+
+def test_bytes_that_are_no_text(tmp_path):
+    (tmp_path / "runs.csv").write_bytes(b"schema_version,run_id\n1,\xff\n")
+    with pytest.raises(UserError, match=r"runs\.csv is garbled"):
+        read_tables(tmp_path)
+
+
+def test_a_folder_without_tables(tmp_path):
+    with pytest.raises(UserError, match="no tables"):
+        read_tables(tmp_path)
+
+
+def test_a_damaged_log_of_a_finished_run_names_the_folder_to_remove(runs):
+    path = runs / SHARED.run_id / "metrics.jsonl"
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(UserError, match="remove the folder"):
+        build_tables(PLAN, runs)
+
+
+def test_a_damaged_manifest_does_not_stop_writing(runs, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/manifest.json").write_text('{"commit"')
+    write_tables(build_tables(PLAN, runs), tmp_path / "out", {"commit": "abc"})
+    assert read_tables(tmp_path / "out")
+
+
+HEADED = st.text(max_size=300).map(lambda text: ("schema_version,claim\n1," + text).encode("utf-8", "ignore"))
+
+
+@given(st.binary(max_size=300) | HEADED)
+def test_reading_anything_gives_a_table_or_a_user_error(tmp_path_factory, data):
+    path = tmp_path_factory.getbasetemp() / "fuzz.csv"
+    path.write_bytes(data)
+    try:
+        table = table_files.read_csv(path, ("claim",))
+        table_files._typed(table, path)
+    except UserError as error:
+        assert str(path) in str(error)
