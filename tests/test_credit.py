@@ -11,13 +11,16 @@ import torch
 from hypothesis import given
 from oracles import QUICK, groups, rows_of
 
-from replication.algorithms import GRPO, SGRPO, TSPMO
+from replication.algorithms import GRPO, SGRPO, TSPMO, SelectedGRPO
 
 METHODS = {
     "grpo": GRPO(),
     "grpo_group_tokens": GRPO(denominator="group_tokens"),
     "s_grpo": SGRPO(cutoff=1, keep_probability=0.5, max_kept_tokens=3),
     "s_grpo_completion": SGRPO(cutoff=0, keep_probability=0.5, max_kept_tokens=None, denominator="completion"),
+    "random": SelectedGRPO("random", 0.4),
+    "earliest": SelectedGRPO("earliest", 0.4),
+    "latest": SelectedGRPO("latest", 0.4, denominator="completion"),
     "t_spmo": TSPMO(),
     "t_spmo_transitions": TSPMO(denominator="transitions"),
 }
