@@ -1,4 +1,4 @@
-"""Tiny causal LMs of transformers with random weights, made in the process: no download, milliseconds a pass."""
+"""Tiny causal LMs of transformers with random weights, made in the process, and a small batch to score with them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import types
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+from replication.algorithms import GRPO, SGRPO, TSPMO, TokenCredit
 
 # On matrices this small a second thread only waits: on a busy machine that is 30 s instead of 0.2 s for one test.
 torch.set_num_threads(1)
@@ -102,3 +104,26 @@ def with_lora(model: torch.nn.Module, layers: list[int] | None = None, seed: int
 
 def trainable(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+# A batch with everything that can go wrong: ragged prompts, a prompt of one token, duplicates, a completion inside another,
+# an empty one, a tied group.
+PROMPTS = [[5, 6, 7, 8, 9], [10], [11, 12]]
+COMPLETIONS = [
+    [[4, 5, 6], [4, 5, 7, 7, 7], [4, 5, 6], [9], [4, 8, 4, 8]],
+    [[6, 6, 6, 6, 6, 6, 6], [6, 6], [], [6, 6, 6, 6, 7]],
+    [[4, 4], [5, 4]],
+]
+REWARDS = [torch.tensor([1.0, 0.0, 1.0, 0.0, 0.0]), torch.tensor([0.0, 1.0, 0.0, 1.0]), torch.tensor([1.0, 1.0])]
+METHODS = {"grpo": GRPO(), "s_grpo": SGRPO(1, 0.5, 3), "t_spmo": TSPMO()}
+
+
+def assigned(method, completions=COMPLETIONS, rewards=REWARDS) -> list[TokenCredit]:
+    generator = torch.Generator().manual_seed(0)
+    return [method.assign(group, reward, generator) for group, reward in zip(completions, rewards, strict=True)]
+
+
+def credit_at(places: list[tuple[int, int]]) -> TokenCredit:
+    ones = torch.ones(len(places))
+    completion, position = torch.tensor(places, dtype=torch.long).reshape(-1, 2).unbind(1)
+    return TokenCredit(completion.clone(), position.clone(), ones, ones)
