@@ -1,0 +1,290 @@
+"""The notebooks, run by papermill with checked parameters in this very Python, and written out as pages.
+
+An executed copy goes to <results_dir>/notebooks/ as .ipynb and .html. Neither holds a time, a progress bar or a path of this
+machine, so the same notebook over the same runs gives the same files.
+"""
+
+from __future__ import annotations
+
+import ast
+import logging
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from replication.config import ExperimentConfig, profile_plan
+from replication.errors import UserError
+from replication.files import atomic_write, explained, make_folder, read_json
+from replication.pages import notebook_page
+from replication.signals import raise_if_stopped
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER = ROOT / "notebooks"
+#: Parameters of notebooks that are no fields of ExperimentConfig.
+OPTIONS = {
+    "results_dir": "folder of run directories and tables, seen from notebooks/",
+    "variant": 'the plan: "default", or "full" with more seeds and finer grids',
+    "seeds": "seeds of the headline comparison; None = as many as the plan says",
+    "train": "run what is missing; False = only read the tables in results_dir",
+    "workers": "processes that train; None = one for each core",
+    "item": "which problem of the test split is looked at",
+}
+
+
+class NotebooksFailed(UserError):
+    """Some notebooks stopped at an error; the others were run. The command line exits with status 1."""
+
+    exit_status = 1
+
+
+@dataclass(frozen=True)
+class Executed:
+    """A notebook that ran to its end, and the files it became."""
+
+    name: str
+    notebook: Path
+    page: Path
+
+
+def notebook_names(folder: Path = FOLDER) -> list[str]:
+    """The notebooks in reading order, without their suffix."""
+    return sorted(path.stem for path in folder.glob("[0-9]*.ipynb"))
+
+
+def parameters(name: str, folder: Path = FOLDER) -> dict[str, Any]:
+    """The parameters of a notebook and their defaults: the literals of its first code cell.
+
+    Raises:
+        UserError: there is no such notebook, or its first code cell is not tagged ``parameters`` or holds more than literals.
+    """
+    path = folder / f"{name}.ipynb"
+    if not path.exists():
+        raise UserError(f"there is no notebook {name}: choose from {', '.join(notebook_names(folder))}")
+    cells = [cell for cell in read_json(path, "a notebook").get("cells", []) if cell.get("cell_type") == "code"]
+    if not cells or "parameters" not in cells[0].get("metadata", {}).get("tags", []):
+        raise UserError(f"the first code cell of {name} is not tagged `parameters`")
+    source = cells[0]["source"]
+    found: dict[str, Any] = {}
+    for statement in ast.parse(source if isinstance(source, str) else "".join(source)).body:
+        match statement:
+            case ast.Assign(targets=[ast.Name(id=target)], value=value):
+                try:
+                    found[target] = ast.literal_eval(value)
+                except ValueError:
+                    raise UserError(f"parameter {target} of notebook {name} is not a literal") from None
+            case _:
+                raise UserError(f"the parameters cell of notebook {name} holds more than `name = literal` lines")
+    return found
+
+
+def check_parameters(name: str, given: Mapping[str, Any], folder: Path = FOLDER) -> dict[str, Any]:
+    """``given`` after the checks that papermill does not make.
+
+    Raises:
+        UserError: for a parameter that the notebook does not have, or a value of another type than its default.
+    """
+    defaults = parameters(name, folder)
+    for key, value in given.items():
+        if key not in defaults:
+            raise UserError(f"notebook {name} has no parameter {key!r}: choose from {', '.join(defaults)}")
+        default = defaults[key]
+        wanted: tuple[type, ...] = (type(default),)
+        if default is None:
+            wanted = _kinds(key)
+        elif isinstance(default, float):
+            wanted = (float, int)
+        if type(value) not in wanted:
+            kinds = " or ".join("None" if kind is type(None) else kind.__name__ for kind in wanted)
+            raise UserError(f"parameter {key} of notebook {name} must be {kinds}, not {value!r}")
+    return dict(given)
+
+
+def _kinds(key: str) -> tuple[type, ...]:
+    """What a parameter may be whose default is None."""
+    field = ExperimentConfig.model_fields.get(key)
+    if field is None:
+        return (int, type(None))
+    kinds = [kind for kind in (int, float, str, tuple) if kind.__name__ in str(field.annotation)]
+    return (*kinds, type(None))
+
+
+def run_all(
+    profile: str,
+    results_dir: str | Path,
+    names: Sequence[str] | None = None,
+    progress: bool = True,
+    given: Mapping[str, Any] | None = None,
+    *,
+    folder: Path = FOLDER,
+) -> list[Executed]:
+    """Execute notebooks one after the other, each in a fresh kernel of this Python with one thread.
+
+    Args:
+        profile: smoke, nano or paper; becomes the parameter ``profile`` of each.
+        results_dir: where runs and tables lie, and where executed notebooks go (``notebooks/`` in it).
+        names: which notebooks; default: all, in reading order.
+        progress: a line on stderr for each notebook.
+        given: further parameters; each must exist in at least one of the notebooks, and goes to those that have it.
+        folder: where the notebooks lie; they are executed with it as working directory.
+
+    Raises:
+        UserError: an unknown notebook or parameter, before anything is run; a results folder that cannot be written.
+        NotebooksFailed: naming each notebook that failed, its cell and the error, after all the others were run.
+    """
+    profile_plan(profile)  # an unknown profile is refused before anything starts
+    chosen = list(notebook_names(folder) if names is None else names)
+    shared = {"profile": profile, "results_dir": _seen_from(folder, Path(results_dir)), **(given or {})}
+    plan = {name: _for_notebook(name, shared, folder) for name in chosen}
+    for key in given or {}:
+        if not any(key in own for own in plan.values()):
+            raise UserError(f"none of these notebooks has a parameter {key!r}: {', '.join(chosen)}")
+    target = Path(results_dir) / "notebooks"
+    make_folder(target)
+
+    done, failures = [], []
+    for name in tqdm(chosen, desc="notebooks", disable=not progress, leave=False):
+        raise_if_stopped()
+        try:
+            done.append(_execute(name, plan[name], folder, target))
+        except _CellFailed as error:
+            failures.append(f"notebook {name} failed in code cell {error.cell} ({error.reason})")
+        if progress:
+            tqdm.write(f"{name}: {'failed' if failures and name in failures[-1] else 'done'}", file=sys.stderr)
+    if failures:
+        raise NotebooksFailed("; ".join(failures))
+    return done
+
+
+def _for_notebook(name: str, shared: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    own = parameters(name, folder)
+    return check_parameters(name, {key: value for key, value in shared.items() if key in own}, folder)
+
+
+def _seen_from(folder: Path, path: Path) -> str:
+    """``path`` relative to the notebooks: what a notebook is given must not name this machine's folders."""
+    return os.path.relpath(path.resolve(), folder.resolve())
+
+
+class _CellFailed(Exception):
+    def __init__(self, cell: int, reason: str) -> None:
+        super().__init__(reason)
+        self.cell, self.reason = cell, reason
+
+
+def _execute(name: str, given: Mapping[str, Any], folder: Path, target: Path) -> Executed:
+    import nbformat
+    import papermill
+
+    logging.getLogger("papermill").setLevel(logging.ERROR)
+    failed = target / f"{name}.failed.ipynb"
+    with tempfile.TemporaryDirectory() as scratch, explained(target):
+        copy = Path(scratch) / f"{name}.ipynb"
+        try:
+            papermill.execute_notebook(
+                str(folder / f"{name}.ipynb"),
+                str(copy),
+                parameters=dict(given),
+                cwd=str(folder),
+                kernel_name="python3",
+                language="python",
+                kernel_manager_class=_kernel_manager(),
+                progress_bar=False,
+                start_timeout=180,
+            )
+        except papermill.PapermillExecutionError as error:
+            # What was executed so far is kept for the reader, beside the good copy of an earlier run.
+            stopped = cleaned(nbformat.read(copy, as_version=4))
+            atomic_write(failed, nbformat.writes(stopped) + "\n")
+            raise _CellFailed(_code_cell_at_error(stopped), f"{error.ename}: {_one_line(error.evalue)}") from None
+        notebook = cleaned(nbformat.read(copy, as_version=4))
+    paths = Executed(name, target / f"{name}.ipynb", target / f"{name}.html")
+    atomic_write(paths.notebook, nbformat.writes(notebook) + "\n")
+    atomic_write(paths.page, notebook_page(notebook, _title(notebook, name), show_code=name.startswith("0")))
+    failed.unlink(missing_ok=True)
+    return paths
+
+
+def _code_cell_at_error(notebook: Any) -> int:
+    """Which code cell of the committed notebook stopped, from 1; the cell that papermill puts in does not count."""
+    own = [cell for cell in notebook.cells if cell.cell_type == "code" and "injected-parameters" not in cell.metadata.get("tags", [])]
+    stopped = [any(output.output_type == "error" for output in cell.outputs) for cell in own]
+    return stopped.index(True) + 1 if True in stopped else len(own)
+
+
+def _kernel_manager() -> type:
+    """A kernel manager that starts this very Python, whatever kernels are installed on the machine, with one thread."""
+    from jupyter_client.kernelspec import KernelSpec
+    from jupyter_client.manager import AsyncKernelManager
+
+    spec = KernelSpec(
+        argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=ERROR"],
+        display_name="Python 3",
+        language="python",
+        env={"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONHASHSEED": "0"},
+    )
+
+    class ThisPython(AsyncKernelManager):
+        kernel_spec = property(lambda self: spec)
+
+    return ThisPython
+
+
+def cleaned(notebook: Any) -> Any:
+    """The notebook without what differs from run to run or from machine to machine: times, progress bars, absolute paths."""
+    notebook = notebook.copy()
+    notebook.metadata = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
+    for cell in notebook.cells:
+        cell.metadata = {key: value for key, value in cell.metadata.items() if key in ("tags", "jupyter")}
+        if cell.cell_type != "code":
+            continue
+        # stderr holds progress bars and warnings: seconds and paths, nothing that a notebook shows.
+        cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+        for output in cell.outputs:
+            _in_texts(output, without_paths)
+    return notebook
+
+
+def _in_texts(node: Any, change: Callable[[str], str]) -> None:
+    for key, value in list(node.items()) if isinstance(node, dict) else ():
+        if isinstance(value, str) and not key.startswith("image/png"):
+            node[key] = change(value)
+        elif isinstance(value, list):
+            node[key] = [change(item) if isinstance(item, str) else item for item in value]
+        else:
+            _in_texts(value, change)
+
+
+def without_paths(text: str) -> str:
+    """``text`` with the repository's folder cut off paths, and those of the interpreter and the user shortened."""
+    for folder, short in ((f"{ROOT}{os.sep}", ""), (str(ROOT), "."), (sys.prefix, "<python>"), (str(Path.home()), "~")):
+        if len(folder) > 2:
+            text = text.replace(folder, short)
+    return text
+
+
+def _title(notebook: Any, name: str) -> str:
+    for cell in notebook.cells:
+        found = re.search(r"^# +(.+)$", cell.source, re.M) if cell.cell_type == "markdown" else None
+        if found:
+            return re.sub(r"[`*$]", "", found.group(1)).strip()
+    return name
+
+
+def _one_line(text: str, longest: int = 300) -> str:
+    line = " ".join(without_paths(text).split())
+    return line if len(line) <= longest else line[: longest - 1] + "…"
+
+
+def code_cells(name: str, folder: Path = FOLDER) -> Iterable[str]:
+    """The sources of a notebook's code cells, for the tests of the notebooks' rules."""
+    for cell in read_json(folder / f"{name}.ipynb", "a notebook")["cells"]:
+        if cell["cell_type"] == "code":
+            source = cell["source"]
+            yield source if isinstance(source, str) else "".join(source)

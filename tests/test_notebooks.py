@@ -1,0 +1,163 @@
+"""Notebooks: parameters are checked, failures are named and cost nothing else, and what is written is the same everywhere."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+import replication
+from replication import notebooks
+from replication.config import ExperimentConfig
+from replication.errors import UserError
+
+COMMITTED = notebooks.notebook_names()
+
+
+def write(folder: Path, name: str, *cells: str | tuple[str, ...]) -> None:
+    """A notebook: a string is a code cell (the first one the parameters), a tuple of one string a markdown cell."""
+    built, tagged = [], False
+    for number, cell in enumerate(cells):
+        if isinstance(cell, tuple):
+            built.append(nbformat.v4.new_markdown_cell(cell[0], id=f"cell-{number}"))
+            continue
+        tags = {} if tagged else {"tags": ["parameters"]}
+        tagged = True
+        built.append(nbformat.v4.new_code_cell(cell, id=f"cell-{number}", metadata=tags))
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.ipynb").write_text(nbformat.writes(nbformat.v4.new_notebook(cells=built)))
+
+
+PARAMETERS = 'profile = "nano"\nresults_dir = "../results/local/nano"\nseeds = None\nrate = 1.0'
+
+
+def test_one_run_of_good_and_bad(tmp_path: Path) -> None:
+    """Two kernels in all: parameters reach the notebook, a failing one is named, the other is written and says nothing of here."""
+    folder, results = tmp_path / "notebooks", tmp_path / "results"
+    shown = (
+        "import os, sys\n"
+        "print(profile, results_dir, seeds, rate)\n"
+        "print(os.environ['OMP_NUM_THREADS'], os.path.isdir(results_dir))\n"
+        "print('at', __import__('replication').__file__)\n"
+        "print('3 sec' + 'onds', file=sys.stderr)\n"
+        f"assert os.path.realpath(sys.executable) == {os.path.realpath(sys.executable)!r}"
+    )
+    write(folder, "01_good", ("# A title: $x^2$\n\ntext <b>bold</b> `$code$`",), PARAMETERS, shown)
+    write(folder, "00_bad", PARAMETERS, "1 / 0", "print('never')")
+    with pytest.raises(notebooks.NotebooksFailed) as caught:
+        notebooks.run_all("smoke", results, progress=False, given={"rate": 2}, folder=folder)
+    message = str(caught.value)
+    assert "00_bad" in message and "ZeroDivisionError" in message and "01_good" not in message and "\n" not in message
+    assert "code cell 2" in message  # as the reader counts them, without the cell that papermill puts in
+    assert caught.value.exit_status == 1
+
+    made = results / "notebooks"
+    assert {path.name for path in made.iterdir()} == {"00_bad.failed.ipynb", "01_good.ipynb", "01_good.html"}
+    text = (made / "01_good.ipynb").read_text()
+    assert "smoke ../results None 2" in text and "1 True" in text and "seconds" not in text
+    assert str(notebooks.ROOT) not in text and "replication/__init__.py" in text
+    executed = json.loads(text)
+    assert "papermill" not in executed["metadata"]
+    assert all(set(cell["metadata"]) <= {"tags", "jupyter"} for cell in executed["cells"])
+    assert not re.search(r"20\d\d-\d\d-\d\dT", text)
+
+    page = (made / "01_good.html").read_text()
+    assert "<title>A title: x^2</title>" in page and 'alt="x^2"' in page and "$code$" in page
+    assert "viewport" in page and "http" not in page.replace("http://www.w3.org", "")
+
+
+def test_unknown_and_misfit_parameters_are_refused_before_anything_runs(tmp_path: Path) -> None:
+    write(tmp_path, "01_good", PARAMETERS)
+    for given, word in (({"tempo": 1}, "tempo"), ({"rate": "fast"}, "rate"), ({"seeds": True}, "seeds"), ({"seeds": 1.5}, "seeds")):
+        with pytest.raises(UserError, match=word):
+            notebooks.run_all("smoke", tmp_path / "results", given=given, folder=tmp_path)
+    with pytest.raises(UserError, match="no notebook 09_none"):
+        notebooks.run_all("smoke", tmp_path / "results", ["09_none"], folder=tmp_path)
+    with pytest.raises(UserError, match="unknown profile"):
+        notebooks.run_all("giant", tmp_path / "results", folder=tmp_path)
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize("source", ["import os", "x = open('a')", "x: int = f()", "x = y = 1 + z"])
+def test_a_parameters_cell_holds_literals_alone(tmp_path: Path, source: str) -> None:
+    write(tmp_path, "01_bad", source)
+    with pytest.raises(UserError, match="literal"):
+        notebooks.parameters("01_bad", tmp_path)
+
+
+def test_an_untagged_first_cell_is_refused(tmp_path: Path) -> None:
+    cell = nbformat.v4.new_code_cell("x = 1")
+    (tmp_path / "01_bad.ipynb").write_text(nbformat.writes(nbformat.v4.new_notebook(cells=[cell])))
+    with pytest.raises(UserError, match="parameters"):
+        notebooks.parameters("01_bad", tmp_path)
+
+
+def test_results_that_cannot_be_written_are_one_clear_line(tmp_path: Path) -> None:
+    write(tmp_path / "notebooks", "01_good", PARAMETERS)
+    (tmp_path / "results").write_text("a file")
+    with pytest.raises(UserError, match="results"):
+        notebooks.run_all("smoke", tmp_path / "results", folder=tmp_path / "notebooks")
+    assert (tmp_path / "results").read_text() == "a file"
+
+
+def test_the_kernel_is_this_python() -> None:
+    manager = notebooks._kernel_manager()(kernel_name="whatever is installed here")
+    assert manager.kernel_spec.argv[0] == sys.executable
+
+
+# The notebooks that are committed ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", COMMITTED)
+def test_committed_notebooks_are_stripped(name: str) -> None:
+    found = json.loads((notebooks.FOLDER / f"{name}.ipynb").read_text())
+    assert found["nbformat"] == 4 and set(found["metadata"]) <= {"kernelspec", "language_info"}
+    for cell in found["cells"]:
+        if cell["cell_type"] == "code":
+            assert cell["outputs"] == [] and cell["execution_count"] is None
+        assert set(cell["metadata"]) <= {"tags"}
+    identifiers = [cell["id"] for cell in found["cells"]]
+    assert len(set(identifiers)) == len(identifiers)
+
+
+@pytest.mark.parametrize("name", COMMITTED)
+def test_parameters_are_fields_or_documented_options(name: str) -> None:
+    found = notebooks.parameters(name)
+    assert set(found) <= set(ExperimentConfig.model_fields) | set(notebooks.OPTIONS)
+    assert "profile" in found and "results_dir" in found and len(found) <= 15
+    source = next(iter(notebooks.code_cells(name)))
+    assert all("#" in line for line in source.strip().splitlines()), "each parameter needs a comment that says what it is"
+
+
+@pytest.mark.parametrize("name", COMMITTED)
+def test_cells_are_short_and_define_nothing_of_the_package(name: str) -> None:
+    package = set()
+    for path in Path(replication.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                package.add(node.name)
+    for source in notebooks.code_cells(name):
+        assert len(source.splitlines()) <= 20
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                assert node.name not in package, f"{name} defines {node.name}, which the package has"
+    cells = json.loads((notebooks.FOLDER / f"{name}.ipynb").read_text())["cells"]
+    for cell in cells:
+        if cell["cell_type"] == "markdown":
+            text = cell["source"] if isinstance(cell["source"], str) else "".join(cell["source"])
+            assert len(text.splitlines()) <= 24, f"a text cell of {name} is too long"
+
+
+@pytest.mark.parametrize("name", COMMITTED)
+def test_formulas_can_be_set_without_a_browser(name: str) -> None:
+    from replication.pages import with_formulas
+
+    for cell in json.loads((notebooks.FOLDER / f"{name}.ipynb").read_text())["cells"]:
+        if cell["cell_type"] == "markdown":
+            with_formulas(cell["source"] if isinstance(cell["source"], str) else "".join(cell["source"]))
