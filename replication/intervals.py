@@ -115,7 +115,7 @@ def bootstrap(
     if b is None and seeds == 1:
         return Estimate(float(a.mean()), *wilson(round(a.sum()), items), 1, items)
 
-    weight_items = rng.multinomial(items, np.full(items, 1 / items), size=resamples) / items
+    weight_items = _counts(rng, resamples, items) / items
     draws = np.zeros(resamples)
     item_means = np.zeros(items)
     components: list[tuple[float, int]] = []
@@ -123,8 +123,7 @@ def bootstrap(
         rows = matrix.shape[0]
         weight_seeds = np.full((resamples, rows), 1 / rows)
         if rows > 1:
-            counts = rng.multinomial(rows, np.full(rows, 1 / rows), size=resamples)
-            weight_seeds += np.sqrt(rows / (rows - 1)) * (counts - 1) / rows
+            weight_seeds += np.sqrt(rows / (rows - 1)) * (_counts(rng, resamples, rows) - 1) / rows
             components.append((float(matrix.mean(axis=1).var(ddof=1)) / rows, rows - 1))
         draws += sign * np.einsum("bs,si,bi->b", weight_seeds, matrix, weight_items, optimize=True)
         item_means += sign * matrix.mean(axis=0)
@@ -152,6 +151,13 @@ def mean_over_seeds(values: ArrayLike) -> Estimate:
     half = stats.t.ppf(0.5 + LEVEL / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
     mean = values.mean()
     return Estimate(float(mean), float(mean - half), float(mean + half), len(values), 0)
+
+
+def _counts(rng: np.random.Generator, resamples: int, n: int) -> np.ndarray:
+    """How often each of n was drawn in n draws with replacement, a row per resample; several times faster than a multinomial."""
+    draws = rng.integers(0, n, size=(resamples, n))
+    draws += n * np.arange(resamples)[:, None]
+    return np.bincount(draws.ravel(), minlength=resamples * n).reshape(resamples, n)
 
 
 def _stretch(components: Sequence[tuple[float, int]]) -> float:

@@ -1,0 +1,334 @@
+"""Verdicts on made-up tables whose answer is known, and on tables that lack, repeat or contradict something."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import synthetic_tables
+
+from replication.claims import Claim, load_claims
+from replication.errors import UserError
+from replication.intervals import holm
+from replication.statistics import VERDICTS, verdicts
+
+CLAIMS = Path(__file__).resolve().parent.parent / "data" / "claims.yaml"
+CONTRACT = ["claim", "paper_value", "value", "low", "high", "seeds", "items", "verdict"]
+
+
+def _judge(tables: dict[str, pd.DataFrame], *ids: str) -> pd.DataFrame:
+    """Verdicts by claim; with ids only theirs, which is quicker and changes none (a test below)."""
+    claims = [claim for claim in load_claims(CLAIMS) if not ids or claim.id in ids]
+    return verdicts(claims, tables).set_index("claim")
+
+
+def _with(method: str, rate: float, task: str = "word_problems", **options) -> dict[str, pd.DataFrame]:
+    accuracy = {name: dict(rates) for name, rates in synthetic_tables.ACCURACY.items()}
+    accuracy[task][method] = rate
+    return synthetic_tables.headline(accuracy=accuracy, **options)
+
+
+def _paper(**options) -> dict[str, pd.DataFrame]:
+    return synthetic_tables.headline(
+        profile="paper", model="Qwen/Qwen2-1.5B", tasks=("svamp", "multiplication"), items=300, **options
+    )
+
+
+def test_the_nine_claims_of_the_paper_are_there_and_marked():
+    claims = load_claims(CLAIMS)
+    paper = [claim for claim in claims if claim.scale == "paper"]
+    assert [claim.id for claim in paper] == [f"C{n}" for n in range(1, 10)]
+    assert all(claim.mark == "P" for claim in paper)
+    nano = [claim for claim in claims if claim.scale == "nano"]
+    assert {claim.counterpart for claim in nano} == {f"C{n}" for n in (1, 2, 3, 4, 5, 6, 7, 9)}
+    # A nano claim is ours: nothing in its row may read as the paper's number.
+    assert all(claim.mark == "own" and claim.paper_value is None and claim.paper_exact is None for claim in nano)
+    assert [claim.id for claim in claims if claim.by_design] == ["N1", "N5"]
+
+
+def test_counterparts_are_judged_by_the_rule_of_the_paper_claim():
+    claims = {claim.id: claim for claim in load_claims(CLAIMS)}
+    for claim in claims.values():
+        if claim.counterpart:
+            other = claims[claim.counterpart]
+            assert (claim.rule, claim.threshold, claim.upper, claim.methods, claim.measure) == (
+                (other.rule, other.threshold, other.upper, other.methods, other.measure)
+            )
+
+
+def test_columns_and_words_of_the_contract():
+    result = verdicts(CLAIMS, synthetic_tables.headline())
+    assert list(result.columns[:8]) == CONTRACT
+    assert set(result["verdict"]) <= set(VERDICTS) == {"supported", "not supported", "inconclusive", "not run", "by design"}
+    measured = result[result["low"].notna()]
+    assert ((measured["low"] <= measured["value"]) & (measured["value"] <= measured["high"])).all()
+
+
+@pytest.mark.parametrize("tables", [{}, {"runs": pd.DataFrame(), "items": pd.DataFrame(), "curves": pd.DataFrame()}])
+def test_without_runs_every_claim_reads_not_run_and_no_number(tables: dict[str, pd.DataFrame]):
+    result = verdicts(CLAIMS, tables)
+    assert set(result["verdict"]) == {"not run"}
+    assert result[["value", "low", "high", "seeds", "items", "p", "p_holm", "diverged"]].isna().all(axis=None)
+
+
+def test_nano_tables_say_nothing_about_qwen_and_the_other_way_round():
+    nano, paper = _judge(synthetic_tables.headline()), _judge(_paper())
+    for result, scale in ((nano, "paper"), (paper, "nano")):
+        assert set(result[result["scale"] == scale]["verdict"]) == {"not run"}
+    assert (nano.loc[nano["scale"] == "nano", "verdict"] != "not run").all()
+    # Memory alone is not in these tables.
+    assert paper.index[(paper["scale"] == "paper") & (paper["verdict"] == "not run")].tolist() == ["C8"]
+
+
+@pytest.mark.parametrize(
+    ("profile", "model"), [("smoke", "nano"), ("paper", "nano"), ("paper", "Qwen/Qwen2-1.5B-Instruct"), ("nano", "other")]
+)
+def test_smoke_dry_runs_and_other_models_are_no_evidence(profile: str, model: str):
+    tables = synthetic_tables.headline(profile=profile, model=model, tasks=("word_problems", "multiplication", "svamp"))
+    assert set(verdicts(CLAIMS, tables)["verdict"]) == {"not run"}
+
+
+def test_a_resolved_path_of_the_paper_model_is_evidence():
+    tables = _paper()
+    tables["runs"]["model"] = "/cache/models--Qwen--Qwen2-1.5B/snapshots/8a16abf2"
+    assert _judge(tables, "C3").loc["C3", "verdict"] != "not run"
+
+
+@pytest.mark.parametrize(("rate", "verdict"), [(0.85, "supported"), (0.72, "inconclusive"), (0.50, "not supported")])
+def test_over_seventy_percent(rate: float, verdict: str):
+    row = _judge(_with("s_grpo", rate), "N2").loc["N2"]
+    assert row["verdict"] == verdict
+    assert row["value"] == pytest.approx(100 * rate, abs=3)
+    assert (row["seeds"], row["items"], row["unit"]) == (3, 300, "%")
+
+
+@pytest.mark.parametrize(("gain", "verdict"), [(-0.05, "supported"), (0.06, "inconclusive"), (0.30, "not supported")])
+def test_full_grpo_does_not_improve(gain: float, verdict: str):
+    accuracy = {task: rates | {"grpo": rates["base"] - 0.03} for task, rates in synthetic_tables.ACCURACY.items()}
+    accuracy["word_problems"]["grpo"] = 0.46 + gain
+    row = _judge(synthetic_tables.headline(accuracy=accuracy), "N4").loc["N4"]
+    assert row["verdict"] == verdict
+    assert row["verdict"] != "supported" or row["high"] < 5
+
+
+def test_a_claim_about_both_tasks_falls_with_one_of_them_and_shows_it():
+    row = _judge(_with("grpo", 0.46), "N4").loc["N4"]  # multiplication still rises from 9 to 62 %
+    assert row["verdict"] == "not supported"
+    assert "shown: GRPO on multiplication" in row["note"] and "GRPO on word problems" in row["note"]
+    assert row["value"] == pytest.approx(53, abs=3)
+
+
+def test_a_task_that_was_not_run_is_named():
+    row = _judge(synthetic_tables.headline(tasks=("word_problems",)), "N4").loc["N4"]
+    assert "judged without what was not measured: GRPO on multiplication" in row["note"]
+
+
+@pytest.mark.parametrize(
+    ("sparse", "less_kl", "verdict"),
+    [(0.90, True, "supported"), (0.90, False, "not supported"), (0.60, True, "not supported"), (0.80, True, "inconclusive")],
+)
+def test_sparse_beats_full_only_with_less_drift(sparse: float, less_kl: bool, verdict: str):
+    accuracy = synthetic_tables.ACCURACY | {
+        "word_problems": {"base": 0.46, "grpo": 0.80, "s_grpo": sparse, "t_spmo": sparse},
+    }
+    tables = synthetic_tables.headline(accuracy=accuracy, seeds=5)
+    runs = tables["runs"]
+    if not less_kl:
+        sign = runs["method"].isin(["s_grpo", "t_spmo"])
+        runs.loc[sign, "kl_to_base"] += 1.0
+        runs.loc[sign, "train_accuracy"] += 0.3
+    assert _judge(tables, "N9").loc["N9", "verdict"] == verdict
+
+
+def test_sparse_beats_full_is_not_judged_without_any_measure_of_drift():
+    tables = synthetic_tables.headline(accuracy=synthetic_tables.ACCURACY | {
+        "word_problems": {"base": 0.46, "grpo": 0.60, "s_grpo": 0.9, "t_spmo": 0.9},
+    })  # fmt: skip
+    tables["runs"] = tables["runs"].drop(columns=["kl_to_base", "train_accuracy"])
+    assert _judge(tables, "N9").loc["N9", "verdict"] == "not run"
+
+
+def test_by_design_is_no_evidence_and_a_broken_design_is_told():
+    assert _judge(synthetic_tables.headline(), "N1").loc["N1", "verdict"] == "by design"
+    assert _judge(synthetic_tables.headline(), "N5").loc["N5", "verdict"] == "by design"
+    row = _judge(_with("base", 0.20), "N1").loc["N1"]
+    assert row["verdict"] == "not supported" and "by design" in row["note"]
+
+
+def test_kept_fraction_is_that_of_the_runs_and_with_one_seed_that_of_the_steps():
+    tables = synthetic_tables.headline(seeds=3)
+    row = _judge(tables, "N6").loc["N6"]
+    assert row["verdict"] == "supported" and row["value"] == pytest.approx(0.6, abs=0.05)
+    alone = synthetic_tables.headline(seeds=1)
+    row = _judge(alone, "N6").loc["N6"]
+    assert row["verdict"] == "supported" and "steps" in row["note"]
+    del alone["curves"]
+    row = _judge(alone, "N6").loc["N6"]
+    assert row["verdict"] == "inconclusive" and np.isnan(row["low"]) and row["value"] == pytest.approx(0.6, abs=0.05)
+
+
+def test_one_seed_is_judged_over_items_and_says_so():
+    row = _judge(synthetic_tables.headline(seeds=1), "N2").loc["N2"]
+    assert row["seeds"] == 1 and "one seed" in row["note"] and row["low"] < row["value"] < row["high"]
+
+
+def test_memory_is_the_most_any_run_held():
+    tables = _paper(seeds=1)
+    run_ids = tables["runs"].loc[tables["runs"]["method"] != "base", "run_id"]
+    for peak, verdict in ((39e9, "supported"), (41e9, "not supported")):
+        tables["timings"] = pd.DataFrame({"run_id": run_ids, "peak_gpu_bytes": [peak, *[20e9] * (len(run_ids) - 1)]})
+        row = _judge(tables, "C8").loc["C8"]
+        assert (row["verdict"], row["value"]) == (verdict, peak / 1e9)
+    tables["timings"] = pd.DataFrame({"run_id": run_ids, "peak_gpu_bytes": np.nan})
+    assert _judge(tables, "C8").loc["C8", "verdict"] == "not run"
+
+
+def test_diverged_runs_count_at_their_last_checkpoint():
+    tables = _with("t_spmo", 0.80)
+    before = _judge(tables, "N3").loc["N3"]
+    runs, items = tables["runs"], tables["items"]
+    name = synthetic_tables.run_id("nano", "word_problems", "t_spmo", 0)
+    runs.loc[runs["run_id"] == name, ["status", "accuracy"]] = ["diverged", 0.0]
+    items.loc[items["run_id"] == name, "correct"] = 0
+    row = _judge(tables, "N3").loc["N3"]
+    assert row["diverged"] == 1 and row["seeds"] == 3
+    assert row["value"] < before["value"] - 20 and row["verdict"] != "supported"
+
+
+def test_a_diverged_run_without_a_checkpoint_cannot_be_left_out_for_a_better_mean():
+    tables = _with("t_spmo", 0.85)
+    name = synthetic_tables.run_id("nano", "word_problems", "t_spmo", 0)
+    runs = tables["runs"]
+    runs.loc[runs["run_id"] == name, "status"] = "diverged"
+    runs.loc[runs["run_id"] == name, "accuracy"] = np.nan
+    tables["items"] = tables["items"][tables["items"]["run_id"] != name]
+    row = _judge(tables, "N3").loc["N3"]
+    assert row["verdict"] == "inconclusive" and "diverged" in row["note"] and row["diverged"] == 1
+
+
+def test_failed_and_pending_runs_are_missing_not_zero():
+    tables = _with("s_grpo", 0.85)
+    runs = tables["runs"]
+    name = synthetic_tables.run_id("nano", "word_problems", "s_grpo", 1)
+    runs.loc[runs["run_id"] == name, ["status", "accuracy"]] = ["failed", np.nan]
+    row = _judge(tables, "N2").loc["N2"]
+    assert row["seeds"] == 2 and row["value"] > 80 and "1 planned runs unfinished" in row["note"]
+    runs.loc[runs["method"] == "s_grpo", ["status", "accuracy"]] = ["pending", np.nan]
+    assert _judge(tables, "N2").loc["N2", "verdict"] == "not run"
+
+
+def test_ablation_rows_never_feed_a_headline_claim():
+    tables = synthetic_tables.headline(seeds=3)
+    extra = tables["runs"].assign(ablation="lora_rank", accuracy=0.01, kept_fraction=0.99)
+    tables_2 = tables | {"runs": pd.concat([tables["runs"], extra], ignore_index=True)}
+    pd.testing.assert_frame_equal(verdicts(CLAIMS, tables), verdicts(CLAIMS, tables_2))
+
+
+def test_the_order_of_rows_does_not_matter():
+    tables = synthetic_tables.headline()
+    shuffled = {name: frame.sample(frac=1, random_state=3) for name, frame in tables.items()}
+    pd.testing.assert_frame_equal(verdicts(CLAIMS, tables), verdicts(CLAIMS, shuffled))
+
+
+def test_the_order_and_number_of_claims_change_no_interval():
+    tables, claims = synthetic_tables.headline(), load_claims(CLAIMS)
+    alone = verdicts([claim for claim in claims if claim.id == "N2"], tables).iloc[0]
+    assert (alone["low"], alone["high"]) == tuple(_judge(tables).loc["N2", ["low", "high"]])
+
+
+def test_tables_read_back_from_csv_judge_alike():
+    tables = synthetic_tables.headline()
+    back = {}
+    for name, frame in tables.items():
+        text = frame.to_csv(index=False, float_format="%.6g")
+        back[name] = pd.read_csv(io.StringIO(text), dtype={"run_id": str, "item_id": str})
+    a, b = verdicts(CLAIMS, tables), verdicts(CLAIMS, back)
+    pd.testing.assert_series_equal(a["verdict"], b["verdict"])
+    np.testing.assert_allclose(a["high"], b["high"], rtol=1e-4)
+
+
+@pytest.mark.parametrize("spelling", [bool, str, lambda value: str(bool(value)), float])
+def test_right_and_wrong_may_be_spelled_as_any_csv_does(spelling):
+    tables = synthetic_tables.headline(items=60)
+    spelled = tables | {"items": tables["items"].assign(correct=tables["items"]["correct"].map(spelling))}
+    pd.testing.assert_frame_equal(verdicts(CLAIMS, tables), verdicts(CLAIMS, spelled))
+
+
+def test_tables_are_left_as_they_were():
+    tables = synthetic_tables.headline(items=60)
+    copies = {name: frame.copy() for name, frame in tables.items()}
+    verdicts(CLAIMS, tables)
+    for name, frame in tables.items():
+        pd.testing.assert_frame_equal(frame, copies[name])
+
+
+def test_holm_runs_over_the_judged_differences_of_a_scale():
+    result = _judge(synthetic_tables.headline(seeds=5))
+    judged = result[result["p"].notna()]
+    assert judged.index.tolist() == ["N4", "N7", "N9", "N9m"]
+    assert judged["p_holm"].tolist() == pytest.approx(holm(judged["p"].tolist()))
+
+
+@pytest.mark.parametrize(
+    ("name", "column"), [("runs", "ablation"), ("runs", "profile"), ("runs", "accuracy"), ("items", "correct")]
+)
+def test_a_missing_column_is_named(name: str, column: str):
+    tables = synthetic_tables.headline(items=20)
+    tables[name] = tables[name].drop(columns=column)
+    with pytest.raises(UserError, match=f"{name}.csv has no column {column}"):
+        verdicts(CLAIMS, tables)
+
+
+def test_tables_that_contradict_themselves_are_refused():
+    tables = synthetic_tables.headline(items=40)
+    run = tables["runs"]["run_id"].iloc[1]
+    with pytest.raises(UserError, match="in items.csv: rebuild"):
+        verdicts(CLAIMS, tables | {"runs": tables["runs"].assign(accuracy=0.123)})
+    with pytest.raises(UserError, match="twice"):
+        verdicts(CLAIMS, tables | {"items": pd.concat([tables["items"], tables["items"].head(1)])})
+    with pytest.raises(UserError, match="two full_vs_sparse runs"):
+        verdicts(CLAIMS, tables | {"runs": pd.concat([tables["runs"], tables["runs"][tables["runs"]["run_id"] == run]])})
+    with pytest.raises(UserError, match="must be 0 or 1"):
+        verdicts(CLAIMS, tables | {"items": tables["items"].assign(correct=2)})
+    with pytest.raises(UserError, match="schema_version 2"):
+        verdicts(CLAIMS, tables | {"curves": tables["curves"].assign(schema_version=2)})
+
+
+_GOOD = {
+    "id": "X", "mark": "own", "scale": "nano", "text": "t", "measure": "accuracy", "methods": ["grpo"],
+    "tasks": ["word_problems"], "rule": "above", "threshold": 50,
+}  # fmt: skip
+
+
+def test_claims_may_be_a_path_parsed_content_or_objects():
+    tables = synthetic_tables.headline(items=60)
+    rows = [verdicts(form, tables) for form in ({"schema_version": 1, "claims": [_GOOD]}, [_GOOD], [Claim(**_GOOD)])]
+    assert all(row.equals(rows[0]) for row in rows) and rows[0]["verdict"].tolist() == ["supported"]
+
+
+def test_the_number_of_a_reader_who_has_the_paper_is_shown():
+    result = verdicts([_GOOD | {"paper_value": "over 50", "paper_exact": 53.3}], {})
+    assert result["paper_value"].tolist() == [53.3]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"schema_version": 2, "claims": []}, "schema_version 2"),
+        ({"claims": []}, "schema_version None"),
+        ({"schema_version": 1}, "under the key `claims`"),
+        ([_GOOD | {"treshold": 3}], "claim X: treshold"),
+        ([_GOOD | {"rule": "between"}], "claim X.*upper"),
+        ([_GOOD | {"measure": "accuracy_difference"}], "claim X.*two methods"),
+        ([_GOOD, _GOOD], "claim id X occurs twice"),
+        (["C1"], "claim number 1"),
+        ("no/such/claims.yaml", "cannot read the claims file"),
+    ],
+)
+def test_claims_that_cannot_be_read_say_why_in_one_line(content: object, message: str):
+    with pytest.raises(UserError, match=message) as caught:
+        verdicts(content, {})
+    assert "\n" not in str(caught.value)
