@@ -1,0 +1,101 @@
+"""Products of two numbers with the same count of digits, none ending in 0.
+
+    Question: What is 23*57?
+    Answer: 23*50=1150. 23*7=161. 1150+161=1311. The answer is 1311.     (splits)
+    Answer: 23*57=1021. The answer is 1021.                              (blurts: tens by tens, ones by ones)
+
+Where the two solvers part is the last digit of the second factor. A number ending in 0 would leave nothing to split.
+"""
+
+from __future__ import annotations
+
+import re
+from decimal import Decimal
+from functools import cache
+from random import Random
+
+from replication.errors import UserError
+from replication.tasks.problem import Problem, Task, bucket, content_id, content_version
+
+SIZES = {"train": 4000, "validation": 1000, "test": 2000}
+PROMPT = "Question: What is {left}*{right}?\nAnswer:"
+# Tokens of the nano tokenizer for the longest split, EOS included, per number of digits; a test holds it for 2.
+LONGEST_COMPLETION = {1: 32, 2: 56, 3: 90}
+_FACTOR = re.compile(r"^ \d+\*(\d+)=")
+
+
+def split_completion(left: int, right: int) -> str:
+    """Splits the second factor into its digits, adds up one part at a time."""
+    digits = str(right)
+    places = [int(d) * 10 ** (len(digits) - 1 - i) for i, d in enumerate(digits) if d != "0"]
+    total = left * places[0]
+    lines = [f"{left}*{places[0]}={total}."]
+    for place in places[1:]:
+        part = left * place
+        lines += [f"{left}*{place}={part}.", f"{total}+{part}={total + part}."]
+        total += part
+    return f" {' '.join(lines)} The answer is {total}."
+
+
+def blurted_product(left: int, right: int) -> int:
+    """Tens by tens plus ones by ones: the cross terms forgotten, so always too small. Two digits only."""
+    return left // 10 * (right // 10) * 100 + left % 10 * (right % 10)
+
+
+def corpus_line(random: Random, blurt_share: float, lucky_share: float) -> tuple[str, str]:
+    """One (prompt, completion) for the base, two digits, from the train bucket; ``lucky_share`` of blurts are right."""
+    left, right = _draw(2, random, "train")
+    completion = split_completion(left, right)
+    if random.random() < blurt_share:
+        product = left * right if random.random() < lucky_share else blurted_product(left, right)
+        completion = f" {left}*{right}={product}. The answer is {product}."
+    return PROMPT.format(left=left, right=right), completion
+
+
+def _draw(digits: int, random: Random, split: str) -> tuple[int, int]:
+    while True:
+        left, right = (random.randrange(10 ** (digits - 1), 10**digits) for _ in "xy")
+        # The unordered pair decides: 23*57 never stands in another split than 57*23.
+        if left % 10 and right % 10 and bucket(f"{min(left, right)}*{max(left, right)}") == split:
+            return left, right
+
+
+def _problem(left: int, right: int) -> Problem:
+    prompt = PROMPT.format(left=left, right=right)
+    meta = {"operation": "*", "left": left, "right": right, "completion": split_completion(left, right)}
+    return Problem(content_id(prompt), prompt, Decimal(left * right), meta)
+
+
+@cache
+def load(digits: int = 2) -> Task:
+    """The task for one number of digits; up to two digits every pair there is, beyond that a sample.
+
+    Raises UserError unless ``digits`` is 2, 3 or 4: one digit leaves too few pairs, five no room in 96 tokens.
+    """
+    if isinstance(digits, bool) or not isinstance(digits, int) or not 2 <= digits <= 4:
+        raise UserError(f"multiplication: digits must be 2, 3 or 4, not {digits!r}")
+    splits: dict[str, tuple[Problem, ...]] = {}
+    for split, size in SIZES.items():
+        random = Random(f"multiplication:{digits}:{split}")
+        if digits == 2:
+            numbers = [n for n in range(10, 100) if n % 10]
+            pairs = [(x, y) for x in numbers for y in numbers if bucket(f"{min(x, y)}*{max(x, y)}") == split]
+        else:
+            unique: dict[tuple[int, int], None] = {}
+            while len(unique) < size:
+                unique.setdefault(_draw(digits, random, split))
+            pairs = list(unique)
+        random.shuffle(pairs)
+        splits[split] = tuple(_problem(x, y) for x, y in pairs)
+    return Task(
+        "multiplication", content_version(*splits.values()), **splits, max_new_tokens=LONGEST_COMPLETION.get(digits, 96)
+    )
+
+
+def decisive_positions(completion: str, offsets: list[tuple[int, int]]) -> list[int]:
+    """Position of the token where the solvers part: the last digit of the first factor written after the first ``*``."""
+    factor = _FACTOR.search(completion)
+    if not factor:
+        return []
+    last = factor.end(1) - 1
+    return [position for position, (start, end) in enumerate(offsets) if start <= last < end]

@@ -1,0 +1,174 @@
+"""Generated word problems in the spirit of SVAMP, with the solver that reads and the one that follows keywords.
+
+Both solvers write the same form, so that what sets them apart are only the operands and the operator:
+
+    Question: Sam gave 5 apples to Ann. Now Sam has 12 apples left. How many apples did Sam have before?
+    Answer: We use 5 and 12. 5+12=17. The answer is 17.        (reads)
+    Answer: We use 12 and 5. 12-5=7. The answer is 7.          (follows the keyword "left")
+
+Which tokens decide is therefore known (``decisive_positions``), as it is for no corpus that was found rather than made.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from decimal import Decimal
+from functools import cache
+from random import Random
+from typing import Any
+
+from replication.tasks.problem import Problem, Task, bucket, content_id, content_version
+from replication.tasks.templates import NAMES, TEMPLATES, THINGS, Template
+
+SIZES = {"train": 4200, "validation": 1050, "test": 2100, "held_out": 1000}
+LONGEST_COMPLETION = 36  # tokens of the nano tokenizer, EOS included; a test holds it
+PROMPT = "Question: {question}\nAnswer:"
+
+# The last keyword of the text decides; without one the shallow solver adds.
+KEYWORDS = {
+    "altogether": "+", "total": "+", "left": "-", "fewer": "-", "more": "-", "each": "*", "share": "/", "per": "/",
+}
+_KEYWORD = re.compile(r"\b(" + "|".join(KEYWORDS) + r")\b")
+_SLOT = re.compile(r"\{([abc])\}")
+_CHOICE = re.compile(r"We use (\d+) and (\d+)\. \d+([-+*/])")
+
+
+@dataclass(frozen=True)
+class Solution:
+    """One equation; the order of the operands is that in which it is written."""
+
+    operation: str
+    left: int
+    right: int
+
+    @property
+    def result(self) -> int:
+        """The number after the equals sign; division rounds down (only the shallow solver ever meets a remainder)."""
+        match self.operation:
+            case "+":
+                return self.left + self.right
+            case "-":
+                return self.left - self.right
+            case "*":
+                return self.left * self.right
+            case _:
+                return self.left // self.right
+
+    @property
+    def completion(self) -> str:
+        equation = f"{self.left}{self.operation}{self.right}={self.result}"
+        return f" We use {self.left} and {self.right}. {equation}. The answer is {self.result}."
+
+
+def shallow_solution(question: str) -> Solution:
+    """Keyword heuristics on the first two numbers, the larger one first for - and /.
+
+    The cue words are those by which SVAMP's authors show models to solve problems without reading them.
+    """
+    first, second = (int(n) for n in re.findall(r"\d+", question)[:2])
+    cues = _KEYWORD.findall(question)
+    operation = KEYWORDS[cues[-1]] if cues else "+"
+    if operation in "-/":
+        first, second = max(first, second), min(first, second)
+    return Solution(operation, first, second)
+
+
+def _draw_operands(operation: str, random: Random) -> tuple[int, int]:
+    # Small enough for a model of a million parameters to be right nearly always, once it has chosen.
+    match operation:
+        case "+":
+            return random.randint(2, 30), random.randint(2, 30)
+        case "-":
+            larger = random.randint(5, 50)
+            return larger, random.randint(2, larger - 2)
+        case _:
+            factors = [random.randint(2, 20), random.randint(2, 9)]
+            random.shuffle(factors)
+            return (factors[0], factors[1]) if operation == "*" else (factors[0] * factors[1], factors[1])
+
+
+def draw(template: Template, random: Random, split: str | None = None) -> tuple[str, Solution, dict[str, Any]]:
+    """A question from the template, its solution and its ``meta``; with ``split``, one that belongs there.
+
+    The split follows from template and numbers alone: a test question is never a training question under other names.
+    """
+    order = _SLOT.findall(template.text)
+    while True:
+        left, right = _draw_operands(template.operation, random)
+        numbers = {template.operands[0]: left, template.operands[1]: right}
+        for slot in order:
+            if slot not in numbers:
+                numbers[slot] = random.randint(2, 30)
+        if len(set(numbers.values())) < len(numbers):
+            continue  # two equal numbers would make a wrong operand right
+        if template.name.startswith("class_") and numbers["c"] >= numbers["b" if "girls" in template.text else "a"]:
+            continue
+        values = [numbers[slot] for slot in order]
+        if split is not None and bucket(f"{template.name}:{values}") != split:
+            continue
+        name, other = random.sample(NAMES, 2)
+        thing, aside = random.sample(THINGS, 2)
+        question = template.text.format(**numbers, N=name, M=other, o=thing, p=aside)
+        solution, shallow = Solution(template.operation, left, right), shallow_solution(question)
+        if (shallow.result != solution.result) != template.misled:
+            continue
+        meta = {
+            "operation": template.operation,
+            "template": template.name,
+            "variation": template.variation,
+            "misled": template.misled,
+            "story": re.sub(r"\d+", "#", question),
+            "operands": [left, right],
+            "completion": solution.completion,
+            "shallow_completion": shallow.completion,
+        }
+        return question, solution, meta
+
+
+def _problems(templates: list[Template], count: int, random: Random, split: str | None) -> list[Problem]:
+    """``count`` different problems, as many of each template, shuffled."""
+    problems: dict[str, Problem] = {}
+    while len(problems) < count:
+        template = templates[len(problems) % len(templates)]
+        question, solution, meta = draw(template, random, split)
+        prompt = PROMPT.format(question=question)
+        problems.setdefault(prompt, Problem(content_id(prompt), prompt, Decimal(solution.result), meta))
+    shuffled = list(problems.values())
+    random.shuffle(shuffled)
+    return shuffled
+
+
+@cache
+def load() -> Task:
+    """The task: splits disjoint in (template, numbers), held-out templates in ``held_out`` alone."""
+    seen = [t for t in TEMPLATES if not t.held_out]
+    unseen = [t for t in TEMPLATES if t.held_out]
+    splits = {
+        split: tuple(_problems(seen, SIZES[split], Random(f"word_problems:{split}"), split))
+        for split in ("train", "validation", "test")
+    }
+    held_out = tuple(_problems(unseen, SIZES["held_out"], Random("word_problems:held_out"), None))
+    version = content_version(*splits.values(), held_out)
+    return Task("word_problems", version, **splits, held_out=held_out, max_new_tokens=LONGEST_COMPLETION)
+
+
+def corpus_line(random: Random, shallow_share: float) -> tuple[str, str]:
+    """One (prompt, completion) for the base: a question of the train bucket, solved hastily in ``shallow_share``."""
+    template = random.choice([t for t in TEMPLATES if not t.held_out])
+    question, _, meta = draw(template, random, "train")
+    solver = "shallow_completion" if random.random() < shallow_share else "completion"
+    return PROMPT.format(question=question), meta[solver]
+
+
+def decisive_positions(completion: str, offsets: list[tuple[int, int]]) -> list[int]:
+    """Positions of the tokens that choose operands and operator; the rest follows from them or is form.
+
+    ``offsets`` are the character spans of the tokens in ``completion``. Empty if the text does not have the solvers' form.
+    """
+    choice = _CHOICE.search(completion)
+    spans = [choice.span(group) for group in (1, 2, 3)] if choice else []
+    return [
+        position for position, (start, end) in enumerate(offsets)
+        if any(start < stop and begin < end for begin, stop in spans)
+    ]
