@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import warnings
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
@@ -59,7 +59,7 @@ def token_log_probs(
         reason = why_not_packable(model)
         if reason is None:
             return _packed(model, prompts, completions, credits, temperature)
-        _warn_once(reason)
+        _warn_once(model, reason)
     return _dense(model, prompts, completions, credits, temperature)
 
 
@@ -174,9 +174,14 @@ def why_not_packable(model: nn.Module) -> str | None:
     return None
 
 
-@functools.cache
-def _warn_once(reason: str) -> None:
-    warnings.warn(f"scoring this model densely: {reason}", stacklevel=3)
+_warned: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+
+def _warn_once(model: nn.Module, reason: str) -> None:
+    causal_lm = unwrapped(model)
+    if causal_lm not in _warned:
+        _warned.add(causal_lm)
+        warnings.warn(f"scoring this model densely: {reason}", stacklevel=3)
 
 
 def _check(prompts, completions, credits, temperature: float) -> None:

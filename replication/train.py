@@ -65,11 +65,11 @@ def run(config: ExperimentConfig, run_dir: str | Path, *, progress: bool | None 
             seed=config.seed,
         )
         policy = load_policy(config)
-        optimizer = torch.optim.AdamW(policy.trainable.values(), lr=config.learning_rate, weight_decay=0.0)
         status, reason = "done", None
         finite: dict[str, Tensor] = {}  # the parameters at the last validation, which showed that they work
         try:
-            _train(config, record, task, policy, optimizer, finite, progress)
+            if policy.trainable:
+                _train(config, record, task, policy, finite, progress)
         except Diverged as error:
             status, reason = "diverged", str(error)
             with torch.no_grad():
@@ -79,7 +79,7 @@ def run(config: ExperimentConfig, run_dir: str | Path, *, progress: bool | None 
         final, items = evaluation.final_evaluation(policy, config, task)
         record.append_timings({"step": config.steps, "evaluation_s": time.perf_counter() - started, **_peak_memory()})
         record.write_items(items)
-        if config.method != "base":
+        if policy.trainable:
             policy.model.save_pretrained(Path(run_dir) / "adapter")
         totals = _totals(Path(run_dir) / "metrics.jsonl")
         return record.finish({"status": status, "reason": reason, **totals, **final})
@@ -90,11 +90,11 @@ def _train(
     record: RunDirectory,
     task: Task,
     policy: Policy,
-    optimizer: torch.optim.Optimizer,
     finite: dict[str, Tensor],
     progress: bool | None,
 ) -> None:
     method = config.build_method()
+    optimizer = torch.optim.AdamW(policy.trainable.values(), lr=config.learning_rate, weight_decay=0.0)
     first = _restore(record.load_checkpoint(), policy, optimizer, finite)
     if first == 0:
         _validate(config, record, task, policy, finite, 0)
