@@ -11,7 +11,7 @@ import pandas as pd
 
 from replication.claims import Claim, load_claims
 from replication.errors import UserError
-from replication.evidence import Evidence, Tables
+from replication.evidence import Evidence, Tables, table
 from replication.intervals import (
     Estimate,
     bootstrap,
@@ -38,6 +38,7 @@ __all__ = [
     "paired_tests",
     "seed_spread",
     "sign_test",
+    "tuning",
     "verdicts",
     "wilson",
 ]
@@ -114,6 +115,42 @@ def paired_tests(tables: Tables, scale: str = "nano") -> pd.DataFrame:
             for pair, adjusted in zip(pairs, holm([pair["p"] for pair in pairs]), strict=True):
                 rows.append(pair | {"p_holm": adjusted})
     return pd.DataFrame(rows, columns=["task", "a", "b", "seed", "items", "only_a", "only_b", "p", "p_holm"])
+
+
+def tuning(tables: Tables) -> pd.DataFrame:
+    """What the ablation learning_rate chose: every method at every rate, judged on the validation split alone.
+
+    Columns task, method, learning_rate, seeds, diverged, validation_accuracy, accuracy (means over seeds, fractions), chosen
+    (highest mean validation accuracy; at a tie the lower rate, which drifts less), and forgiving: highest divided by lowest
+    rate of the unbroken stretch of the grid around the chosen one that stays within 5 points of it on validation.
+    Diverged runs count at their last finite checkpoint; points without any validation accuracy cannot be chosen.
+    """
+    needed = ("ablation", "task", "method", "learning_rate", "seed", "status", "validation_accuracy", "accuracy")
+    runs = table(tables, "runs", ("run_id", *needed))
+    runs = runs[(runs["ablation"] == "learning_rate") & runs["status"].isin(["done", "diverged"])].copy()
+    columns = ["task", "method", "learning_rate", "seeds", "diverged", "validation_accuracy", "accuracy", "chosen", "forgiving"]
+    if runs.empty:
+        return pd.DataFrame(columns=columns)
+    for column in ("learning_rate", "validation_accuracy", "accuracy"):
+        runs[column] = pd.to_numeric(runs[column], errors="coerce")
+    runs["diverged"] = runs["status"] == "diverged"
+    points = runs.groupby(["task", "method", "learning_rate"], as_index=False).agg(
+        seeds=("seed", "nunique"),
+        diverged=("diverged", "sum"),
+        validation_accuracy=("validation_accuracy", "mean"),
+        accuracy=("accuracy", "mean"),
+    )
+    points["chosen"], points["forgiving"] = False, float("nan")
+    for _, group in points.groupby(["task", "method"]):
+        if group["validation_accuracy"].notna().any():
+            best = group["validation_accuracy"].idxmax()  # the first of equals, and rates are in rising order
+            near = group["validation_accuracy"] >= group.loc[best, "validation_accuracy"] - 0.05
+            # Stretches of neighbours that are all near share a number.
+            stretch = (near != near.shift()).cumsum()
+            rates = group.loc[stretch == stretch[best], "learning_rate"]
+            points.loc[best, "chosen"] = True
+            points.loc[group.index, "forgiving"] = rates.max() / rates.min()
+    return points[columns]
 
 
 def compare_tables(mine: Mapping[str, Any] | pd.DataFrame, committed: Mapping[str, Any] | pd.DataFrame) -> pd.DataFrame:

@@ -66,20 +66,22 @@ def headline(
     }
 
 
-def full(seeds: int = 5) -> dict[str, pd.DataFrame]:
-    """The headline and the three ablations, with one diverged run."""
+def full(seeds: int = 5, selectors: Sequence[str] = ("uniform", "earliest", "latest", "entropy")) -> dict[str, pd.DataFrame]:
+    """The headline and the three ablations; T-SPMO diverges at the highest learning rate."""
     tables = headline(seeds=seeds)
     rng = np.random.default_rng(21)
     rows = []
     base = ACCURACY["word_problems"]["base"]
-    fractions = (0.05, 0.1, 0.2, 0.42, 0.7, 1.0)
-    for selector, bonus in (("rule", 0.02), ("uniform", 0.0), ("earliest", 0.03), ("latest", -0.12), ("entropy", 0.01)):
-        for fraction in fractions:
-            for seed in range(seeds):
-                value = base + 0.42 * (1 - np.exp(-8 * fraction)) - 0.06 * fraction + bonus + 0.02 * rng.normal()
-                name = run_id("fraction", selector, fraction, seed)
-                row = _run(name, "token_fraction", "nano", "nano", "word_problems", "s_grpo", seed, value, rng, 300)
-                rows.append(row | {"selector": selector, "kept_fraction": fraction * (1 + 0.02 * rng.normal())})
+    points = [("s_grpo", "rule", kept) for kept in (0.14, 0.23, 0.42, 0.65)] + [("grpo", "all", 1.0), ("t_spmo", "trie", 0.006)]
+    points += [("s_grpo", selector, kept) for selector in selectors for kept in (0.05, 0.1, 0.2, 0.42, 0.7)]
+    bonus = {"rule": 0.02, "earliest": 0.03, "latest": -0.12, "entropy": 0.01, "trie": 0.3}
+    for method, selector, kept in points:
+        for seed in range(seeds):
+            value = base + 0.42 * (1 - np.exp(-8 * kept)) - 0.06 * kept + bonus.get(selector, 0.0) + 0.02 * rng.normal()
+            name = run_id("fraction", method, selector, kept, seed)
+            row = _run(name, "token_fraction", "nano", "nano", "word_problems", method, seed, value, rng, 300)
+            row |= {"selector": selector, "keep_probability": kept if method == "s_grpo" else np.nan}
+            rows.append(row | {"kept_fraction": kept * (1 + 0.02 * rng.normal()) if kept < 1 else 1.0})
     for method in METHODS[1:]:
         for rank in (0, 1, 2, 4, 8, 16, 32):
             for seed in range(seeds):
