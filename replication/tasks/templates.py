@@ -37,6 +37,8 @@ TEMPLATES: tuple[Template, ...] = (
              "{N} gave {a} {o} to {M}. Now {N} has {b} {o} left. How many {o} did {N} have before?"),
     Template("fewer_than_other", "+", "ab", True, "misleading_keyword",
              "{N} has {a} {o}. That is {b} fewer than {M} has. How many {o} does {M} have?"),
+    Template("more_than_other", "+", "ab", True, "misleading_keyword",
+             "{N} has {a} {o}. {M} has {b} more {o}. How many {o} does {M} have?"),
     Template("class_total", "+", "ab", False, "another_question",
              "There were {a} boys and {b} girls in a class. Then {c} girls went home. "
              "How many children were there before in total?"),
@@ -51,6 +53,8 @@ TEMPLATES: tuple[Template, ...] = (
              "{N} has {a} {o}. {M} has {b} {o}. How many more {o} does {N} have than {M}?"),
     Template("part_of_total", "-", "ab", True, "misleading_keyword",
              "{N} and {M} have {a} {o} altogether. {N} has {b} {o}. How many {o} does {M} have?"),
+    Template("missing", "-", "ab", True, "misleading_keyword",
+             "{N} wants {a} {o} in total. {N} has {b} {o}. How many {o} are missing?"),
     Template("class_girls", "-", "bc", True, "another_question",
              "There were {a} boys and {b} girls in a class. Then {c} girls went home. How many girls are left?"),
     # Multiplication

@@ -21,7 +21,7 @@ from typing import Any
 from replication.tasks.problem import Problem, Task, bucket, content_id, content_version
 from replication.tasks.templates import NAMES, TEMPLATES, THINGS, Template
 
-SIZES = {"train": 4200, "validation": 1050, "test": 2100, "held_out": 1000}
+SIZES = {"train": 4600, "validation": 1150, "test": 2300, "held_out": 1000}
 LONGEST_COMPLETION = 36  # tokens of the nano tokenizer, EOS included; a test holds it
 PROMPT = "Question: {question}\nAnswer:"
 
@@ -88,6 +88,16 @@ def _draw_operands(operation: str, random: Random) -> tuple[int, int]:
             return (factors[0], factors[1]) if operation == "*" else (factors[0] * factors[1], factors[1])
 
 
+def _reference_positions(left: int, right: int) -> list[int]:
+    """``decisive_positions`` of the reference in tokens of the nano base, without its tokenizer; a test holds them equal.
+
+    ' We', ' use', ' ', digits, ' and', ' ', digits, '.', ' ', digits of the left operand, operator.
+    """
+    first = range(3, 3 + len(str(left)))
+    second = range(first.stop + 2, first.stop + 2 + len(str(right)))
+    return [*first, *second, second.stop + 2 + len(first)]
+
+
 def draw(template: Template, random: Random, split: str | None = None) -> tuple[str, Solution, dict[str, Any]]:
     """A question from the template, its solution and its ``meta``; with ``split``, one that belongs there.
 
@@ -121,6 +131,7 @@ def draw(template: Template, random: Random, split: str | None = None) -> tuple[
             "story": re.sub(r"\d+", "#", question),
             "operands": [left, right],
             "completion": solution.completion,
+            "decisive_positions": _reference_positions(left, right),
             "shallow_completion": shallow.completion,
         }
         return question, solution, meta
