@@ -46,7 +46,7 @@ def full_vs_sparse(tables: Tables) -> Figure:
                 p.seed_dots(axis, place - 0.12, 100 * mine["accuracy"], colour, p.MARKERS[method], spread=0.16)
                 p.crosses(axis, place - 0.12, mine)
             # Above the interval, unless the interval reaches the top.
-            above = np.nanmax([high, value]) < 92
+            above = np.nanmax([high, value]) < 96
             edge = np.nanmax([high, value]) if above else np.nanmin([low, value])
             axis.annotate(
                 f"{value:.1f}", (centre, edge), xytext=(0, 3 if above else -3), textcoords="offset points",
@@ -92,7 +92,7 @@ def learning_curves(tables: Tables) -> Figure:
             axis.set_xlim(0, 1.02 * float(shown["step"].max()))
             axis.set_xlabel("optimizer step")
             axis.set_title(p.TASKS[task], loc="left")
-    p.legend_on_top(figure, axes)
+    p.legend_beside(figure, axes)
     trained = runs[runs["method"].isin(p.TRAINED)]
     text = (
         f"{p.scale_text(trained)} Lines: mean over {p.seeds_text(trained)}; bands: their lowest and highest. "
@@ -118,16 +118,16 @@ def cost(tables: Tables) -> Figure:
                 continue
             colour, marker = p.COLOURS[method], p.MARKERS[method]
             axis.scatter(
-                mine["tokens_in_loss"], 100 * mine["accuracy"], s=18, marker=marker, facecolors="white", edgecolors=colour, zorder=2
+                mine["tokens_in_loss"], 100 * mine["accuracy"], s=18, marker=marker, facecolors="none", edgecolors=colour, zorder=4
             )
             x, y = float(mine["tokens_in_loss"].mean()), float(100 * mine["accuracy"].mean())
-            axis.plot(x, y, marker, color=colour, markersize=8, zorder=3, label=p.LABELS[method])
+            axis.plot(x, y, marker, color=colour, alpha=0.5, markersize=9, zorder=3, label=p.LABELS[method])
         axis.set_xscale("log")
         p.whole_decades(axis, runs.loc[runs["task"] == task, "tokens_in_loss"])
         axis.set_xlabel("tokens in the loss, whole training (log scale)")
         axis.set_title(p.TASKS[task], loc="left")
         p.percent_axis(axis, "test accuracy (%)")
-    p.legend_on_top(figure, axes)
+    p.legend_beside(figure, axes)
     text = f"{p.scale_text(runs)} Filled: mean; hollow: seeds ({p.seeds_text(runs)}). Further left is cheaper, higher is better."
     return p.caption(figure, text + p.diverged_text(runs), runs)
 
@@ -166,7 +166,7 @@ def cost_to_reach(tables: Tables) -> Figure:
         axis.set_xlabel("tokens in the loss so far (log scale)")
         axis.set_title(p.TASKS[task], loc="left")
         p.percent_axis(axis, "validation accuracy (%)")
-    p.legend_on_top(figure, axes)
+    p.legend_beside(figure, axes)
     trained = runs[runs["method"].isin(p.TRAINED)]
     text = f"{p.scale_text(trained)} A marker per evaluation; thick: mean over {p.seeds_text(trained)}, thin: each seed."
     return p.caption(figure, text + " Read across at an accuracy: the curve met first got there with the fewest tokens.", trained)

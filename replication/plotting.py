@@ -87,12 +87,13 @@ def panels(title: str, count: int, *, rows: int = 1, width: float = 4.3, height:
     return figure, figure.subplots(rows, count, squeeze=False)
 
 
-def legend_on_top(figure: Figure, axes: np.ndarray) -> None:
-    """One legend for all panels, beside the title, where it can cover nothing."""
+def legend_beside(figure: Figure, axes: np.ndarray) -> None:
+    """One legend for all panels, right of them, where it can cover nothing."""
     entries: dict[str, Any] = {}
     for axis in axes.flat:
         entries |= {label: handle for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    figure.legend(list(entries.values()), list(entries), loc="outside upper right", ncols=len(entries), columnspacing=1.2)
+    figure.set_figwidth(figure.get_figwidth() + 1.6)
+    figure.legend(list(entries.values()), list(entries), loc="outside right upper")
 
 
 def caption(figure: Figure, text: str, runs: pd.DataFrame) -> Figure:
