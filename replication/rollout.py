@@ -1,4 +1,4 @@
-"""Sampling groups of completions: each prompt is prefilled once, its cache repeated for the group, finished rows dropped.
+"""Sampling groups of completions: each prompt is prefilled once, and each distinct prefix of a group is computed once.
 
 Completions are drawn from exactly the distribution that is scored, softmax(logits / temperature): no top-k, no top-p, no
 penalties, and the model's own generation_config is ignored.
@@ -15,9 +15,6 @@ from transformers import DynamicCache
 
 from replication.errors import Diverged
 from replication.scoring import unwrapped, upcast
-
-#: Rows are dropped once this share of those still carried has finished: dropping copies the cache.
-DROP_SHARE = 0.25
 
 
 @dataclass(frozen=True)
@@ -46,7 +43,7 @@ def generate(
     """Sample ``group_size`` completions for each prompt.
 
     A token is drawn by inverting the cumulative distribution at a uniform number that belongs to (prompt, completion, position).
-    So what one completion draws depends neither on the other prompts of the batch nor on which rows have finished.
+    So what one completion draws depends neither on the other prompts of the batch nor on which completions have finished.
 
     Args:
         model: a causal LM of transformers, with or without a PEFT adapter.
@@ -69,60 +66,63 @@ def generate(
     _check(prompts, temperature, generators)
     causal_lm = unwrapped(model)
     device = next(causal_lm.parameters()).device
-    rows = len(prompts) * group_size
-    tokens_RT = torch.full((rows, max_new_tokens), pad_token_id, device=device)
-    log_probs_RT = torch.zeros((rows, max_new_tokens), device=device)
-    entropies_RT = torch.zeros((rows, max_new_tokens), device=device)
-    lengths_R = torch.full((rows,), max_new_tokens, device=device)
-    ended_R = torch.zeros(rows, dtype=torch.bool, device=device)
+    completions = len(prompts) * group_size
+    tokens_CT = torch.full((completions, max_new_tokens), pad_token_id, device=device)
+    log_probs_CT = torch.zeros((completions, max_new_tokens), device=device)
+    entropies_CT = torch.zeros((completions, max_new_tokens), device=device)
+    lengths_C = torch.full((completions,), max_new_tokens, device=device)
+    ended_C = torch.zeros(completions, dtype=torch.bool, device=device)
     eos = torch.tensor(list(eos_token_ids), device=device)
     if temperature > 0:
-        draws_RT = torch.cat([torch.rand((group_size, max_new_tokens), generator=g, dtype=torch.float64) for g in generators])
-        draws_RT = draws_RT.to(device)
+        draws_CT = torch.cat([torch.rand((group_size, max_new_tokens), generator=g, dtype=torch.float64) for g in generators])
+        draws_CT = draws_CT.to(device)
 
-    logits, cache, mask = _prefill(causal_lm, prompts, pad_token_id)
-    cache.batch_repeat_interleave(group_size)
-    logits, mask = logits.repeat_interleave(group_size, 0), mask.repeat_interleave(group_size, 0)
-    prompt_lengths = mask.sum(1)
-    row = torch.arange(rows, device=device)  # which completion each carried row belongs to
+    # A row of the model's batch is a distinct prefix, not a completion: completions of a group share one row until they part.
+    logits_RV, cache, mask = _prefill(causal_lm, prompts, pad_token_id)
+    vocabulary = logits_RV.shape[-1]
+    prompt_lengths_R = mask.sum(1)
+    active_A = torch.arange(completions, device=device)  # completions that have not ended
+    row_A = active_A // group_size  # the row each of them stands at
 
     for t in range(max_new_tokens):
-        log_p = torch.log_softmax(upcast(logits) / (temperature or 1.0), -1)
-        if torch.isnan(log_p).any():
+        log_p_RV = torch.log_softmax(upcast(logits_RV) / (temperature or 1.0), -1)
+        if torch.isnan(log_p_RV).any():
             raise Diverged(f"the model's logits are not finite at generated token {t}")
-        p = log_p.exp()
+        p_RV = log_p_RV.exp()
+        entropy_R = -torch.where(p_RV > 0, p_RV * log_p_RV, 0.0).sum(-1)
         if temperature:
-            cdf = p.double().cumsum(-1)
-            token = torch.searchsorted(cdf, (draws_RT[row, t] * cdf[:, -1]).unsqueeze(1), right=True).squeeze(1)
+            cdf_RV = p_RV.double().cumsum(-1)
+            draws_A1 = (draws_CT[active_A, t] * cdf_RV[row_A, -1]).unsqueeze(1)
+            token_A = torch.searchsorted(cdf_RV[row_A], draws_A1, right=True).squeeze(1)
         else:
-            token = log_p.argmax(-1)
-        tokens_RT[row, t] = token
-        log_probs_RT[row, t] = log_p.gather(1, token.unsqueeze(1)).squeeze(1).float()
-        entropies_RT[row, t] = -torch.where(p > 0, p * log_p, 0.0).sum(-1).float()
-        done = torch.isin(token, eos)
+            token_A = log_p_RV.argmax(-1)[row_A]
+        tokens_CT[active_A, t] = token_A
+        log_probs_CT[active_A, t] = log_p_RV[row_A, token_A].float()
+        entropies_CT[active_A, t] = entropy_R[row_A].float()
+        done_A = torch.isin(token_A, eos)
         if stop is not None:
-            done |= stop(tokens_RT[row, : t + 1])
-        newly = done & ~ended_R[row]
-        lengths_R[row[newly]] = t + 1
-        ended_R[row[newly]] = True
-        active = ~ended_R[row]
-        left = int(active.sum())
-        if not left or t + 1 == max_new_tokens:
+            done_A |= stop(tokens_CT[active_A, : t + 1])
+        ended_C[active_A[done_A]] = True
+        lengths_C[active_A[done_A]] = t + 1
+        active_A, row_A, token_A = active_A[~done_A], row_A[~done_A], token_A[~done_A]
+        if not len(active_A) or t + 1 == max_new_tokens:
             break
-        if left <= (1 - DROP_SHARE) * len(row):
-            keep = torch.nonzero(active).squeeze(1)
-            cache.batch_select_indices(keep)
-            row, token, mask, prompt_lengths = row[keep], token[keep], mask[keep], prompt_lengths[keep]
-        mask = torch.cat([mask, mask.new_ones((len(row), 1))], 1)
-        logits = causal_lm(
-            input_ids=token.unsqueeze(1),
+
+        prefix_R, row_A = torch.unique(row_A * vocabulary + token_A, return_inverse=True)
+        parent_R, token_R = prefix_R // vocabulary, prefix_R % vocabulary
+        if len(parent_R) != len(mask) or (parent_R != torch.arange(len(mask), device=device)).any():
+            cache.batch_select_indices(parent_R)
+            mask, prompt_lengths_R = mask[parent_R], prompt_lengths_R[parent_R]
+        mask = torch.cat([mask, mask.new_ones((len(mask), 1))], 1)
+        logits_RV = causal_lm(
+            input_ids=token_R.unsqueeze(1),
             attention_mask=mask,
-            position_ids=(prompt_lengths + t).unsqueeze(1),
+            position_ids=(prompt_lengths_R + t).unsqueeze(1),
             past_key_values=cache,
             use_cache=True,
         ).logits[:, -1]
 
-    return _split_groups(tokens_RT, log_probs_RT, entropies_RT, lengths_R, ended_R, group_size)
+    return _split_groups(tokens_CT, log_probs_CT, entropies_CT, lengths_C, ended_C, group_size)
 
 
 def _check(prompts, temperature: float, generators) -> None:
@@ -152,11 +152,11 @@ def _prefill(causal_lm: nn.Module, prompts, pad_token_id: int) -> tuple[Tensor, 
     return logits, cache, mask
 
 
-def _split_groups(tokens_RT, log_probs_RT, entropies_RT, lengths_R, ended_R, group_size: int) -> list[list[Completion]]:
+def _split_groups(tokens_CT, log_probs_CT, entropies_CT, lengths_C, ended_C, group_size: int) -> list[list[Completion]]:
     samples = [
         Completion(tokens[:length], log_probs[:length], entropies[:length], not ended)
         for tokens, log_probs, entropies, length, ended in zip(
-            tokens_RT.tolist(), log_probs_RT.tolist(), entropies_RT.tolist(), lengths_R.tolist(), ended_R.tolist(), strict=True
+            tokens_CT.tolist(), log_probs_CT.tolist(), entropies_CT.tolist(), lengths_C.tolist(), ended_C.tolist(), strict=True
         )
     ]
     return [samples[start : start + group_size] for start in range(0, len(samples), group_size)]

@@ -137,19 +137,25 @@ def test_the_models_own_generation_config_is_ignored(temperature):
 
 
 @every_architecture
-def test_dropping_finished_rows_does_not_change_what_the_others_draw(architecture, monkeypatch):
-    """Never dropped, dropped at once, and the share that is shipped, with completions of very different lengths."""
-    model = BUILDERS[architecture]()
-    outcomes = []
-    for share in (rollout.DROP_SHARE, 0.0, 2.0):
-        monkeypatch.setattr(rollout, "DROP_SHARE", share)
-        outcomes.append(sampled(model, group_size=16, max_new_tokens=20, eos_token_ids=[2, 3, 7]))
-    lengths = {len(completion.tokens) for group in outcomes[0] for completion in group}
+def test_sharing_and_dropping_rows_changes_nothing(architecture):
+    """Against each completion on its own: no cache, no batch, its row of the prompt's uniform numbers inverted token by token."""
+    model, eos, group_size, limit = BUILDERS[architecture](), {2, 3, 7}, 16, 20
+    groups = sampled(model, group_size=group_size, max_new_tokens=limit, eos_token_ids=sorted(eos))
+    for prompt, seed, group in zip(PROMPTS, (1, 2, 3), groups, strict=True):
+        uniform = torch.rand((group_size, limit), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        for numbers, completion in zip(uniform, group, strict=True):
+            tokens: list[int] = []
+            for number in numbers:
+                with torch.no_grad():
+                    logits = model(torch.tensor([[*prompt, *tokens]])).logits[0, -1]
+                share = torch.softmax(logits.double(), -1).cumsum(0)
+                tokens.append(int((share <= number * share[-1]).sum()))
+                if tokens[-1] in eos:
+                    break
+            assert completion.tokens == tokens
+            assert completion.truncated == (tokens[-1] not in eos)
+    lengths = {len(completion.tokens) for group in groups for completion in group}
     assert min(lengths) < 5 < max(lengths)
-    assert tokens_of(outcomes[0]) == tokens_of(outcomes[1]) == tokens_of(outcomes[2])
-    for group, other in zip(outcomes[0], outcomes[2], strict=True):
-        for one, two in zip(group, other, strict=True):
-            assert one.log_probs == pytest.approx(two.log_probs, abs=1e-4) and one.truncated == two.truncated
 
 
 @every_architecture
@@ -271,14 +277,16 @@ def test_a_stop_criterion_ends_rows_and_sees_only_generated_tokens():
     assert [shape[1] for shape in seen] == list(range(1, len(seen) + 1))
 
 
-def test_the_prompt_is_run_once_for_a_group():
-    """The prefill sees each prompt once, not G times."""
+def test_a_distinct_prefix_is_run_once_for_a_group():
+    """The prefill sees each prompt once, not G times, and each later step the distinct prefixes, not the completions."""
     model = tiny_qwen2()
     counts = []
     model.get_input_embeddings().register_forward_hook(lambda _, inputs, __: counts.append(tuple(inputs[0].shape)))
-    sampled(model, group_size=16, max_new_tokens=3, eos_token_ids=[])
+    groups = sampled(model, group_size=16, max_new_tokens=3, eos_token_ids=[])
     # Tokens 1 and 2 are read to draw 2 and 3; the third is never read.
-    assert counts == [(3, 5), (48, 1), (48, 1)]
+    distinct = [sum(len({tuple(c.tokens[:depth]) for c in group}) for group in groups) for depth in (1, 2)]
+    assert distinct[0] < distinct[1] < 48
+    assert counts == [(3, 5), (distinct[0], 1), (distinct[1], 1)]
 
 
 def test_the_global_random_state_and_the_model_stay_as_they_are():
