@@ -6,6 +6,7 @@ import ipaddress
 import os
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
@@ -30,6 +31,14 @@ def _is_loopback(family: int, address: object) -> bool:
         return False
 
 
+def _is_address(host: object) -> bool:
+    try:
+        ipaddress.ip_address(str(host))
+    except ValueError:
+        return False
+    return True
+
+
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Every connection that would leave the machine, and every look-up of a host name, raises."""
@@ -49,9 +58,17 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     look_up = socket.getaddrinfo
 
     def getaddrinfo(host, *rest, **named):
-        if host is not None and not _is_loopback(socket.AF_INET, host):
+        if host is not None and not _is_loopback(socket.AF_INET, host) and not _is_address(host):
             raise OSError(f"a test tried to look up {host!r}")
         return look_up(host, *rest, **named)
 
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
     yield
+
+
+@pytest.fixture(scope="session")
+def random_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny random Qwen2 and the tokenizer of the nano base, as any base on disk."""
+    from tiny_runs import make_base
+
+    return make_base(tmp_path_factory.mktemp("base") / "random-qwen2")

@@ -1,0 +1,97 @@
+# The whole replication by name. `make` alone lists the targets; each makes .venv when it is missing.
+# Variables: PROFILE, PLAN, SEEDS, WORKERS, OUT, MODEL, SVAMP, SET, PYTHON, VENV (see README.md).
+
+.DEFAULT_GOAL := help
+SHELL := bash
+
+PYTHON ?= python3
+# Inside the conda environment of environment.yml that one is used, else .venv.
+VENV ?= $(if $(filter replication,$(CONDA_DEFAULT_ENV)),$(CONDA_PREFIX),.venv)
+PROFILE ?= nano
+PLAN ?= default
+SEEDS ?=
+WORKERS ?=
+MODEL ?=
+SVAMP ?=
+OUT ?= results/local/$(PROFILE)
+BASE_OUT ?= results/local/nano-base
+TEST_WORKERS ?= 2
+
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+CLI := $(PY) -m replication
+RESULTS := --profile '$(PROFILE)' --out '$(OUT)'
+PLAN_OPTIONS := --plan '$(PLAN)' $(if $(SEEDS),--seeds '$(SEEDS)') \
+	$(if $(MODEL),--set 'model=$(MODEL)') $(if $(REVISION),--set 'revision=$(REVISION)') $(if $(SVAMP),--svamp '$(SVAMP)')
+SWEEP_OPTIONS := $(PLAN_OPTIONS) $(if $(WORKERS),--workers '$(WORKERS)')
+PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PY) -m pytest
+
+.PHONY: help setup all smoke test test-full figures report verify publish paper paper-dryrun base bench lab lint clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@echo
+	@echo "  PROFILE=$(PROFILE) (smoke, nano, paper)  PLAN=$(PLAN) (default, full)  OUT=$(OUT)"
+	@echo "  SEEDS=n  WORKERS=n  MODEL=folder or Hub name  SVAMP=path of SVAMP.json  PYTHON=$(PYTHON)"
+
+setup: $(STAMP) ## make the virtual environment with the pinned packages
+
+# torch first and alone, so that the plain pinned wheel is what pip resolves everything else against.
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "error: $(PYTHON) is older than Python 3.11: set PYTHON=python3.11 or newer" >&2; exit 2; }
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet torch==2.13.0
+	$(PY) -m pip install --quiet -e '.[dev]'
+	touch $@
+
+# A failed run (status 1) is shown in tables and report, and makes the whole end with 1; anything else stops at once.
+all: $(STAMP) ## the whole replication: train what is missing, tables, notebooks, figures, verdicts, report.html
+	@status=0; $(CLI) sweep $(RESULTS) $(SWEEP_OPTIONS) || status=$$?; \
+	if [ $$status -gt 1 ]; then exit $$status; fi; \
+	$(CLI) notebooks $(RESULTS) --no-train && $(CLI) figures $(RESULTS) && $(CLI) report $(RESULTS) || exit $$?; \
+	exit $$status
+
+smoke: $(STAMP) ## every notebook through papermill with a handful of training steps (no evidence)
+	$(CLI) notebooks --profile smoke --out results/local/smoke
+
+test: $(STAMP) ## the quick tests
+	$(PYTEST) -n $(TEST_WORKERS) -m 'not slow' tests
+
+test-full: $(STAMP) ## all tests, also the slow ones
+	$(PYTEST) -n $(TEST_WORKERS) tests
+
+figures: $(STAMP) ## draw the figures again from the tables in OUT
+	$(CLI) figures $(RESULTS)
+
+report: $(STAMP) ## tables, verdicts and report.html again from what lies in OUT
+	$(CLI) report $(RESULTS)
+
+verify: $(STAMP) ## compare your tables in OUT with the committed ones, claim by claim
+	$(CLI) verify $(RESULTS)
+
+publish: $(STAMP) ## copy tables, figures and pages of OUT over the committed ones
+	$(CLI) publish $(RESULTS)
+
+paper: ## the replication at the paper's scale: a GPU, MODEL= and SVAMP= or the Hub
+	@$(MAKE) --no-print-directory all PROFILE=paper
+
+paper-dryrun: $(STAMP) ## list every run of the paper profile with its command, without running any
+	$(CLI) sweep --profile paper --list $(PLAN_OPTIONS)
+
+base: $(STAMP) ## pre-train the nano base again into BASE_OUT and compare it with the shipped one
+	$(CLI) base --out '$(BASE_OUT)'
+
+bench: $(STAMP) ## measure cost beside another implementation (installs the extra bench)
+	$(PY) -m pip install --quiet -e '.[bench]'
+	$(CLI) bench
+
+lab: $(STAMP) ## open JupyterLab at the overview
+	$(VENV)/bin/jupyter lab notebooks/00_overview.ipynb
+
+lint: $(STAMP) ## check code and notebooks
+	$(PY) -m ruff check .
+
+clean: ## remove .venv and caches; results stay
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,216 @@
+"""What each command of the command line does; heavy modules are imported inside, where a command needs them."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import traceback
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from replication.errors import Stopped, UserError
+from replication.files import explained, read_json
+
+if TYPE_CHECKING:
+    from replication.ablations import PlannedRun
+
+ROOT = Path(__file__).resolve().parent.parent
+CLAIMS = ROOT / "data" / "claims.yaml"
+#: Options of ``run`` that --set may not name.
+_OWN = ("profile", "task", "method", "seed")
+
+
+def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
+    """``["steps=5", "lora_targets=[q_proj]"]`` to values, read as YAML and never evaluated; later ones win.
+
+    Raises:
+        UserError: for a setting without "=", or a value that is no YAML.
+    """
+    import yaml
+
+    values = {}
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        if not equals or not name.isidentifier():
+            raise UserError(f"--set {setting!r} is not FIELD=VALUE")
+        try:
+            values[name] = yaml.safe_load(text)
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            raise UserError(f"--set {name}: {' '.join(str(error).split())}") from None
+    return values
+
+
+def run(options: argparse.Namespace) -> int:
+    from replication.config import load_profile
+
+    overrides = parse_settings(options.set)
+    for name in _OWN:
+        if name in overrides:
+            raise UserError(f"--set {name}: use the option --{name}")
+    if options.svamp is not None:
+        overrides["svamp_source"] = options.svamp
+    config = load_profile(options.profile, task=options.task, method=options.method, seed=options.seed, **overrides)
+    from replication import train
+    from replication.records import mark_failed
+
+    try:
+        summary = train.run(config, options.out)
+    except (UserError, Stopped):
+        raise
+    except Exception as error:
+        traceback.print_exc()
+        mark_failed(options.out, f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}")
+        return 1
+    accuracy = "" if summary.accuracy is None else f", accuracy {summary.accuracy:.3f} on {summary.n_items} test items"
+    print(f"{summary.run_id} {summary.status}{accuracy}" + (f": {summary.reason}" if summary.reason else ""))
+    return 0 if summary.status == "done" else 1
+
+
+def _results(options: argparse.Namespace) -> Path:
+    from replication.config import profile_plan
+
+    profile_plan(options.profile)  # an unknown profile is said to be one, before anything else
+    return options.out or Path("results/local") / options.profile
+
+
+def _plan(options: argparse.Namespace, names: Sequence[str] | None = None) -> list[PlannedRun]:
+    """The planned runs; a data file of SVAMP is set only where that task is."""
+    from replication.ablations import PlannedRun, plan
+    from replication.config import make_config
+
+    planned = plan(options.profile, names, variant=options.plan, seeds=options.seeds, **parse_settings(options.set))
+    if options.svamp is None:
+        return planned
+    source = {"svamp_source": options.svamp}
+    return [
+        PlannedRun(run.ablation, make_config(**(run.config.model_dump() | source))) if run.config.task == "svamp" else run
+        for run in planned
+    ]
+
+
+def sweep(options: argparse.Namespace) -> int:
+    out = _results(options)
+    planned = _plan(options, options.ablation)
+    if options.list:
+        configs = list(dict.fromkeys(planned_run.config for planned_run in planned))
+        for config in configs:
+            print(config.command(out / "runs" / "RUN_ID"))
+        print(f"{len(configs)} runs, {sum(config.steps for config in configs)} steps", file=sys.stderr)
+        return 0
+    from replication.sweep import run_plan
+
+    result = run_plan(planned, out / "runs", workers=options.workers)
+    # The tables always cover the whole plan: what this sweep left out is pending there, and cannot be overlooked.
+    _write_tables(_plan(options), out, {"profile": options.profile, "plan": _plan_of(options)})
+    for run_id in result.missing:
+        print(f"missing: {out / 'runs' / run_id}: {result.failed.get(run_id, 'not finished')}", file=sys.stderr)
+    finished = f"{len(result.planned) - len(result.missing)} of {len(result.planned)} runs finished"
+    diverged = f", {len(result.diverged)} of them diverged" if result.diverged else ""
+    print(f"{finished}{diverged}; tables in {out}", file=sys.stderr)
+    return 0 if result.ok else 1
+
+
+def _plan_of(options: argparse.Namespace) -> dict[str, Any]:
+    return {name: getattr(options, name) for name in ("plan", "seeds", "set", "svamp")}
+
+
+def _write_tables(planned: Sequence[PlannedRun], out: Path, extra: dict[str, Any]) -> None:
+    from replication.statistics import verdicts
+    from replication.tables import build_tables, tables_manifest, write_tables
+
+    tables = build_tables(planned, out / "runs")
+    tables["verdicts"] = verdicts(CLAIMS, tables)
+    write_tables(tables, out, tables_manifest(planned, out / "runs") | extra)
+
+
+def report(options: argparse.Namespace) -> int:
+    out = _results(options)
+    from replication.tables import read_tables
+
+    if (out / "runs").is_dir():
+        settings = _manifest(out).get("plan") or {"plan": "default", "seeds": None, "set": [], "svamp": None}
+        planned = _plan(argparse.Namespace(profile=options.profile, **settings))
+        _write_tables(planned, out, {"profile": options.profile, "plan": settings})
+    read_tables(out)  # says so if there are none, or one is damaged
+    from replication import report as reports
+
+    page = reports.build(out, options.profile)
+    print(page or out / "report.html")
+    return 0
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    path = folder / "manifest.json"
+    found = read_json(path, "a manifest") if path.exists() else {}
+    return found if isinstance(found, dict) else {}
+
+
+def figures(options: argparse.Namespace) -> int:
+    out = _results(options)
+    from replication.figures import FIGURES, save_figure
+    from replication.tables import read_tables
+
+    tables = read_tables(out)
+    manifest = _manifest(out)
+    for name, draw in FIGURES.items():
+        for path in save_figure(draw(tables), out / "figures" / name, manifest):
+            print(path)
+    return 0
+
+
+def notebooks(options: argparse.Namespace) -> int:
+    out = _results(options)
+    from replication.notebooks import notebook_names, parameters, run_all
+
+    given = parse_settings(options.set)
+    names = options.names or notebook_names()
+    if options.no_train and any("train" in parameters(name) for name in names):
+        given["train"] = False
+    for executed in run_all(options.profile, out, names, given=given):
+        print(executed.page)
+    return 0
+
+
+def verify(options: argparse.Namespace) -> int:
+    out = _results(options)
+    from replication.statistics import compare_tables
+    from replication.tables import read_tables
+
+    committed = options.committed or Path("results") / options.profile
+    compared = compare_tables(read_tables(out), read_tables(committed))
+    print(compared.to_string(index=False, na_rep=""))
+    counts = compared["agreement"].value_counts().to_dict()
+    print(", ".join(f"{counts.get(word, 0)} {word}" for word in ("agree", "disagree", "missing")))
+    return 1 if counts.get("disagree") else 0
+
+
+def publish(options: argparse.Namespace) -> int:
+    from replication.publish import publish as copy
+
+    for path in copy(options.profile, _results(options), options.to or Path("results") / options.profile):
+        print(path)
+    return 0
+
+
+def base(options: argparse.Namespace) -> int:
+    from replication.models import nano_base
+
+    print(nano_base.build(options.out, steps=options.steps, threads=options.threads)["comparison"])
+    return 0
+
+
+def bench(options: argparse.Namespace) -> int:
+    if not (ROOT / "benchmarks" / "__main__.py").exists():
+        raise UserError(f"there is no benchmarks/__main__.py in {ROOT}: run this in a clone of the repository")
+    return subprocess.run([sys.executable, "-m", "benchmarks", *options.arguments], cwd=ROOT, check=False).returncode
+
+
+def provenance(options: argparse.Namespace) -> int:
+    with explained(options.file), open(options.file, "rb"):
+        pass
+    from replication.publish import provenance as describe
+
+    print(describe(options.file))
+    return 0

@@ -1,0 +1,106 @@
+"""From a reader's results to the committed ones, and from a committed file back to the runs that made it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+from xml.sax.saxutils import unescape
+
+from replication.errors import UserError
+from replication.files import atomic_write, explained, make_folder, read_json
+from replication.manifest import dirty
+from replication.tables import read_tables
+
+#: What is committed of a results folder: never run directories, never executed notebooks, only their pages.
+_PUBLISHED = ("*.csv", "manifest.json", "report.html", "figures/*.png", "figures/*.svg", "notebooks/*.html")
+
+
+def publish(profile: str, source: Path, target: Path) -> list[Path]:
+    """Copy tables, manifest, figures and pages from ``source`` over ``target``; what is no longer made is removed there.
+
+    Raises:
+        UserError: for smoke results or a dry run, planned runs that are not finished, or a tree (now, or when a run was made)
+            with uncommitted changes; ``target`` is then untouched.
+    """
+    tables = read_tables(source)
+    manifest = read_json(source / "manifest.json", "a manifest")
+    runs = tables.get("runs")
+    if profile == "smoke" or manifest.get("dry_run"):
+        raise UserError("smoke results and dry runs are no evidence and are never published: run profile nano or paper")
+    if runs is None or set(runs["profile"]) != {profile}:
+        raise UserError(f"{source} does not hold runs of profile {profile} alone: name another folder with --out")
+    unfinished = runs[~runs["status"].isin(["done", "diverged"])]
+    if len(unfinished):
+        raise UserError(f"{len(unfinished)} planned runs of {source} are not finished: run `make all PROFILE={profile}` first")
+    if dirty() is not False:
+        raise UserError("the working tree has changes that are not committed (or is no git clone): commit them first")
+    if manifest.get("runs_dirty") or manifest.get("dirty"):
+        raise UserError(f"runs or tables of {source} were made from a tree with uncommitted changes: make them again from a commit")
+    files = {path.relative_to(source): path for pattern in _PUBLISHED for path in sorted(source.glob(pattern))}
+    if Path("report.html") not in files or not any(path.parts[0] == "figures" for path in files):
+        raise UserError(f"{source} has no report or no figures: run `make report figures PROFILE={profile}` first")
+    for relative, path in files.items():
+        make_folder((target / relative).parent)
+        with explained(path):
+            atomic_write(target / relative, path.read_bytes())
+    for pattern in _PUBLISHED:
+        for path in target.glob(pattern):
+            if path.relative_to(target) not in files:
+                with explained(path):
+                    path.unlink()
+    return [target / relative for relative in files]
+
+
+def provenance(path: Path) -> str:
+    """What made a figure, table or page: the provenance inside it, or the manifest beside it, with the commands of its runs."""
+    inside = _embedded(path)
+    folder = next((parent for parent in list(path.resolve().parents)[:2] if (parent / "manifest.json").exists()), None)
+    if inside is None and folder is None:
+        raise UserError(f"{path} holds no provenance and there is no manifest.json beside it: it was not made by this project")
+    manifest = read_json(folder / "manifest.json", "a manifest") if folder else {}
+    found: dict[str, Any] = {"file": path.name, **({"figure": inside} if inside is not None else {})}
+    names = ("commit", "dirty", "made", "run_commits", "runs_dirty", "seeds")
+    names += ("python", "platform", "cpu", "cores", "gpu", "packages")
+    found["made_by"] = {name: manifest[name] for name in names if name in manifest}
+    known = (manifest.get("tables") or {}).get(path.name)
+    if known is not None:
+        same = hashlib.sha256(path.read_bytes()).hexdigest() == known
+        found["checksum"] = "as in the manifest" if same else "NOT that of the manifest: the file was changed afterwards"
+    text = json.dumps(found, indent=2, ensure_ascii=False)
+    shown = set(inside.get("run_ids") or ()) if isinstance(inside, dict) else set()
+    commands = _commands(folder, shown) if folder else []
+    return "\n".join([text, f"made from {len(commands)} runs:", *commands])
+
+
+def _commands(folder: Path, only: set[str]) -> list[str]:
+    runs = read_tables(folder).get("runs")
+    if runs is None:
+        return []
+    runs = runs[runs["status"].isin(["done", "diverged"])].drop_duplicates("run_id")
+    if only:
+        runs = runs[runs["run_id"].isin(only)]
+    return [f"{row.run_id}  {row.command}" for row in runs.itertuples()]
+
+
+def _embedded(path: Path) -> Any:
+    """The JSON that save_figure put into a PNG or SVG; None for other files."""
+    text = None
+    if path.suffix == ".png":
+        from PIL import Image, UnidentifiedImageError
+
+        try:
+            with explained(path), Image.open(path) as image:
+                text = image.info.get("Description")
+        except UnidentifiedImageError:
+            raise UserError(f"{path} is not a PNG file") from None
+    elif path.suffix == ".svg":
+        with explained(path):
+            found = re.search(r"<dc:description>(.*?)</dc:description>", path.read_text("utf-8", "replace"), re.S)
+        text = unescape(found.group(1), {"&quot;": '"'}) if found else None
+    try:
+        return None if text is None else json.loads(text)
+    except ValueError:
+        return None

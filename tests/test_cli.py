@@ -1,0 +1,279 @@
+"""The command line: exit statuses, one line for what a user can mend, signals, publishing."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from stand_ins import StandIn, train
+
+from replication import commands, publish
+from replication.__main__ import main
+from replication.errors import UserError
+from replication.records import read_failure, read_summary
+from replication.tables import read_tables, write_tables
+
+ROOT = Path(__file__).resolve().parent.parent
+
+#: The real command line with a stand-in for the training function, so that a test takes no minute.
+FAKE = f"""
+    import sys, types
+    sys.path.insert(0, {str(ROOT / "tests")!r})
+    from stand_ins import StandIn, train
+
+    def run(config, out):
+        return train(StandIn(seed=config.seed, steps=config.steps, fault="FAULT", seconds_per_step=SECONDS), out)
+
+    sys.modules["replication.train"] = types.SimpleNamespace(run=run)
+    from replication.__main__ import main
+    sys.exit(main())
+"""
+
+
+def started(*words: str, fault: str = "none", seconds: float = 0.0) -> subprocess.Popen:
+    code = textwrap.dedent(FAKE).replace("FAULT", fault).replace("SECONDS", str(seconds))
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, "-c", code, *map(str, words)], cwd=ROOT, **pipes)
+
+
+def run_words(out: Path, *more: str) -> list[str]:
+    words = ["run", "--profile", "smoke", "--task", "word_problems", "--method", "grpo", "--seed", "1", *more]
+    return [*words, "--out", str(out)]
+
+
+def ended(process: subprocess.Popen) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=60)
+    return process.returncode, out, err
+
+
+def test_a_run_that_is_done_is_0_and_left_alone_afterwards(tmp_path):
+    status, out, _ = ended(started(*run_words(tmp_path / "run")))
+    assert status == 0 and " done, accuracy 0.500 on 4 test items" in out
+    before = (tmp_path / "run/summary.json").stat().st_mtime_ns
+    assert ended(started(*run_words(tmp_path / "run")))[0] == 0
+    assert (tmp_path / "run/summary.json").stat().st_mtime_ns == before
+    status, _, err = ended(started(*run_words(tmp_path / "run", "--set", "steps=9")))
+    assert status == 2 and "holds a run of another config (steps is" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(("fault", "status"), [("raises", 1), ("diverges", 1), ("user", 2)])
+def test_a_run_that_fails(tmp_path, fault, status):
+    found, out, err = ended(started(*run_words(tmp_path / "run"), fault=fault))
+    assert found == status
+    if fault == "raises":
+        assert "Traceback" in err and "fault that was asked for" in read_failure(tmp_path / "run")["reason"]
+    if fault == "diverges":
+        assert "diverged" in out and read_summary(tmp_path / "run").status == "diverged"
+    if fault == "user":
+        assert err == "error: set this differently\n"
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_the_next_start_goes_on(tmp_path, signum):
+    process = started(*run_words(tmp_path / "run"), seconds=0.5)
+    while not list((tmp_path / "run/checkpoints").glob("step-*")):
+        time.sleep(0.02)
+    process.send_signal(signum)
+    status, _, err = ended(process)
+    assert status == 128 + signum and "work so far is saved" in err and "Traceback" not in err
+    assert read_summary(tmp_path / "run") is None
+    status, out, _ = ended(started(*run_words(tmp_path / "run"), seconds=0.5))
+    assert status == 0 and "from step 0" not in out
+    steps = [json.loads(line)["step"] for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, len(steps) + 1))
+
+
+BAD = {
+    "no command": ([], "COMMAND"),
+    "unknown command": (["trian"], "invalid choice: 'trian'"),
+    "unknown option": (["sweep", "--worker", "2"], "unrecognized arguments: --worker"),
+    "missing option": (["run", "--profile", "smoke"], "required: --task, --method, --seed, --out"),
+    "seed is no number": (["run", "--seed", "one"], "--seed: invalid int value: 'one'"),
+    "unknown profile": (["sweep", "--profile", "mega", "--list"], "unknown profile 'mega': choose one of smoke, nano, paper"),
+    "unknown ablation": (["sweep", "--list", "--ablation", "x"], "unknown ablation 'x': choose one of full_vs_sparse"),
+    "unknown plan": (["sweep", "--list", "--plan", "x"], "unknown plan 'x': choose default or full"),
+    "no seeds": (["sweep", "--list", "--seeds", "0"], "seeds must be 1 or more, not 0"),
+    "unknown task": (["run", "TASK=poems"], "unknown task 'poems': choose one of"),
+    "unknown method": (["run", "METHOD=ppo"], "unknown method 'ppo': choose one of"),
+    "negative seed": (["run", "SEED=-1"], "seed: Input should be greater than or equal to 0 (is -1)"),
+    "unknown field": (["run", "--set", "learning_rat=1"], "learning_rat is not a setting"),
+    "field of an option": (["run", "--set", "seed=1"], "--set seed: use the option --seed"),
+    "no value": (["run", "--set", "steps"], "--set 'steps' is not FIELD=VALUE"),
+    "no number": (["run", "--set", "steps=many"], "steps: Input should be a valid integer"),
+    "rank -1": (["run", "--set", "lora_rank=-1"], "lora_rank: Input should be greater than or equal to 0 (is -1)"),
+    "no YAML": (["run", "--set", "steps=[1"], "--set steps: while parsing"),
+    "code is text": (["run", "--set", "steps=__import__('os').getpid()"], "steps: Input should be a valid integer"),
+    "a tag of Python": (["run", "--set", "model=!!python/object/apply:os.getpid []"], "could not determine a constructor"),
+    "keep probability 2": (["run", "METHOD=s_grpo", "--set", "keep_probability=2"], "keep_probability: Input should be less"),
+    "nothing there": (["report", "--out", "/nonexistent-results"], "no tables in /nonexistent-results"),
+    "no tables": (["figures", "--out", "/nonexistent-results"], "no tables in /nonexistent-results"),
+    "no file": (["provenance", "/nonexistent.png"], "/nonexistent.png: No such file"),
+    "unknown notebook": (["notebooks", "77_nothing", "--no-train"], "there is no notebook 77_nothing"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_usage_is_2_with_one_line_that_says_what_to_change(case, capsys, tmp_path):
+    words, message = BAD[case]
+    if words[:1] == ["run"] and "--seed" not in words and "--profile" not in words:
+        chosen = {"TASK": "word_problems", "METHOD": "grpo", "SEED": "0"}
+        chosen |= dict(word.split("=") for word in words if word.split("=")[0].isupper())
+        rest = [word for word in words[1:] if not word.split("=")[0].isupper()]
+        words = ["run", "--profile", "smoke", "--task", chosen["TASK"], "--method", chosen["METHOD"], f"--seed={chosen['SEED']}"]
+        words += [*rest, "--out", str(tmp_path / "run")]
+    assert main(words) == 2
+    out, err = capsys.readouterr()
+    assert message in err and err.count("\n") == 1 and err.startswith("error: ") and not out
+    assert not (tmp_path / "run").exists()
+
+
+def test_help_is_quick_and_names_every_command():
+    began = time.monotonic()
+    words = [sys.executable, "-X", "importtime", "-m", "replication", "--help"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and time.monotonic() - began < 5
+    assert not {"torch", "pandas", "pydantic", "numpy"} & {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    for command in ("run", "sweep", "report", "figures", "notebooks", "verify", "publish", "base", "bench", "provenance"):
+        assert f"    {command}" in done.stdout
+        assert callable(getattr(commands, command))
+
+
+def test_settings_are_read_as_yaml():
+    found = commands.parse_settings(["a=1", "b=1e-3", "c=[x, y]", "d=null", 'e="1"', "f=p=q", "a=2"])
+    assert found == {"a": 2, "b": "1e-3", "c": ["x", "y"], "d": None, "e": "1", "f": "p=q"}
+    with pytest.raises(UserError):
+        commands.parse_settings(["a=" + "[" * 100_000])
+
+
+def test_the_listed_plan_is_a_command_per_run(capsys):
+    assert main(["sweep", "--profile", "paper", "--list", "--seeds", "1", "--svamp", "/data/SVAMP.json"]) == 0
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
+    assert all(line.startswith("python -m replication run --profile paper") for line in lines) and f"{len(lines)} runs" in err
+    assert all(("svamp_source" in line) == ("--task svamp" in line) for line in lines)
+
+
+def test_a_sweep_ends_with_1_and_lists_what_is_missing(tmp_path, monkeypatch, capsys):
+    from dataclasses import dataclass
+
+    @dataclass(frozen=True)
+    class Planned:
+        ablation: str
+        config: StandIn
+
+    configs = [StandIn(seed=0), StandIn(seed=1, fault="raises")]
+    planned = [Planned("full_vs_sparse", config) for config in configs]
+
+    def run_plan(runs, folder, workers=None):
+        from replication.sweep import SweepResult
+
+        train(configs[0], folder / configs[0].run_id)
+        return SweepResult([config.run_id for config in configs], [configs[0].run_id], [], {configs[1].run_id: "killed"})
+
+    monkeypatch.setattr(commands, "_plan", lambda options, names=None: planned)
+    monkeypatch.setattr("replication.sweep.run_plan", run_plan)
+    assert main(["sweep", "--profile", "smoke", "--out", str(tmp_path)]) == 1
+    err = capsys.readouterr().err
+    assert f"missing: {tmp_path / 'runs' / configs[1].run_id}: killed" in err and "1 of 2 runs finished" in err
+    tables = read_tables(tmp_path)
+    assert tables["runs"]["status"].tolist() == ["done", "pending"] and "verdicts" in tables
+    assert json.loads((tmp_path / "manifest.json").read_text())["plan"]["plan"] == "default"
+
+
+# Publishing -----------------------------------------------------------------------------------------------------------
+
+
+def results(folder: Path, **changes) -> Path:
+    row = {"run_id": "a" * 16, "ablation": "full_vs_sparse", "profile": "nano", "task": "word_problems", "method": "grpo"}
+    row |= {"seed": 0, "command": "python -m replication run", "status": "done", "accuracy": 0.5}
+    runs = pd.DataFrame([row | changes])
+    write_tables({"runs": runs}, folder, {"commit": "c" * 40, "dirty": False, "runs_dirty": False})
+    public = ("figures/one.png", "figures/one.svg", "notebooks/one.html", "report.html")
+    for name in (*public, "runs/x/config.json", "notebooks/one.ipynb"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(f"{name} of now")
+    return folder
+
+
+@pytest.fixture
+def clean_tree(monkeypatch):
+    monkeypatch.setattr(publish, "dirty", lambda: False)
+
+
+def test_publish_copies_tables_figures_and_pages_only(tmp_path, clean_tree, capsys):
+    (tmp_path / "to/figures").mkdir(parents=True)
+    (tmp_path / "to/figures/stale.png").write_text("of a figure that is no longer made")
+    (tmp_path / "to/README.md").write_text("mine")
+    assert main(["publish", "--out", str(results(tmp_path / "from")), "--to", str(tmp_path / "to")]) == 0
+    names = {str(path.relative_to(tmp_path / "to")) for path in (tmp_path / "to").rglob("*") if path.is_file()}
+    wanted = {"runs.csv", "manifest.json", "report.html", "figures/one.png", "figures/one.svg", "notebooks/one.html", "README.md"}
+    assert names == wanted and read_tables(tmp_path / "to")
+    assert len(capsys.readouterr().out.splitlines()) == 6
+
+
+@pytest.mark.parametrize(
+    ("changes", "words", "message"),
+    [
+        ({"status": "pending"}, [], "1 planned runs"),
+        ({"status": "failed"}, [], "are not finished"),
+        ({"profile": "smoke"}, ["--profile", "smoke"], "never published"),
+        ({"profile": "paper"}, [], "does not hold runs of profile nano"),
+    ],
+)
+def test_publish_refuses_what_is_no_evidence(tmp_path, clean_tree, capsys, changes, words, message):
+    folder = results(tmp_path / "from", **changes)
+    assert main(["publish", "--out", str(folder), "--to", str(tmp_path / "to"), *words]) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "to").exists()
+
+
+def test_publish_refuses_a_dirty_tree(tmp_path, monkeypatch, capsys):
+    folder = results(tmp_path / "from")
+    monkeypatch.setattr(publish, "dirty", lambda: True)
+    assert main(["publish", "--out", str(folder), "--to", str(tmp_path / "to")]) == 2
+    assert "commit them first" in capsys.readouterr().err
+    monkeypatch.setattr(publish, "dirty", lambda: False)
+    write_tables({}, folder, {"runs_dirty": True, "dirty": False})
+    assert main(["publish", "--out", str(folder), "--to", str(tmp_path / "to")]) == 2
+    assert "uncommitted changes" in capsys.readouterr().err and not (tmp_path / "to").exists()
+
+
+def test_provenance_names_commit_checksum_and_commands(tmp_path, capsys):
+    folder = results(tmp_path / "from")
+    assert main(["provenance", str(folder / "runs.csv")]) == 0
+    out = capsys.readouterr().out
+    assert '"commit": "cccc' in out and "as in the manifest" in out and f"{'a' * 16}  python -m replication run" in out
+    (tmp_path / "alone.csv").write_text("a\n")
+    assert main(["provenance", str(tmp_path / "alone.csv")]) == 2
+
+
+def test_provenance_of_a_figure_is_inside_it(tmp_path, capsys):
+    from matplotlib.figure import Figure
+
+    from replication.plotting import save_figure
+
+    folder = results(tmp_path / "from")
+    figure = Figure()
+    figure.set_label("a" * 16)
+    for path in save_figure(figure, folder / "figures/drawn", json.loads((folder / "manifest.json").read_text())):
+        assert main(["provenance", str(path)]) == 0
+        out = capsys.readouterr().out
+        assert '"run_ids": [' in out and "made from 1 runs:" in out
+
+
+def test_verify_says_claim_by_claim_and_ends_with_1_on_disagreement(tmp_path, capsys):
+    row = {"claim": "N1", "paper_value": None, "value": 70.0, "low": 65.0, "high": 75.0, "verdict": "supported"}
+    write_tables({"verdicts": pd.DataFrame([row])}, tmp_path / "mine", {})
+    write_tables({"verdicts": pd.DataFrame([row | {"value": 72.0, "low": 66.0, "high": 76.0}])}, tmp_path / "near", {})
+    write_tables({"verdicts": pd.DataFrame([row | {"value": 90.0, "low": 85.0, "high": 95.0}])}, tmp_path / "far", {})
+    words = ["verify", "--out", str(tmp_path / "mine"), "--committed"]
+    assert main([*words, str(tmp_path / "near")]) == 0
+    assert "1 agree, 0 disagree" in capsys.readouterr().out
+    assert main([*words, str(tmp_path / "far")]) == 1
+    assert "0 agree, 1 disagree" in capsys.readouterr().out

@@ -1,0 +1,142 @@
+"""Pins, Makefile and CI script: what is written down twice must say the same."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+TARGETS = ["help", "setup", "all", "smoke", "test", "test-full", "figures", "report", "verify", "publish"]
+TARGETS += ["paper", "paper-dryrun", "base", "bench", "lab", "lint", "clean"]
+
+
+def name_of(pin: str) -> str:
+    return re.sub(r"[-_.]+", "-", pin.split("==")[0].split("[")[0]).lower()
+
+
+def test_every_direct_dependency_is_pinned_exactly():
+    pins = PROJECT["dependencies"] + [pin for extra in PROJECT["optional-dependencies"].values() for pin in extra]
+    assert all(re.fullmatch(r"[A-Za-z0-9_.-]+==[0-9][0-9a-z.]*", pin) for pin in pins), pins
+    assert len({name_of(pin) for pin in pins}) == len(pins)
+    assert set(PROJECT["optional-dependencies"]) == {"bench", "cluster", "dev"}
+
+
+def test_conda_users_get_the_same_pins():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    (pip,) = [item["pip"] for item in environment["dependencies"] if isinstance(item, dict)]
+    assert pip[-1] == "--editable ."
+    assert pip[:-1] == PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]
+    assert f"python{PROJECT['requires-python']}" in environment["dependencies"]
+
+
+def test_what_is_installed_is_what_is_pinned():
+    for pin in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]:
+        name, _, version = pin.partition("==")
+        assert metadata.version(name).split("+")[0] == version, pin
+
+
+def imported(path: Path) -> set[str]:
+    nodes = ast.walk(ast.parse(path.read_text()))
+    names = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names.add((node.module or "").partition(".")[0])
+    return names
+
+
+def test_the_package_imports_nothing_but_its_pinned_dependencies():
+    own = {name_of(pin) for pin in PROJECT["dependencies"]}
+    provided = {module for module, packages in metadata.packages_distributions().items() if {name_of(p) for p in packages} & own}
+    # Optional ones are imported inside the function that needs them.
+    provided |= set(sys.stdlib_module_names) | {"replication", "ray"}
+    for path in (ROOT / "replication").rglob("*.py"):
+        assert imported(path) <= provided, f"{path}: {imported(path) - provided}"
+
+
+def test_make_installs_the_pinned_torch_by_plain_pip():
+    makefile = (ROOT / "Makefile").read_text()
+    (torch,) = [pin for pin in PROJECT["dependencies"] if pin.startswith("torch==")]
+    assert f"pip install --quiet {torch}\n" in makefile
+    assert makefile.index(f"install --quiet {torch}") < makefile.index("-e '.[dev]'")
+
+
+def make(*words: str) -> subprocess.CompletedProcess:
+    """make as from a terminal, also where these tests were started by make."""
+    outer = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "CONDA_DEFAULT_ENV", "PROFILE", "OUT", "VENV")
+    env = {name: value for name, value in os.environ.items() if name not in outer}
+    return subprocess.run(["make", *words], cwd=ROOT, env=env, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_help_is_the_default_and_lists_every_target():
+    done = make()
+    assert done.returncode == 0 and done.stdout == make("help").stdout
+    assert re.findall(r"^  make ([a-z-]+) ", done.stdout, re.M) == TARGETS
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_target_makes_the_environment_it_needs(target, tmp_path):
+    """In a fresh clone (no environment at VENV) each target but help and clean begins by making one."""
+    done = make("-n", target, f"VENV={tmp_path}/fresh")
+    assert done.returncode == 0, done.stderr
+    assert ("-m venv" in done.stdout) == (target not in ("help", "clean"))
+
+
+def test_clean_never_touches_results_or_another_environment(tmp_path):
+    text = make("-n", "clean", f"VENV={tmp_path}/mine").stdout
+    assert "results" not in text and "mine" not in text
+
+
+def test_variables_reach_the_command_line():
+    words = make("-n", "all", "PROFILE=paper", "SEEDS=2", "WORKERS=3", "MODEL=/m", "SVAMP=/s.json", "PLAN=full", "OUT=/o").stdout
+    words = " ".join(words.split())
+    assert "sweep --profile 'paper' --out '/o' --plan 'full' --seeds '2' --set 'model=/m' --svamp '/s.json' --workers '3'" in words
+
+
+def test_an_old_python_is_one_line(tmp_path):
+    old = tmp_path / "python-old"
+    old.write_text("#!/bin/sh\nexit 1\n")
+    old.chmod(0o755)
+    done = make("setup", f"VENV={tmp_path}/fresh", f"PYTHON={old}")
+    assert done.returncode != 0 and "is older than Python 3.11: set PYTHON=" in done.stderr
+
+
+def test_the_ci_script_runs_lint_tests_and_smoke_and_names_no_host():
+    path = ROOT / ".ci/run"
+    text = path.read_text()
+    assert path.stat().st_mode & 0o111 and "set -euo pipefail" in text
+    assert "for target in setup lint test smoke" in text
+    for file in (path, ROOT / "Makefile", ROOT / "pyproject.toml", ROOT / "environment.yml"):
+        assert "://" not in file.read_text() and "index-url" not in file.read_text(), file
+    assert subprocess.run(["bash", "-n", str(path)], check=False).returncode == 0
+
+
+def test_data_files_are_in_the_package():
+    data = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["replication"]
+    found = {path for pattern in data for path in (ROOT / "replication").glob(pattern)}
+    others = {path for path in (ROOT / "replication").rglob("*.*") if path.suffix not in (".py", ".pyc")}
+    assert others == found
+
+
+def test_no_test_reaches_the_network():
+    import socket
+
+    with pytest.raises(OSError, match="tried to reach the network"):
+        socket.create_connection(("192.0.2.1", 80), timeout=1)
+    with pytest.raises(OSError, match="tried to look up"):
+        socket.getaddrinfo("example.org", 80)
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        socket.create_connection(server.getsockname(), timeout=5).close()
