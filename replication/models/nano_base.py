@@ -10,6 +10,7 @@ numbers that ``nano_report`` measures on validation items, before any reinforcem
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from pathlib import Path
 from random import Random
@@ -127,7 +128,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=None, help=f"batches of {BATCH} sequences (default {STEPS})")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads; part of what the weights' bits depend on")
     options = parser.parse_args(arguments)
-    report = build(options.out, steps=options.steps, threads=options.threads)
+    try:
+        report = build(options.out, steps=options.steps, threads=options.threads)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     print(report["comparison"])
     return 0
 

@@ -19,8 +19,8 @@ from replication.tasks.problem import Problem, Task, bucket, content_id, content
 
 SIZES = {"train": 4000, "validation": 1000, "test": 2000}
 PROMPT = "Question: What is {left}*{right}?\nAnswer:"
-# Tokens of the nano tokenizer for the longest split, EOS included, per number of digits; a test holds it for 2.
-LONGEST_COMPLETION = {1: 32, 2: 56, 3: 90}
+# Room for the longest split in tokens of the nano tokenizer, EOS included, by the number of digits; a test holds it.
+LONGEST_COMPLETION = {2: 52, 3: 96, 4: 160}
 _FACTOR = re.compile(r"^ \d+\*(\d+)=")
 
 
@@ -76,7 +76,8 @@ def _problem(left: int, right: int) -> Problem:
 def load(digits: int = 2) -> Task:
     """The task for one number of digits; up to two digits every pair there is, beyond that a sample.
 
-    Raises UserError unless ``digits`` is 2, 3 or 4: one digit leaves too few pairs, five no room in 96 tokens.
+    Four digits are for larger models: their splits are longer than the 96 tokens that the nano lab keeps to.
+    Raises UserError unless ``digits`` is 2, 3 or 4: one digit leaves too few pairs.
     """
     if isinstance(digits, bool) or not isinstance(digits, int) or not 2 <= digits <= 4:
         raise UserError(f"multiplication: digits must be 2, 3 or 4, not {digits!r}")
@@ -99,7 +100,7 @@ def _load(digits: int) -> Task:
         random.shuffle(pairs)
         splits[split] = tuple(_problem(x, y) for x, y in pairs)
     return Task(
-        "multiplication", content_version(*splits.values()), **splits, max_new_tokens=LONGEST_COMPLETION.get(digits, 96)
+        "multiplication", content_version(*splits.values()), **splits, max_new_tokens=LONGEST_COMPLETION[digits]
     )
 
 
