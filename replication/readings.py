@@ -1,0 +1,251 @@
+"""What the tables say in words: the sentences under each figure and the tables a reader is shown, every number computed.
+
+Used by the notebooks and the report, so that no number in prose is ever typed. Whatever was not run is said to be not run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from replication.intervals import detectable_gap, mean_over_seeds
+from replication.summaries import (
+    METHODS,
+    TASKS,
+    Tables,
+    headline_table,
+    listed,
+    lora_rank_table,
+    rows_of,
+    token_fraction_table,
+    tuning_table,
+)
+
+#: Two rates count as equally good within this many points of accuracy: about what 300 test items can tell apart in a pair.
+CLOSE = 5.0
+
+
+def plan_sentence(plan: pd.DataFrame) -> str:
+    """How many runs of how many steps, and how many rows share a run."""
+    distinct = plan.drop_duplicates("run_id")
+    trained = distinct[distinct["steps"] > 0]
+    shared = len(plan) - len(distinct)
+    steps = listed(trained["steps"]) or "0"
+    return (
+        f"{len(distinct)} runs, of which {len(trained)} are trained for {steps} optimizer steps each "
+        f"({int(trained['steps'].sum())} steps in all) and {len(distinct) - len(trained)} only evaluated; "
+        f"{shared} further rows of the plan are shared with another ablation and not run again."
+    )
+
+
+# Full against sparse -------------------------------------------------------------------------------------------------------
+
+
+def headline(tables: Tables, profile: str) -> list[str]:
+    """Two sentences for each task: the accuracies with their intervals, and what of the tokens they took."""
+    table = headline_table(tables, profile)
+    if table.empty:
+        return ["Not run."]
+    sentences = []
+    for task, own in table.groupby("task", sort=False):
+        rows = {row["method"]: row for row in own.to_dict("records")}
+        parts = [f"{METHODS[m]} {_value(r['accuracy'], r['low'], r['high'])}" for m, r in rows.items()]
+        counts = f"{int(own['seeds'].max())} {_plural(own['seeds'].max(), 'seed')} and {int(own['items'].max())} items"
+        sentences.append(f"On {TASKS[task]} ({counts}) the greedy accuracy is {_and(parts)}.")
+        kept = [f"{METHODS[m]} {_digits(r['kept_fraction'])} %" for m, r in rows.items() if pd.notna(r["kept_fraction"])]
+        if kept:
+            sentences.append(f"Of the tokens generated in groups that do not tie, {_and(kept)} enter the loss.")
+    return sentences
+
+
+def power(tables: Tables, profile: str) -> str:
+    """What difference the test set can show at all, so that "inconclusive" can be read."""
+    table = headline_table(tables, profile)
+    if table.empty:
+        return "Not run."
+    items = int(table["items"].max())
+    gap = 100 * detectable_gap(0.7, items)
+    return (
+        f"With {items} test items, one seed and no pairing, two methods near 70 % must differ by about {gap:.1f} points to be told "
+        "apart four times in five; pairing the items and averaging over seeds narrows this, which is why the intervals are of "
+        "paired differences."
+    )
+
+
+def learning_curves(tables: Tables, profile: str) -> list[str]:
+    """At which evaluated step each method was first within ``CLOSE`` points of its last validation accuracy."""
+    rows, curves = rows_of(tables, "full_vs_sparse", profile), tables.get("curves")
+    if rows.empty or curves is None or curves.empty:
+        return ["Not run."]
+    curves = curves[curves["metric"] == "validation_accuracy"]
+    sentences = []
+    for task, own in rows[rows["method"] != "base"].groupby("task", sort=False):
+        parts = []
+        for method in METHODS:
+            ids = own.loc[own["method"] == method, "run_id"]
+            mean = 100 * curves[curves["run_id"].isin(ids)].groupby("step")["value"].mean()
+            if len(mean):
+                reached = mean.index[mean >= mean.iloc[-1] - CLOSE][0]
+                parts.append(f"{METHODS[method]} starts at {mean.iloc[0]:.1f} %, ends at {mean.iloc[-1]:.1f} %, and is within")
+                parts[-1] += f" {CLOSE:g} points of that from step {int(reached)} on"
+        if parts:
+            sentences.append(f"Validation accuracy on {TASKS[task]}, mean over seeds: {'; '.join(parts)}.")
+    return sentences or ["Not run."]
+
+
+def cost(tables: Tables, profile: str) -> list[str]:
+    """Tokens in the loss over the whole training, and how many times fewer than full-token GRPO."""
+    table = headline_table(tables, profile)
+    table = table[table["tokens_in_loss"] > 0]
+    if table.empty:
+        return ["Not run."]
+    sentences = []
+    for task, own in table.groupby("task", sort=False):
+        tokens = own.set_index("method")["tokens_in_loss"]
+        parts = []
+        for method, count in tokens.items():
+            times = f", {tokens['grpo'] / count:.1f} times fewer" if method != "grpo" and "grpo" in tokens else ""
+            parts.append(f"{METHODS[method]} {count:,.0f}{times}")
+        sentences.append(f"Tokens in the loss of a whole training on {TASKS[task]}, mean over seeds: {'; '.join(parts)}.")
+    return sentences
+
+
+def cost_to_reach(tables: Tables, profile: str) -> list[str]:
+    """Tokens in the loss until each method first reached the lowest of the methods' last validation accuracies."""
+    rows, curves = rows_of(tables, "full_vs_sparse", profile), tables.get("curves")
+    if rows.empty or curves is None or curves.empty:
+        return ["Not run."]
+    sentences = []
+    for task, own in rows[rows["method"] != "base"].groupby("task", sort=False):
+        accuracy, tokens = {}, {}
+        for method in own["method"].unique():
+            mine = curves[curves["run_id"].isin(own.loc[own["method"] == method, "run_id"])]
+            mean = mine.groupby(["metric", "step"])["value"].mean()
+            if {"validation_accuracy", "tokens_in_loss"} <= set(mean.index.get_level_values("metric")):
+                accuracy[method], tokens[method] = 100 * mean["validation_accuracy"], mean["tokens_in_loss"].cumsum()
+        if not accuracy:
+            continue
+        level = min(curve.iloc[-1] for curve in accuracy.values())
+        parts = []
+        for method in sorted(accuracy, key=list(METHODS).index):
+            step = accuracy[method].index[accuracy[method] >= level][0]
+            parts.append(f"{METHODS[method]} {_at(tokens[method], step):,.0f} (step {step})")
+        sentences.append(
+            f"To reach {level:.1f} % on the validation items of {TASKS[task]}, which every method does, tokens in the loss: "
+            f"{'; '.join(parts)}."
+        )
+    return sentences or ["Not run."]
+
+
+def _at(cumulative: pd.Series, step: int) -> float:
+    """A running total after ``step``; nothing before the first step."""
+    before = cumulative.loc[:step]
+    return float(before.iloc[-1]) if len(before) else 0.0
+
+
+# The learning rate ---------------------------------------------------------------------------------------------------------
+
+
+def learning_rate(tables: Tables, profile: str) -> list[str]:
+    """Per task, the rate that validation chooses for each method, and how many rates of the grid are about as good."""
+    table = tuning_table(tables, profile)
+    if table.empty:
+        return ["Not run."]
+    sentences = []
+    for task, own in table.groupby("task", sort=False):
+        parts = []
+        for method, grid in own.groupby("method", sort=False):
+            chosen = grid[grid["chosen"]].iloc[0]
+            close = int((grid["accuracy"] >= grid["accuracy"].max() - CLOSE).sum())
+            parts.append(
+                f"{METHODS[method]} {chosen['learning_rate']:g} ({chosen['accuracy']:.1f} % on test; {close} of {len(grid)} rates "
+                f"within {CLOSE:g} points of its best)"
+            )
+        sentences.append(f"On {TASKS[task]} validation chooses, for {_and(parts)}.")
+    grpo = table[(table["method"] == "grpo")].groupby("task")["accuracy"].agg(["min", "max"])
+    for task, ends in grpo.iterrows():
+        sentences.append(
+            f"Depending on the rate alone, full-token GRPO on {TASKS[task]} ends at {ends['min']:.1f} to {ends['max']:.1f} %."
+        )
+    return sentences
+
+
+# Token fraction and rank ---------------------------------------------------------------------------------------------------
+
+
+def token_fraction(tables: Tables, profile: str) -> list[str]:
+    """The two ends of the range and the best point between them."""
+    table = token_fraction_table(tables, profile)
+    if table.empty:
+        return ["Not run."]
+    least, best = table.iloc[0], table.loc[table["accuracy"].idxmax()]
+    full = table[table["setting"] == "all tokens"]
+    first = f"With the fewest tokens ({least['method']}, {least['setting']}: {_digits(least['kept_fraction'])} %) the accuracy is "
+    first += f"{least['accuracy']:.1f} %"
+    if len(full):
+        first += f", with all of them {full.iloc[0]['accuracy']:.1f} %"
+    first += f"; the highest, {best['accuracy']:.1f} % (seeds from {best['lowest']:.1f} to {best['highest']:.1f}), is reached by "
+    first += f"{best['method']} ({best['setting']}) with {_digits(best['kept_fraction'])} % of the tokens."
+    spread = (table["highest"] - table["lowest"]).max()
+    second = f"Seeds of one setting differ by up to {spread:.1f} points, so a smaller difference between settings says little."
+    return [first, second]
+
+
+def lora_rank(tables: Tables, profile: str) -> list[str]:
+    """The lowest and the highest rank of each method, and the gap between sparse and full at both."""
+    table = lora_rank_table(tables, profile)
+    if table.empty:
+        return ["Not run."]
+    low, high = _extreme_ranks(table)
+    at = table.set_index(["method", "rank"])["accuracy"]
+    parts = [
+        f"{method} goes from {at[method, low]:.1f} % at {_rank(low)} to {at[method, high]:.1f} % at {_rank(high)}"
+        for method in table["method"].unique()
+        if (method, low) in at and (method, high) in at
+    ]
+    sentences = [f"With the learning rate chosen on validation for each rank, {_and(parts)}."] if parts else []
+    for sparse in ("S-GRPO", "T-SPMO"):
+        if all((m, r) in at for m in (sparse, "GRPO") for r in (low, high)):
+            gaps = [at[sparse, r] - at["GRPO", r] for r in (low, high)]
+            sentences.append(
+                f"{sparse} minus full-token GRPO is {gaps[0]:+.1f} points at {_rank(low)} and {gaps[1]:+.1f} at {_rank(high)}."
+            )
+    return sentences or ["Not run."]
+
+
+def _extreme_ranks(table: pd.DataFrame) -> tuple[int, int]:
+    """The lowest rank, and full fine-tuning (rank 0) if it was run, or else the highest rank."""
+    ranks = sorted(table["rank"].unique())
+    positive = [rank for rank in ranks if rank > 0]
+    return (positive[0] if positive else 0), (0 if ranks[0] == 0 else ranks[-1])
+
+
+def _rank(rank: int) -> str:
+    return f"rank {rank}" if rank else "full fine-tuning"
+
+
+# Words and numbers ---------------------------------------------------------------------------------------------------------
+
+
+def mean_and_interval(values: Sequence[float] | pd.Series) -> str:
+    """Mean over seeds with its t interval, as text; one seed has no interval."""
+    estimate = mean_over_seeds(values)
+    return _value(estimate.value, estimate.low, estimate.high)
+
+
+def _value(value: float, low: float, high: float) -> str:
+    return f"{value:.1f} %" if pd.isna(low) else f"{value:.1f} % [{low:.1f}, {high:.1f}]"
+
+
+def _digits(percent: float) -> str:
+    """Percent with as many digits as a small share needs."""
+    return f"{percent:.0f}" if percent >= 10 else f"{percent:.2g}"
+
+
+def _plural(count: float, word: str) -> str:
+    return word if count == 1 else f"{word}s"
+
+
+def _and(parts: Sequence[str]) -> str:
+    return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]

@@ -1,0 +1,187 @@
+"""The tables that a reader is shown: the CSV tables grouped and in percent, nothing measured anew."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from replication.evidence import Evidence
+from replication.intervals import bootstrap
+from replication.randomness import numpy_stream
+from replication.statistics import tuning
+
+if TYPE_CHECKING:
+    from replication.ablations import PlannedRun
+
+METHODS = {"base": "base", "grpo": "GRPO", "s_grpo": "S-GRPO", "t_spmo": "T-SPMO"}
+TASKS = {"word_problems": "word problems", "multiplication": "multiplication", "svamp": "SVAMP"}
+ABLATIONS = {
+    "full_vs_sparse": "full against sparse",
+    "token_fraction": "token fraction",
+    "lora_rank": "LoRA rank",
+    "learning_rate": "learning rate",
+}
+Tables = Mapping[str, pd.DataFrame]
+
+
+def rows_of(tables: Tables, ablation: str, profile: str) -> pd.DataFrame:
+    """The ended runs of an ablation with an accuracy; diverged ones stand at their last finite checkpoint."""
+    runs = tables.get("runs")
+    if runs is None or not len(runs):
+        return pd.DataFrame(columns=["run_id", "ablation", "task", "method", "seed", "status", "accuracy"])
+    keep = (runs["ablation"] == ablation) & (runs["profile"] == profile) & runs["status"].isin(["done", "diverged"])
+    return runs[keep & runs["accuracy"].notna()].copy()
+
+
+def plan_frame(planned: Sequence[PlannedRun]) -> pd.DataFrame:
+    """A plan as rows like those of runs.csv, before anything is run."""
+    fields = ("profile", "task", "method", "selector", "seed", "learning_rate", "lora_rank", "keep_probability", "steps")
+    return pd.DataFrame(
+        [
+            {"run_id": run.config.run_id, "ablation": run.ablation, **{name: getattr(run.config, name) for name in fields}}
+            for run in planned
+        ]
+    )
+
+
+def plan_table(plan: pd.DataFrame) -> pd.DataFrame:
+    """Per ablation, task and method: seeds, settings tried, runs, optimizer steps of each.
+
+    Args:
+        plan: runs.csv, or ``plan_frame(planned)``.
+    """
+    rows = []
+    for (ablation, task, method), own in plan.groupby(["ablation", "task", "method"], sort=False):
+        rows.append(
+            {
+                "ablation": ABLATIONS.get(ablation, ablation),
+                "task": TASKS.get(task, task),
+                "method": METHODS.get(method, method),
+                "seeds": own["seed"].nunique(),
+                "learning rates": "" if method == "base" else listed(own["learning_rate"]),
+                "ranks": "" if method == "base" else listed(own["lora_rank"]),
+                "keep probabilities": listed(own["keep_probability"]),
+                "runs": own["run_id"].nunique(),
+                "steps each": listed(own["steps"]),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def state_table(runs: pd.DataFrame) -> pd.DataFrame:
+    """Per ablation, how many of the distinct planned runs ended how."""
+    rows = []
+    for ablation, own in runs.drop_duplicates(["ablation", "run_id"]).groupby("ablation", sort=False):
+        counts = own["status"].value_counts()
+        states = {state: int(counts.get(state, 0)) for state in ("done", "diverged", "failed", "pending")}
+        rows.append({"ablation": ABLATIONS.get(ablation, ablation), "runs": len(own), **states})
+    return pd.DataFrame(rows)
+
+
+def headline_table(tables: Tables, profile: str) -> pd.DataFrame:
+    """Per task and method: accuracy on the test items with its 95 % seed × item interval, and what training cost and moved.
+
+    Accuracies and fractions are in percent; KL to the base in nats per token; an empty cell was not measured.
+    """
+    evidence = Evidence(tables, profile)
+    rows: list[dict[str, Any]] = []
+    for task in [task for task in TASKS if (evidence.runs["task"] == task).any()]:
+        for method in METHODS:
+            matrix = evidence.matrix(task, method)
+            if matrix.size == 0:
+                continue
+            estimate = bootstrap(matrix, None, numpy_stream(0, "bootstrap", "headline", task, method)).scaled(100)
+            row: dict[str, Any] = {"task": task, "method": method, "seeds": estimate.seeds, "items": estimate.items}
+            row |= {"accuracy": estimate.value, "low": estimate.low, "high": estimate.high}
+            columns = ("sampled_accuracy", "held_out_accuracy", "other_task_accuracy", "kept_fraction")
+            row |= {name: 100 * evidence.per_seed(task, method, name).mean() for name in columns}
+            row["kl_to_base"] = evidence.per_seed(task, method, "kl_to_base").mean()
+            row["tokens_in_loss"] = evidence.per_seed(task, method, "tokens_in_loss").mean()
+            row["diverged"] = evidence.diverged([task], [method])
+            rows.append(row)
+    names = ["task", "method", "seeds", "items", "accuracy", "low", "high", "sampled_accuracy", "held_out_accuracy"]
+    return pd.DataFrame(rows, columns=[*names, "other_task_accuracy", "kept_fraction", "kl_to_base", "tokens_in_loss", "diverged"])
+
+
+def tuning_table(tables: Tables, profile: str) -> pd.DataFrame:
+    """``statistics.tuning`` in percent, with ``used``: whether full against sparse runs at that rate."""
+    table = tuning({**tables, "runs": rows_of(tables, "learning_rate", profile)})
+    table[["validation_accuracy", "accuracy"]] *= 100
+    headline = rows_of(tables, "full_vs_sparse", profile)
+    used = set(zip(headline["task"], headline["method"], headline.get("learning_rate", []), strict=False))
+    table["used"] = [key in used for key in zip(table["task"], table["method"], table["learning_rate"], strict=True)]
+    return table
+
+
+def token_fraction_table(tables: Tables, profile: str) -> pd.DataFrame:
+    """Per setting: kept fraction and accuracy in percent, mean and range over seeds, from the fewest tokens to the most."""
+    rows = rows_of(tables, "token_fraction", profile)
+    if rows.empty:
+        return pd.DataFrame(columns=["method", "setting", "seeds", "kept_fraction", "accuracy", "lowest", "highest"])
+    out = []
+    keys = ["task", "method", "selector", "keep_probability", "max_kept_tokens", "token_share", "denominator"]
+    keys = [key for key in keys if key in rows]
+    for key, own in rows.groupby(keys, dropna=False, sort=False):
+        named = dict(zip(keys, key, strict=True))
+        accuracy = 100 * own["accuracy"]
+        out.append(
+            {
+                "task": named["task"],
+                "method": METHODS[named["method"]],
+                "setting": _setting(named),
+                "seeds": own["seed"].nunique(),
+                "kept_fraction": 100 * own["kept_fraction"].mean(),
+                "accuracy": accuracy.mean(),
+                "lowest": accuracy.min(),
+                "highest": accuracy.max(),
+            }  # fmt: skip
+        )
+    return pd.DataFrame(out).sort_values(["kept_fraction", "setting"], kind="stable", ignore_index=True)
+
+
+def _setting(named: Mapping[str, Any]) -> str:
+    if named["method"] == "grpo":
+        return "all tokens"
+    if named["method"] == "t_spmo":
+        return "transitions of the trie"
+    if named.get("selector", "rule") != "rule":
+        share = named.get("token_share")
+        return str(named["selector"]) + ("" if share is None or pd.isna(share) else f", share {share:g}")
+    limit = named.get("max_kept_tokens")
+    cap = "no cap" if limit is None or pd.isna(limit) else f"at most {limit:g}"
+    probability = named.get("keep_probability")
+    return "rule" if probability is None or pd.isna(probability) else f"rule, keep probability {probability:g}, {cap}"
+
+
+def lora_rank_table(tables: Tables, profile: str) -> pd.DataFrame:
+    """Per method and rank, at the learning rate that validation chooses for it: accuracy in percent, mean and range over seeds."""
+    rows = rows_of(tables, "lora_rank", profile)
+    out = []
+    for (task, method, rank), own in rows.groupby(["task", "method", "lora_rank"], sort=True) if len(rows) else ():
+        # Rates are compared under the seed that all of them were run with, so that none is judged by luckier seeds.
+        first = own[own["seed"] == own["seed"].min()].sort_values("learning_rate")
+        validation = first["validation_accuracy"]
+        rate = first.loc[validation.idxmax(), "learning_rate"] if validation.notna().any() else first["learning_rate"].iloc[0]
+        at_rate = own[own["learning_rate"] == rate].drop_duplicates("run_id")
+        accuracy = 100 * at_rate["accuracy"]
+        out.append(
+            {
+                "task": task,
+                "method": METHODS[method],
+                "rank": int(rank),
+                "learning_rate": rate,
+                "rates_tried": own["learning_rate"].nunique(),
+                "seeds": at_rate["seed"].nunique(),
+                "accuracy": accuracy.mean(),
+                "lowest": accuracy.min(),
+                "highest": accuracy.max(),
+            }  # fmt: skip
+        )
+    columns = ["task", "method", "rank", "learning_rate", "rates_tried", "seeds", "accuracy", "lowest", "highest"]
+    return pd.DataFrame(out, columns=columns)
+
+
+def listed(values: pd.Series) -> str:
+    return ", ".join(f"{value:g}" for value in sorted(set(pd.to_numeric(values, errors="coerce").dropna())))
