@@ -75,14 +75,19 @@ def _full_vs_sparse(profile: str, grid: dict[str, Any], overrides: dict[str, Any
 
 
 def _token_fraction(profile: str, grid: dict[str, Any], overrides: dict[str, Any]) -> Iterator[ExperimentConfig]:
-    """S-GRPO's rule with more and fewer tokens, and both ends: full-token GRPO and T-SPMO."""
+    """S-GRPO's rule with more and fewer tokens, controls that pick as many by another rule, and both ends: GRPO and T-SPMO.
+
+    All at the learning rates of the headline runs; and S-GRPO once more with the other denominator.
+    """
     own = grid["token_fraction"]
     for seed in range(min(grid["seeds"], own.get("seeds", grid["seeds"]))):
         for method in TRAINED:
             yield load_profile(profile, task=own["task"], method=method, seed=seed, **overrides)
-        for keep_probability in own["keep_probabilities"]:
-            rule = {"keep_probability": keep_probability, "max_kept_tokens": None}
-            yield load_profile(profile, task=own["task"], method="s_grpo", seed=seed, **(rule | overrides))
+        points = [{"keep_probability": p, "max_kept_tokens": None} for p in own["keep_probabilities"]]
+        points += [{"selector": s, "token_share": share} for s in own.get("selectors", ()) for share in own["shares"]]
+        points += [{"denominator": denominator} for denominator in own.get("denominators", ())]
+        for point in points:
+            yield load_profile(profile, task=own["task"], method="s_grpo", seed=seed, **(point | overrides))
 
 
 def _learning_rate(profile: str, grid: dict[str, Any], overrides: dict[str, Any]) -> Iterator[ExperimentConfig]:
@@ -97,7 +102,10 @@ def _learning_rate(profile: str, grid: dict[str, Any], overrides: dict[str, Any]
 
 
 def _lora_rank(profile: str, grid: dict[str, Any], overrides: dict[str, Any]) -> Iterator[ExperimentConfig]:
-    """Every method at every rank, alpha / rank fixed at the profile's, the learning rate tuned for each rank."""
+    """Every method at every rank, alpha / rank fixed at the profile's, the learning rate tuned for each rank with the first seed.
+
+    Rank 0 is full fine-tuning.
+    """
     own = grid["lora_rank"]
     for method in TRAINED:
         default = load_profile(profile, task=own["task"], method=method, **overrides)
@@ -108,7 +116,7 @@ def _lora_rank(profile: str, grid: dict[str, Any], overrides: dict[str, Any]) ->
             tuned = default.learning_rate
             if rank != default.lora_rank:
                 tuned = (own["chosen"].get(rank) or {}).get(method, tuned)
-                for learning_rate in own["grid"]:
+                for learning_rate in own["grid"] if rank else own["grid_without_adapter"]:
                     yield load_profile(profile, task=own["task"], method=method, seed=0, **values, learning_rate=learning_rate)
             for seed in range(min(grid["seeds"], own.get("seeds", grid["seeds"]))):
                 yield load_profile(profile, task=own["task"], method=method, seed=seed, **values, learning_rate=tuned)

@@ -11,7 +11,6 @@ from oracles import naive_log_probs
 from scipy import stats
 from tiny import BUILDERS, FIRST_USED, VOCABULARY, tiny_gpt2, tiny_qwen2, with_lora
 
-from replication import rollout
 from replication.algorithms import every_token
 from replication.errors import Diverged
 from replication.rollout import Completion, generate
