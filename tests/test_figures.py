@@ -30,6 +30,11 @@ def tables() -> dict[str, pd.DataFrame]:
     return synthetic_tables.full(seeds=3)
 
 
+@pytest.fixture(scope="module")
+def drawn(tables: dict[str, pd.DataFrame]) -> dict[str, Figure]:
+    return {name: draw(tables) for name, draw in FIGURES.items()}
+
+
 def _words(figure: Figure) -> str:
     return " ".join(" ".join(text.get_text().split()) for text in figure.findobj(Text))
 
@@ -40,8 +45,8 @@ def test_every_figure_has_a_name_and_a_docstring():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_axes_have_units_and_captions_the_model_and_the_seeds(name: str, tables: dict[str, pd.DataFrame]):
-    figure = FIGURES[name](tables)
+def test_axes_have_units_and_captions_the_model_and_the_seeds(name: str, drawn: dict[str, Figure]):
+    figure = drawn[name]
     for axis in figure.axes:
         assert "(%)" in axis.get_ylabel()
         assert axis.get_xlabel() or name == "full_vs_sparse"  # whose x axis names methods
@@ -50,8 +55,8 @@ def test_axes_have_units_and_captions_the_model_and_the_seeds(name: str, tables:
     assert "not run" not in words
 
 
-def test_headline_shows_every_seed_and_the_mean(tables: dict[str, pd.DataFrame]):
-    figure = FIGURES["full_vs_sparse"](tables)
+def test_headline_shows_every_seed_and_the_mean(tables: dict[str, pd.DataFrame], drawn: dict[str, Figure]):
+    figure = drawn["full_vs_sparse"]
     runs = tables["runs"][tables["runs"]["ablation"] == "full_vs_sparse"]
     for axis, task in zip(figure.axes, ("word_problems", "multiplication"), strict=True):
         drawn = np.sort(np.concatenate([points.get_offsets()[:, 1] for points in axis.collections if len(points.get_offsets())]))
@@ -93,8 +98,8 @@ def test_pending_and_failed_runs_are_not_drawn(name: str, tables: dict[str, pd.D
     assert "not run" in _words(FIGURES[name](tables | {"runs": runs}))
 
 
-def test_diverged_runs_are_drawn_and_counted(tables: dict[str, pd.DataFrame]):
-    assert "4 diverged runs" in _words(FIGURES["learning_rate"](tables))
+def test_diverged_runs_are_drawn_and_counted(drawn: dict[str, Figure]):
+    assert "4 diverged runs" in _words(drawn["learning_rate"])
 
 
 def test_a_method_without_runs_is_named_as_not_run(tables: dict[str, pd.DataFrame]):
@@ -111,13 +116,13 @@ def test_a_missing_column_is_named(tables: dict[str, pd.DataFrame]):
         FIGURES["cost"](tables | {"runs": tables["runs"].drop(columns="tokens_in_loss")})
 
 
-def test_rank_shows_the_tuned_rate_alone(tables: dict[str, pd.DataFrame]):
+def test_rank_shows_the_tuned_rate_alone(tables: dict[str, pd.DataFrame], drawn: dict[str, Figure]):
     # Tuning points of one seed at another rate must not be taken for the result at that rank.
     runs = tables["runs"]
     tried = runs[(runs["ablation"] == "lora_rank") & (runs["seed"] == 0)]
     tried = tried.assign(learning_rate=0.5, accuracy=0.01, run_id="tried" + tried["run_id"].str[5:])
     more = FIGURES["lora_rank"](tables | {"runs": pd.concat([runs, tried], ignore_index=True)})
-    assert more.get_label() == FIGURES["lora_rank"](tables).get_label()
+    assert more.get_label() == drawn["lora_rank"].get_label()
     assert "full fine-tuning" in _words(more)
 
 
@@ -199,8 +204,8 @@ def _drawn_texts(figure: Figure) -> list[Text]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_no_text_lies_on_another_or_leaves_the_page(name: str, tables: dict[str, pd.DataFrame]):
-    figure = FIGURES[name](tables)
+def test_no_text_lies_on_another_or_leaves_the_page(name: str, drawn: dict[str, Figure]):
+    figure = drawn[name]
     with plotting.style():
         figure.canvas.draw()
     renderer = figure.canvas.get_renderer()

@@ -148,9 +148,9 @@ def test_the_generator_decides_and_nothing_else():
 def test_ten_seeds_of_300_items_take_well_under_a_second():
     rng = _rng(14)
     a, b = rng.random((10, 300)) < 0.7, rng.random((10, 300)) < 0.6
-    start = time.perf_counter()
+    start = time.process_time()  # not the clock on the wall: other work on the machine is no fault of the bootstrap
     bootstrap(a, b, rng)
-    assert time.perf_counter() - start < 1.0
+    assert time.process_time() - start < 1.0
 
 
 @pytest.mark.parametrize(("seeds", "seed_sd"), [(1, 0.0), (3, 0.0), (3, 0.5), (5, 0.5), (10, 0.5)])
