@@ -118,14 +118,15 @@ class _Sweep:
         self.limit = min(workers or len(self.gpus) or cores(), len(self.waiting))
         self.workers: list[_Worker | None] = [None] * self.limit
         self.progress = progress
-        # Every refresh is a new line where there is no terminal: seldom there.
+        # Where there is no terminal, the lines of finished runs alone say how far it is.
         self.bar = tqdm(
             total=sum(map(self._cost, self.waiting)),
-            disable=not progress or not self.waiting,
+            disable=not (progress and self.waiting and sys.stderr.isatty()),
             smoothing=0,
-            mininterval=0.5 if sys.stderr.isatty() else 30,
-            bar_format="{percentage:3.0f}%|{bar:30}| {postfix} [{elapsed}, {remaining} to go]",
+            bar_format="{desc} {percentage:3.0f}%|{bar:30}| [{elapsed}, {remaining} to go]",
         )
+        self.started = time.monotonic()
+        self.cost_done = 0.0
         self.to_do = len(self.waiting)
 
     def run(self) -> SweepResult:
@@ -234,7 +235,11 @@ class _Sweep:
 
     def _ended(self, run_id: str, how: str) -> None:
         config = self.configs[run_id]
-        self._say(f"{run_id} {config.task} {config.method} seed {config.seed}: {how}")
+        self.cost_done += self._cost(run_id)
+        left = [*self.waiting, *(worker.run_id for _, worker in self._busy())]
+        seconds = (time.monotonic() - self.started) * sum(map(self._cost, left)) / self.cost_done
+        where = f"{self.to_do - len(left)}/{self.to_do}, {seconds / 60:.0f} min to go"
+        self._say(f"{run_id} {config.task} {config.method} seed {config.seed}: {how} ({where})")
         self.bar.update(self._cost(run_id))
         self._show()
 
@@ -302,7 +307,7 @@ class _Sweep:
     def _show(self) -> None:
         left = len(self.waiting) + len(self._busy())
         failed = f", {len(self.result.failed)} failed" if self.result.failed else ""
-        self.bar.set_postfix_str(f"{self.to_do - left}/{self.to_do} runs{failed}")
+        self.bar.set_description_str(f"{self.to_do - left}/{self.to_do} runs{failed}")
 
 
 def _gpus(configs: Any) -> list[str]:
