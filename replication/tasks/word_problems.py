@@ -12,9 +12,11 @@ Which tokens decide is therefore known (``decisive_positions``), as it is for no
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import cache
+from itertools import count, cycle, islice
 from random import Random
 from typing import Any
 
@@ -22,6 +24,7 @@ from replication.tasks.problem import Problem, Task, bucket, content_id, content
 from replication.tasks.templates import NAMES, TEMPLATES, THINGS, Template
 
 SIZES = {"train": 4600, "validation": 1150, "test": 2300, "held_out": 1000}
+MISLED_SHARE = 3, 5  # three of five problems mislead the shallow solver: the dial that sets the base's greedy accuracy
 LONGEST_COMPLETION = 36  # tokens of the nano tokenizer, EOS included; a test holds it
 PROMPT = "Question: {question}\nAnswer:"
 
@@ -137,14 +140,25 @@ def draw(template: Template, random: Random, split: str | None = None) -> tuple[
         return question, solution, meta
 
 
-def _problems(templates: list[Template], count: int, random: Random, split: str | None) -> list[Problem]:
-    """``count`` different problems, as many of each template, shuffled."""
+def _schedule(templates: list[Template]) -> Iterator[Template]:
+    """Endless templates: MISLED_SHARE of them misled, within each kind all equally often."""
+    kinds = {misled: cycle([t for t in templates if t.misled is misled]) for misled in (True, False)}
+    if all(t.misled for t in templates):
+        yield from kinds[True]
+    misled, whole = MISLED_SHARE
+    for turn in count():
+        yield next(kinds[(turn * misled) % whole < misled])
+
+
+def _problems(templates: list[Template], size: int, random: Random, split: str | None) -> list[Problem]:
+    """``size`` different problems, shuffled."""
     problems: dict[str, Problem] = {}
-    while len(problems) < count:
-        template = templates[len(problems) % len(templates)]
-        question, solution, meta = draw(template, random, split)
-        prompt = PROMPT.format(question=question)
-        problems.setdefault(prompt, Problem(content_id(prompt), prompt, Decimal(solution.result), meta))
+    for template in islice(_schedule(templates), size):
+        found = len(problems)
+        while len(problems) == found:
+            question, solution, meta = draw(template, random, split)
+            prompt = PROMPT.format(question=question)
+            problems.setdefault(prompt, Problem(content_id(prompt), prompt, Decimal(solution.result), meta))
     shuffled = list(problems.values())
     random.shuffle(shuffled)
     return shuffled
