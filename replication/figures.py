@@ -43,8 +43,7 @@ def full_vs_sparse(tables: Tables) -> Figure:
             axis.plot([centre] * 2, [low, high], color=colour, linewidth=2.2, zorder=3)
             axis.plot(centre, value, p.MARKERS[method], color=colour, markersize=7, zorder=4)
             if method != "base":
-                p.seed_dots(axis, place - 0.12, 100 * mine["accuracy"], colour, p.MARKERS[method], spread=0.16)
-                p.crosses(axis, place - 0.12, mine)
+                p.seed_dots(axis, place - 0.12, mine, colour, p.MARKERS[method], spread=0.16)
             # Above the interval, unless the interval reaches the top.
             above = np.nanmax([high, value]) < 96
             edge = np.nanmax([high, value]) if above else np.nanmin([low, value])
@@ -120,6 +119,7 @@ def cost(tables: Tables) -> Figure:
             axis.scatter(
                 mine["tokens_in_loss"], 100 * mine["accuracy"], s=18, marker=marker, facecolors="none", edgecolors=colour, zorder=4
             )
+            p.crosses(axis, mine["tokens_in_loss"], mine)
             x, y = float(mine["tokens_in_loss"].mean()), float(100 * mine["accuracy"].mean())
             axis.plot(x, y, marker, color=colour, alpha=0.5, markersize=9, zorder=3, label=p.LABELS[method])
         axis.set_xscale("log")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -15,29 +17,36 @@ from replication.statistics import tuning
 def token_fraction(tables: Tables) -> Figure:
     """Test accuracy against the share of generated tokens that enter the loss, by the rule that picks them."""
     title = "How many tokens does an update need?"
-    runs = p.ended(tables.get("runs"), "token_fraction", "accuracy", "kept_fraction", "selector")
+    runs = p.ended(tables.get("runs"), "token_fraction", "accuracy", "kept_fraction", "selector", "denominator")
     runs = runs[runs["accuracy"].notna() & (runs["kept_fraction"] > 0)]
     tasks = p.tasks_of(runs)
     if not tasks:
         return p.not_run(title, "no run of token_fraction has ended")
     figure, axes = p.panels(title, len(tasks), width=7.2)
-    settings = ("selector", "denominator", "keep_probability", "cutoff", "max_kept_tokens", "learning_rate")
+    settings = ("selector", "denominator", "keep_probability", "cutoff", "max_kept_tokens", "token_share", "learning_rate")
     for axis, task in zip(axes[0], tasks, strict=True):
         here = runs[runs["task"] == task].copy()
         p.base_line(axis, tables, task)
         points = here.groupby([name for name in settings if name in here], dropna=False, sort=True)
         means = points.agg(x=("kept_fraction", "mean"), y=("accuracy", "mean"), runs=("seed", "size")).reset_index()
-        for selector in sorted(means["selector"].unique(), key=_selector_order):
-            mine = means[means["selector"] == selector].sort_values("x")
+        usual = here.groupby("selector")["denominator"].agg(lambda names: names.mode()[0])
+        series = set(zip(means["selector"], means["denominator"], strict=True))
+        for selector, denominator in sorted(series, key=_series_order(usual)):
+            # A contrast of denominators is its own series: the line of a selector joins points that differ in share alone.
+            contrast = denominator != usual[selector]
+            mine = means[(means["selector"] == selector) & (means["denominator"] == denominator)].sort_values("x")
+            dots = here[(here["selector"] == selector) & (here["denominator"] == denominator)]
             colour, marker = p.SELECTOR_COLOURS.get(selector, "#555555"), p.SELECTOR_MARKERS.get(selector, "X")
-            dots = here[here["selector"] == selector]
             axis.scatter(
                 100 * dots["kept_fraction"], 100 * dots["accuracy"], s=14, marker=marker, facecolors="white",
                 edgecolors=colour, linewidths=0.8, alpha=0.8, zorder=2,
             )  # fmt: skip
+            p.crosses(axis, 100 * dots["kept_fraction"], dots)
+            label = p.SELECTOR_LABELS.get(selector, selector)
             axis.plot(
-                100 * mine["x"], 100 * mine["y"], color=colour, marker=marker, markersize=6.5, zorder=3,
-                label=p.SELECTOR_LABELS.get(selector, selector),
+                100 * mine["x"], 100 * mine["y"], color=colour, marker=marker, markersize=8 if contrast else 6.5, zorder=3,
+                linestyle=":" if contrast else "-", markeredgecolor="black" if contrast else colour,
+                label=f"{label},\ndivided by {denominator}" if contrast else label,
             )  # fmt: skip
         _log_percent(axis)
         axis.set_xlabel("tokens in the loss (% of those generated in untied groups, log scale)")
@@ -45,7 +54,7 @@ def token_fraction(tables: Tables) -> Figure:
         p.percent_axis(axis, "test accuracy (%)", [*(100 * here["accuracy"]), p.base_value(tables, task)])
         axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
     text = f"{p.scale_text(runs)} Filled: mean of the seeds at one setting; hollow: {p.runs_per_point(means['runs'])}."
-    return p.caption(figure, text + p.bars_text() + p.diverged_text(runs), runs)
+    return p.caption(figure, text + p.diverged_text(runs), runs)
 
 
 def lora_rank(tables: Tables) -> Figure:
@@ -127,9 +136,15 @@ def _tuned(runs: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(keep) if keep else runs
 
 
-def _selector_order(name: str) -> tuple[int, str]:
+def _series_order(usual: pd.Series) -> Callable[[tuple[str, str]], tuple[int, str, bool, str]]:
+    """Known selectors in the order of their labels, each with its usual denominator first."""
     known = list(p.SELECTOR_LABELS)
-    return (known.index(name) if name in known else len(known), name)
+
+    def key(series: tuple[str, str]) -> tuple[int, str, bool, str]:
+        selector, denominator = series
+        return known.index(selector) if selector in known else len(known), selector, denominator != usual[selector], denominator
+
+    return key
 
 
 def _log_percent(axis: Axes) -> None:

@@ -30,14 +30,14 @@ LABELS = {"base": "base", "grpo": "GRPO, all tokens", "s_grpo": "S-GRPO", "t_spm
 COLOURS = {"base": "#595959", "grpo": "#0072B2", "s_grpo": "#D55E00", "t_spmo": "#009E73"}
 MARKERS = {"base": "D", "grpo": "o", "s_grpo": "s", "t_spmo": "^"}
 SELECTOR_LABELS = {
-    "all": "all tokens (GRPO)", "rule": "S-GRPO's rule", "trie": "trie (T-SPMO)", "uniform": "uniform random",
+    "all": "all tokens (GRPO)", "rule": "S-GRPO's rule", "trie": "trie (T-SPMO)", "random": "uniform random",
     "earliest": "earliest", "latest": "latest", "entropy": "highest entropy",
 }  # fmt: skip
 SELECTOR_COLOURS = {
-    "all": "#0072B2", "rule": "#D55E00", "trie": "#009E73", "uniform": "#CC79A7", "earliest": "#56B4E9",
+    "all": "#0072B2", "rule": "#D55E00", "trie": "#009E73", "random": "#CC79A7", "earliest": "#56B4E9",
     "latest": "#000000", "entropy": "#E69F00",
 }  # fmt: skip
-SELECTOR_MARKERS = {"all": "o", "rule": "s", "trie": "^", "uniform": "v", "earliest": "<", "latest": ">", "entropy": "P"}
+SELECTOR_MARKERS = {"all": "o", "rule": "s", "trie": "^", "random": "v", "earliest": "<", "latest": ">", "entropy": "P"}
 #: Fewer seeds than this have dots and a mean, but no interval of their own: it would be mostly a guess.
 SEEDS_FOR_A_BAR = 5
 TASKS = {"word_problems": "word problems", "multiplication": "multiplication", "svamp": "SVAMP"}
@@ -125,10 +125,13 @@ def percent_axis(axis: Axes, label: str, values: Sequence[float] | pd.Series | N
     axis.set_ylabel(label + (" (axis cut)" if low > 0 else ""))
 
 
-def seed_dots(axis: Axes, x: float, values: Sequence[float], colour: str, marker: str, *, spread: float) -> None:
-    """A hollow dot per seed, side by side around x, in the order of the seeds."""
-    offsets = np.linspace(-spread, spread, len(values)) if len(values) > 1 else np.zeros(len(values))
-    axis.scatter(x + offsets, values, s=20, marker=marker, facecolors="white", edgecolors=colour, linewidths=1.0, zorder=3)
+def seed_dots(axis: Axes, x: float, runs: pd.DataFrame, colour: str, marker: str, *, spread: float) -> None:
+    """A hollow dot per seed, side by side around x in the order of the seeds; a cross on the diverged."""
+    place = x + (np.linspace(-spread, spread, len(runs)) if len(runs) > 1 else np.zeros(len(runs)))
+    axis.scatter(
+        place, 100 * runs["accuracy"], s=20, marker=marker, facecolors="white", edgecolors=colour, linewidths=1.0, zorder=3
+    )
+    crosses(axis, place, runs)
 
 
 def accuracy_interval(tables: Tables, runs: pd.DataFrame) -> tuple[float, float, float]:
@@ -184,23 +187,26 @@ def base_value(tables: Tables, task: str) -> float:
 
 
 def base_line(axis: Axes, tables: Tables, task: str, label: str | None = "base, untrained") -> None:
+    """A dashed line at the base's accuracy, if it was measured."""
     value = base_value(tables, task)
     if np.isfinite(value):
         axis.axhline(value, color=COLOURS["base"], linestyle=(0, (5, 3)), linewidth=1.2, zorder=1, label=label)
 
 
-def crosses(axis: Axes, x: float, runs: pd.DataFrame) -> None:
-    diverged = runs[runs["status"] == "diverged"]
-    axis.scatter([x] * len(diverged), 100 * diverged["accuracy"], s=45, marker="x", color="black", linewidths=1.4, zorder=5)
+def crosses(axis: Axes, x: float | pd.Series | np.ndarray, runs: pd.DataFrame, measure: str = "accuracy") -> None:
+    """A black cross on every diverged run; ``x`` is one place, or one per run."""
+    diverged = (runs["status"] == "diverged").to_numpy()
+    place = np.broadcast_to(np.asarray(x, dtype=float), (len(runs),))[diverged]
+    axis.scatter(place, 100 * runs[measure].to_numpy(dtype=float)[diverged], s=45, marker="x", color="black", lw=1.4, zorder=5)
 
 
-def bars_text(counts: pd.Series | None = None) -> str:
-    if counts is not None and counts.max() >= SEEDS_FOR_A_BAR:
-        return f" Bars: 95 % t interval over seeds, from {SEEDS_FOR_A_BAR} seeds on."
-    return ""
+def bars_text(counts: pd.Series) -> str:
+    """What the bars are; empty where no point has seeds enough for one."""
+    return f" Bars: 95 % t interval over seeds, from {SEEDS_FOR_A_BAR} seeds on." if counts.max() >= SEEDS_FOR_A_BAR else ""
 
 
 def runs_per_point(counts: pd.Series) -> str:
+    """How many seeds the points of a figure have, in words."""
     low, high = int(counts.min()), int(counts.max())
     return f"seeds ({low if low == high else f'{low} to {high}'} at each point)"
 
@@ -227,8 +233,7 @@ def dots_and_means(
         axis.scatter(
             [x] * len(values), values, s=14, marker=marker, facecolors="white", edgecolors=colour, linewidths=0.8, zorder=2
         )
-        diverged = group[group["status"] == "diverged"]
-        axis.scatter([x] * len(diverged), 100 * diverged[measure], s=45, marker="x", color="black", linewidths=1.4, zorder=5)
+        crosses(axis, x, group, measure)
         if len(values) >= SEEDS_FOR_A_BAR:
             estimate = mean_over_seeds(values)
             axis.plot([x, x], [max(estimate.low, 0), min(estimate.high, 100)], color=colour, linewidth=2, alpha=0.6, zorder=2)

@@ -66,7 +66,7 @@ def headline(
     }
 
 
-def full(seeds: int = 5, selectors: Sequence[str] = ("uniform", "earliest", "latest", "entropy")) -> dict[str, pd.DataFrame]:
+def full(seeds: int = 5, selectors: Sequence[str] = ("random", "earliest", "latest", "entropy")) -> dict[str, pd.DataFrame]:
     """The headline and the three ablations; T-SPMO diverges at the highest learning rate."""
     tables = headline(seeds=seeds)
     rng = np.random.default_rng(21)
@@ -82,6 +82,9 @@ def full(seeds: int = 5, selectors: Sequence[str] = ("uniform", "earliest", "lat
             row = _run(name, "token_fraction", "nano", "nano", "word_problems", method, seed, value, rng, 300)
             row |= {"selector": selector, "keep_probability": kept if method == "s_grpo" else np.nan}
             rows.append(row | {"kept_fraction": kept * (1 + 0.02 * rng.normal()) if kept < 1 else 1.0})
+    for seed in range(seeds):  # the contrast of denominators
+        row = _run(run_id("denominator", seed), "token_fraction", "nano", "nano", "word_problems", "s_grpo", seed, 0.8, rng, 300)
+        rows.append(row | {"denominator": "completion", "keep_probability": 0.42})
     for method in METHODS[1:]:
         for rank in (0, 1, 2, 4, 8, 16, 32):
             for seed in range(seeds):

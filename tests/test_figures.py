@@ -102,6 +102,22 @@ def test_diverged_runs_are_drawn_and_counted(drawn: dict[str, Figure]):
     assert "4 diverged runs" in _words(drawn["learning_rate"])
 
 
+@pytest.mark.parametrize("name", ["full_vs_sparse", "cost", "token_fraction", "lora_rank", "learning_rate"])
+def test_every_diverged_run_has_a_cross_at_its_own_number(name: str, tables: dict[str, pd.DataFrame]):
+    runs = tables["runs"].copy()
+    one = (runs["task"] == "word_problems") & (runs["method"] == "s_grpo") & (runs["seed"] == 1)
+    measure = "validation_accuracy" if name == "learning_rate" else "accuracy"
+    runs["status"] = np.where(one, "diverged", "done")
+    ablation = "full_vs_sparse" if name == "cost" else name
+    crosses = [
+        points.get_offsets()[:, 1]
+        for points in FIGURES[name](tables | {"runs": runs}).axes[0].collections
+        if to_rgb(points.get_edgecolor()[0]) == (0.0, 0.0, 0.0) and len(points.get_offsets()) and points.get_linewidth()[0] == 1.4
+    ]
+    expected = np.sort(100 * runs[one & (runs["ablation"] == ablation)][measure].to_numpy(dtype=float))
+    np.testing.assert_allclose(np.sort(np.concatenate(crosses)), expected)
+
+
 def test_a_method_without_runs_is_named_as_not_run(tables: dict[str, pd.DataFrame]):
     runs = tables["runs"][tables["runs"]["method"] != "t_spmo"]
     assert "not run" in _words(FIGURES["full_vs_sparse"](tables | {"runs": runs}))
