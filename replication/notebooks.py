@@ -213,7 +213,8 @@ def _execute(name: str, given: Mapping[str, Any], folder: Path, target: Path) ->
 
 def _code_cell_at_error(notebook: Any) -> int:
     """Which code cell of the committed notebook stopped, from 1; the cell that papermill puts in does not count."""
-    own = [cell for cell in notebook.cells if cell.cell_type == "code" and "injected-parameters" not in cell.metadata.get("tags", [])]
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    own = [cell for cell in code if "injected-parameters" not in cell.metadata.get("tags", [])]
     stopped = [any(output.output_type == "error" for output in cell.outputs) for cell in own]
     return stopped.index(True) + 1 if True in stopped else len(own)
 

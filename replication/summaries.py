@@ -108,6 +108,7 @@ def headline_table(tables: Tables, profile: str) -> pd.DataFrame:
 def tuning_table(tables: Tables, profile: str) -> pd.DataFrame:
     """``statistics.tuning`` in percent, with ``used``: whether full against sparse runs at that rate."""
     table = tuning({**tables, "runs": rows_of(tables, "learning_rate", profile)})
+    table = table.sort_values("task", key=lambda tasks: tasks.map(list(TASKS).index), kind="stable", ignore_index=True)
     table[["validation_accuracy", "accuracy"]] *= 100
     headline = rows_of(tables, "full_vs_sparse", profile)
     used = set(zip(headline["task"], headline["method"], headline.get("learning_rate", []), strict=False))

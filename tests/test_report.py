@@ -1,0 +1,245 @@
+"""The report: what the tables say and nothing else, in one file that needs no other and runs no script."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import synthetic_tables as synthetic
+
+from replication import readings, report, summaries
+from replication.config import ExperimentConfig, load_profile
+from replication.errors import UserError
+from replication.figures import FIGURES
+from replication.pages import formula, render, with_formulas
+from replication.statistics import verdicts
+from replication.tables import read_tables, write_tables
+
+MANIFEST = {
+    "commit": "0" * 40,
+    "run_commits": ["0" * 40],
+    "runs_dirty": False,
+    "cpu": "a CPU",
+    "cores": 2,
+    "packages": {"torch": "2"},
+}
+ATTACK = "loss </td><script>alert(1)</script>"
+
+
+@pytest.fixture(scope="module")
+def tables() -> dict[str, pd.DataFrame]:
+    """Made-up tables with the columns of the config that the report shows."""
+    made = synthetic.full(3)
+    runs = made["runs"]
+    runs["steps"] = runs["steps_done"]
+    runs["keep_probability"] = runs["method"].map({"s_grpo": 0.3})
+    runs["reason"] = runs["status"].map({"diverged": ATTACK})
+    return made
+
+
+@pytest.fixture(scope="module")
+def folder(tables, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("results")
+    write_tables(tables, path, MANIFEST)
+    assert report.build(path, "nano") == path / "report.html"
+    return path
+
+
+@pytest.fixture(scope="module")
+def page(folder) -> str:
+    return (folder / "report.html").read_text()
+
+
+class Reader(HTMLParser):
+    """Every tag closed, every address seen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open, self.addresses, self.tags, self.text = [], [], [], []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.addresses += [value for name, value in attributes if name in ("src", "href")]
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def read(page: str) -> Reader:
+    reader = Reader()
+    reader.feed(page)
+    assert reader.open == []
+    return reader
+
+
+def test_the_page_stands_alone(page):
+    reader = read(page)
+    assert "script" not in reader.tags and "link" not in reader.tags
+    assert all(address.startswith("data:image/") for address in reader.addresses)
+    assert reader.tags.count("img") == len(FIGURES)
+    assert 'name="viewport"' in page and "@import" not in page and "url(" not in page
+
+
+def test_what_a_run_left_behind_stays_text(page):
+    assert ATTACK in "".join(read(page).text)
+
+
+def test_verdicts_are_those_of_the_csv(page, folder, tables):
+    written = read_tables(folder)["verdicts"]
+    fresh = verdicts(report.CLAIMS, tables)
+    assert written["verdict"].tolist() == fresh["verdict"].tolist()
+    text = " ".join("".join(read(page).text).split())
+    for row in report.verdict_rows(fresh):
+        assert row["claim"] in text and row["ours"] in text
+        assert " ".join(row["text"].split()) in text
+    assert page.count('class="mark ') == len(fresh)
+
+
+def test_each_claim_of_the_paper_is_followed_by_its_counterpart(tables):
+    rows = report.verdict_rows(verdicts(report.CLAIMS, tables))
+    order = [row["claim"] for row in rows]
+    assert len(set(order)) == len(order) == len(verdicts(report.CLAIMS, {}))
+    for before, row in zip(rows, rows[1:], strict=False):
+        if row["counterpart"]:
+            assert row["counterpart"] in (before["claim"], before["counterpart"])
+
+
+def test_building_twice_gives_the_same_bytes(folder, page):
+    report.build(folder, "nano")
+    assert (folder / "report.html").read_text() == page
+
+
+def test_diverged_runs_are_counted_and_listed(page, tables):
+    runs = tables["runs"]
+    count = int((runs["status"] == "diverged").sum())
+    assert count and f"{count} rows did not simply end" in page
+
+
+def test_smoke_numbers_are_called_what_they_are(tables, tmp_path):
+    smoke = {**tables, "runs": tables["runs"].assign(profile="smoke")}
+    write_tables(smoke, tmp_path, MANIFEST)
+    text = report.build(tmp_path, "smoke").read_text()
+    assert "None of them is a result" in text
+    judged = read_tables(tmp_path)["verdicts"]
+    assert set(judged["verdict"]) == {"not run"}
+
+
+def test_a_report_of_almost_nothing_says_not_run(tables, tmp_path):
+    pending = tables["runs"].head(4).assign(status="pending", accuracy=float("nan"))
+    write_tables({"runs": pending}, tmp_path, MANIFEST)
+    text = report.build(tmp_path, "nano").read_text()
+    read(text)
+    assert text.count("Not run.") >= len(FIGURES)
+
+
+def test_without_tables_there_is_one_clear_line(tmp_path):
+    with pytest.raises(UserError, match="no tables"):
+        report.build(tmp_path, "nano")
+
+
+# Words and tables ----------------------------------------------------------------------------------------------------------
+
+
+def test_every_figure_has_its_sentences():
+    assert set(report._FIGURE_TEXTS) == set(FIGURES)
+
+
+def test_sentences_hold_the_numbers_of_the_tables(tables):
+    said = " ".join(readings.headline(tables, "nano"))
+    for row in summaries.headline_table(tables, "nano").to_dict("records"):
+        assert f"{row['accuracy']:.1f} % [{row['low']:.1f}, {row['high']:.1f}]" in said
+    runs = tables["runs"]
+    grpo = runs[(runs["ablation"] == "full_vs_sparse") & (runs["method"] == "grpo") & (runs["task"] == "word_problems")]
+    assert f"GRPO {100 * grpo['accuracy'].mean():.1f} %" in said
+
+
+@pytest.mark.parametrize(
+    "name", ["headline", "learning_curves", "learning_rate", "token_fraction", "lora_rank", "cost", "cost_to_reach"]
+)
+def test_no_tables_no_numbers(name):
+    assert getattr(readings, name)({}, "nano") == ["Not run."]
+
+
+def test_tuning_is_chosen_on_validation_alone(tables):
+    table = summaries.tuning_table(tables, "nano")
+    for _, own in table.groupby(["task", "method"]):
+        assert own["chosen"].sum() == 1
+        assert own.loc[own["chosen"], "validation_accuracy"].item() == own["validation_accuracy"].max()
+    swapped = {**tables, "runs": tables["runs"].assign(accuracy=1 - tables["runs"]["accuracy"])}
+    assert summaries.tuning_table(swapped, "nano")["chosen"].tolist() == table["chosen"].tolist()
+
+
+def test_rank_points_are_read_at_the_rate_that_validation_chooses():
+    def row(rate, seed, validation, accuracy):
+        shared = {"ablation": "lora_rank", "profile": "nano", "task": "word_problems", "method": "grpo", "lora_rank": 4}
+        name = f"{rate}-{seed}"
+        rest = {"status": "done", "learning_rate": rate, "seed": seed, "validation_accuracy": validation, "accuracy": accuracy}
+        return {"run_id": name, **shared, **rest}
+
+    runs = pd.DataFrame([row(1e-3, 0, 0.6, 0.1), row(1e-2, 0, 0.5, 0.9), row(1e-3, 1, 0.2, 0.3), row(1e-2, 1, 0.9, 0.9)])
+    (point,) = summaries.lora_rank_table({"runs": runs}, "nano").to_dict("records")
+    assert (point["learning_rate"], point["seeds"], point["rates_tried"]) == (1e-3, 2, 2)
+    assert point["accuracy"] == pytest.approx(20.0)
+
+
+def test_a_plan_says_how_many_runs_of_how_many_steps():
+    from replication.ablations import PlannedRun
+
+    configs = [load_profile("nano", method="grpo", seed=seed) for seed in (0, 1)]
+    frame = pd.DataFrame(
+        [{"run_id": str(c.seed), "ablation": a, **c.model_dump()} for a in ("lora_rank", "token_fraction") for c in configs]
+    )
+    assert "2 runs" in readings.plan_sentence(frame) and f"({2 * configs[0].steps} steps" in readings.plan_sentence(frame)
+    assert "2 further rows" in readings.plan_sentence(frame)
+    assert summaries.plan_table(frame)["runs"].tolist() == [2, 2]
+    assert PlannedRun("lora_rank", configs[0]).config is configs[0]
+
+
+# The ledger and the README ----------------------------------------------------------------------------------------------------
+
+
+def test_every_reconstructed_setting_is_in_the_ledger():
+    ledger = report._ledger()
+    assert ledger["schema_version"] == 1
+    listed = [name for entry in ledger["deviations"] for name in entry["fields"]]
+    marked = {name for name, field in ExperimentConfig.model_fields.items() if "[R]" in (field.description or "")}
+    assert set(listed) == marked and len(listed) == len(set(listed))
+    for entry in ledger["deviations"]:
+        assert entry["mark"] in ("R", "nano") and all(entry[name] for name in ("id", "topic", "choice", "why", "effect"))
+
+
+def test_readme_table_is_put_between_its_markers(tmp_path, folder):
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    assert report.write_readme(readme, folder) and not report.write_readme(readme, folder)
+    text = readme.read_text()
+    assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text and "| **N1** " in text
+    assert report.write_readme(readme, tmp_path)  # nothing committed there
+    assert len(re.findall(r"\| not run \|", readme.read_text())) == len(verdicts(report.CLAIMS, {}))
+    readme.write_text("no markers")
+    with pytest.raises(UserError, match="markers"):
+        report.write_readme(readme, folder)
+
+
+# Pages -----------------------------------------------------------------------------------------------------------------------
+
+
+def test_formulas_become_images_with_their_source_as_text():
+    made = formula(r"\frac{1}{G}\sum_i A_i")
+    assert "data:image/svg+xml" in made and 'alt="\\frac{1}{G}\\sum_i A_i"' in made
+    assert formula("x_i") == formula("x_i")
+    text = with_formulas("cost `$5` and $x$ and\n$$\ny = 2\n$$\n")
+    assert "`$5`" in text and text.count("<img") == 2 and 'class="display"' in text
+
+
+def test_templates_escape_what_they_are_given():
+    made = render("notebook.html", title="<script>", cells=[], show_code=True, highlight_style="")
+    assert "<title>&lt;script&gt;</title>" in made
