@@ -120,7 +120,11 @@ def _output(output: Any, ansi2html: Any) -> Markup | None:
     if kind == "text/html":
         return Markup('<div class="wide">{}</div>').format(Markup(text))
     if kind == "image/png":
-        return Markup('<img class="figure" alt="figure" src="data:image/png;base64,{}">').format("".join(text.split()))
+        details = output.get("metadata", {}).get("image/png", {})
+        wide, alt = details.get("width", 800), details.get("alt", "figure")
+        address = "data:image/png;base64," + "".join(text.split())
+        image = Markup('<img class="figure scaled" style="--wide: {}px" alt="{}" src="{}">').format(wide, alt, address)
+        return Markup('<div class="wide">{}</div>').format(image)
     if kind == "image/svg+xml":
         return Markup('<img class="figure" alt="figure" src="{}">').format(data_uri(text.encode(), "image/svg+xml"))
     return Markup("<pre>{}</pre>").format(Markup(ansi2html(text)))

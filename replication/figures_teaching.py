@@ -1,0 +1,331 @@
+"""Pictures of one group: its tokens with their credit, its prefix trie, and S-GRPO's keep probability by position.
+
+They draw what the methods return and know no method by name. Blue credit makes a token more likely, orange less likely; a white
+token does not enter the loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap, Normalize
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from scipy import stats
+from torch import Tensor
+
+from replication.algorithms import SGRPO, TokenCredit, build_trie
+from replication.plotting import style
+
+if TYPE_CHECKING:
+    from replication.groups import Group
+    from replication.models.load import Policy
+
+#: Orange to white to blue: told apart by the colour-blind, and the two ends differ in print too.
+_COLOURS = LinearSegmentedColormap.from_list("credit", ["#D55E00", "#ffffff", "#0072B2"])
+_INCH_PER_LETTER, _LINE, _WIDEST = 0.078, 0.30, 8.4
+
+
+@dataclass(frozen=True)
+class ShownGroup:
+    """A group of answers with the text of each token.
+
+    Attributes:
+        question: the prompt.
+        pieces: for each answer the texts of its tokens.
+        tokens: the same as ids.
+        rewards: (G,) float.
+    """
+
+    question: str
+    pieces: tuple[tuple[str, ...], ...]
+    tokens: tuple[tuple[int, ...], ...]
+    rewards: Tensor
+
+    @property
+    def size(self) -> int:
+        """Generated tokens of the whole group."""
+        return sum(map(len, self.tokens))
+
+    @classmethod
+    def of(cls, policy: Policy, group: Group) -> ShownGroup:
+        """A sampled group; line breaks and ends of sequence are made visible."""
+
+        def text(token: int) -> str:
+            if token in policy.eos_token_ids:
+                return "<eos>"
+            return policy.tokenizer.decode([token]).replace("\n", "↵") or "?"
+
+        pieces = tuple(tuple(map(text, tokens)) for tokens in group.completions)
+        question = policy.decode(group.prompt)
+        return cls(question, pieces, tuple(map(tuple, group.completions)), group.rewards)
+
+
+@dataclass(frozen=True)
+class Toy(ShownGroup):
+    """The group of four answers that is followed by hand, over a vocabulary small enough for a table.
+
+    The toy policy is a table of logits: one row for each symbol that can stand before (row 0: nothing, the answer begins), one
+    column for each symbol that can follow.
+    """
+
+    vocabulary: tuple[str, ...] = ()
+
+    def places(self, credit: TokenCredit) -> tuple[Tensor, Tensor]:
+        """(row, column) in the table of logits of every credited token."""
+        rows, columns = [], []
+        for completion, position in zip(credit.completion.tolist(), credit.position.tolist(), strict=True):
+            tokens = self.tokens[completion]
+            rows.append(tokens[position - 1] + 1 if position else 0)
+            columns.append(tokens[position])
+        return torch.tensor(rows, dtype=torch.long), torch.tensor(columns, dtype=torch.long)
+
+
+def _toy() -> Toy:
+    answers = ("9 - 4 = 5 .", "9 + 4 = 13 .", "9 - 4 = 6 .", "5 .")
+    pieces = tuple(tuple(answer.split()) for answer in answers)
+    vocabulary = ("9", "4", "5", "6", "13", "+", "-", "=", ".")
+    tokens = tuple(tuple(vocabulary.index(piece) for piece in answer) for answer in pieces)
+    question = "Ann has 9 shells. Sam has 4 fewer. How many has Sam?"
+    return Toy(question, pieces, tokens, torch.tensor([1.0, 0.0, 0.0, 1.0]), vocabulary)
+
+
+#: Four answers: right, wrong operator, wrong result, right at once.
+TOY = _toy()
+
+
+def credit_map(group: ShownGroup, credit: TokenCredit, *, title: str, by: str = "advantage") -> Figure:
+    """The answers as rows of tokens, the credited ones coloured.
+
+    Args:
+        group, credit: what a method returned for this group.
+        title: above the picture.
+        by: "advantage", or "weight" for weight · advantage, a token's whole share of the group's surrogate.
+    """
+    value = {(c, p): a for c, p, a in zip(credit.completion.tolist(), credit.position.tolist(), _shares(credit, by), strict=True)}
+    limit = max((abs(number) for number in value.values()), default=1.0) or 1.0
+    scale = Normalize(-limit, limit)
+    lines = sum(_lines(pieces) for pieces in group.pieces)
+    longest = max((sum(map(_width, pieces)) for pieces in group.pieces), default=0.0)
+    wide = 1.2 + min(max(longest, 5.2), _WIDEST)
+    with style():
+        figure = Figure(figsize=(wide, 0.75 + _LINE * lines + 0.28))
+        FigureCanvasAgg(figure)
+        axis = figure.add_axes((0, 0, 1, 1))
+        axis.set_axis_off()
+        axis.set_xlim(0, wide)
+        axis.set_ylim(figure.get_figheight(), 0)
+        axis.text(0.1, 0.3, title, fontsize=11, va="center")
+        top = 0.62
+        for index, pieces in enumerate(group.pieces):
+            axis.text(0.1, top + 0.13, f"R = {group.rewards[index].item():g}", fontsize=9, va="center", color="#333333")
+            top = _draw_tokens(axis, pieces, [value.get((index, position)) for position in range(len(pieces))], scale, top)
+        word = "advantage" if by == "advantage" else "weight · advantage"
+        note = f"colour: {word}, from -{limit:.2g} (orange) to +{limit:.2g} (blue); white: not in the loss"
+        axis.text(0.1, top + 0.12, note, fontsize=8.5, va="center", color="#555555")
+    return figure
+
+
+def _shares(credit: TokenCredit, by: str) -> list[float]:
+    if by not in ("advantage", "weight"):
+        raise ValueError(f'by must be "advantage" or "weight", not {by!r}')
+    return (credit.advantage if by == "advantage" else credit.weight * credit.advantage).tolist()
+
+
+def _width(piece: str) -> float:
+    return _INCH_PER_LETTER * max(len(piece.strip()), 1) + 0.13
+
+
+def _lines(pieces: Sequence[str]) -> int:
+    lines, x = 1, 0.0
+    for piece in pieces:
+        if x + _width(piece) > _WIDEST:
+            lines, x = lines + 1, 0.0
+        x += _width(piece)
+    return lines
+
+
+def _draw_tokens(axis: Axes, pieces: Sequence[str], values: Sequence[float | None], scale: Normalize, top: float) -> float:
+    x = 0.0
+    for piece, value in zip(pieces, values, strict=True):
+        width = _width(piece)
+        if x + width > _WIDEST:
+            x, top = 0.0, top + _LINE
+        colour = "#ffffff" if value is None else _COLOURS(scale(value))
+        edge = "#cccccc" if value is None else "#333333"
+        axis.add_patch(Rectangle((0.95 + x, top), width - 0.02, 0.25, facecolor=colour, edgecolor=edge, linewidth=0.8))
+        dark = value is not None and abs(scale(value) - 0.5) > 0.33
+        ink = "#888888" if value is None else "#ffffff" if dark else "#000000"
+        axis.text(0.95 + x + width / 2 - 0.01, top + 0.13, piece.strip() or "·", fontsize=9, family="DejaVu Sans Mono",
+                  ha="center", va="center", color=ink)  # fmt: skip
+        x += width
+    return top + _LINE
+
+
+def trie(group: ShownGroup, credit: TokenCredit, *, title: str) -> Figure:
+    """The prefix trie of a group: on its nodes how many answers pass and their mean reward, on its edges the credited advantage.
+
+    Chains in which no answer parts and nothing is credited are drawn as one edge with all their tokens.
+    """
+    built = build_trie(group.tokens)
+    starts = np.cumsum([0, *map(len, group.tokens)])
+    passing: list[set[int]] = [set() for _ in range(len(built))]
+    words = {}
+    for index, pieces in enumerate(group.pieces):
+        for position, piece in enumerate(pieces):
+            node = int(built.path[starts[index] + position])
+            passing[node].add(index)
+            words[node] = piece.strip() or "·"
+    credited = {
+        int(built.path[starts[c] + p]): a
+        for c, p, a in zip(credit.completion.tolist(), credit.position.tolist(), credit.advantage.tolist(), strict=True)
+    }
+    children: dict[int, list[int]] = {}
+    for node, parent in enumerate(built.parent.tolist()):
+        children.setdefault(parent, []).append(node)
+    segments = _segments(children, credited, words)
+    rewards = group.rewards.tolist()
+    facts = {-1: set(range(len(group.tokens))), **dict(enumerate(passing))}
+    return _draw_trie(segments, credited, {node: (len(own), [rewards[i] for i in own]) for node, own in facts.items()}, title)
+
+
+def _segments(
+    children: dict[int, list[int]], credited: dict[int, float], words: dict[int, str]
+) -> dict[int, list[tuple[int, str]]]:
+    """parent -> [(end node, text)], with chains of single uncredited children joined."""
+    found: dict[int, list[tuple[int, str]]] = {}
+    waiting = [-1]
+    while waiting:
+        parent = waiting.pop()
+        for child in children.get(parent, []):
+            text, end = [words[child]], child
+            while len(children.get(end, [])) == 1 and children[end][0] not in credited:
+                end = children[end][0]
+                text.append(words[end])
+            found.setdefault(parent, []).append((end, " ".join(text)))
+            credited.setdefault(end, credited.get(child, 0.0))
+            waiting.append(end)
+    return found
+
+
+def _draw_trie(
+    segments: dict[int, list[tuple[int, str]]], credited: dict[int, float], facts: dict[int, tuple[int, list[float]]], title: str
+) -> Figure:
+    place: dict[int, tuple[float, float]] = {}
+    edges: list[tuple[int, int, str]] = []
+    leaves = 0
+
+    def lay_out(node: int, x: float) -> None:
+        nonlocal leaves
+        below = segments.get(node, [])
+        for end, text in below:
+            edges.append((node, end, text))
+            lay_out(end, x + max(0.9, 0.085 * len(_shorter(text)) + 0.55))
+        if below:
+            y = float(np.mean([place[end][1] for end, _ in below]))
+        else:
+            y, leaves = float(leaves), leaves + 1
+        place[node] = (x, y)
+
+    lay_out(-1, 0.4)
+    width = max(x for x, _ in place.values()) + 1.1
+    limit = max((abs(a) for a in credited.values()), default=1.0) or 1.0
+    scale = Normalize(-limit, limit)
+    with style():
+        figure = Figure(figsize=(max(width, 7.6), 0.62 * leaves + 1.15))
+        FigureCanvasAgg(figure)
+        axis = figure.add_axes((0, 0, 1, 1))
+        axis.set_axis_off()
+        axis.set_xlim(0, max(width, 7.6))
+        axis.set_ylim(leaves - 0.1, -1.1)
+        axis.text(0.1, -0.85, title, fontsize=11, va="center")
+        for parent, end, text in edges:
+            (x0, y0), (x1, y1) = place[parent], place[end]
+            advantage = credited.get(end, 0.0)
+            colour = "#bbbbbb" if advantage == 0 else _COLOURS(scale(advantage))
+            axis.plot([x0, x1], [y0, y1], color="#999999", linewidth=4.2 if advantage else 1.4, zorder=1)
+            if advantage:
+                axis.plot([x0, x1], [y0, y1], color=colour, linewidth=3.2, zorder=1.1)
+            label = _shorter(text) + (f"\n{advantage:+.2f}" if advantage else "")
+            axis.text((x0 + x1) / 2 + 0.08, (y0 + y1) / 2, label, fontsize=8.5, ha="center", va="center", zorder=3,
+                      bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.2, "alpha": 0.92})  # fmt: skip
+        for node, (x, y) in place.items():
+            count, rewards = facts[node]
+            axis.plot(x, y, "o", markersize=15, color="white", markeredgecolor="#333333", zorder=4)
+            axis.text(x, y, str(count), fontsize=8.5, ha="center", va="center", zorder=5)
+            axis.text(x, y + 0.33, f"{np.mean(rewards):.2f}", fontsize=7.5, ha="center", va="center", color="#555555", zorder=5)
+        note = (
+            "circle: answers that pass, below it their mean reward; edge: next tokens, and the advantage of the first of them "
+            "if it is credited"
+        )
+        axis.text(0.1, leaves - 0.3, note, fontsize=8, va="center", color="#555555")
+    return figure
+
+
+def _shorter(text: str, longest: int = 24) -> str:
+    return text if len(text) <= longest else text[: longest // 2] + " … " + text[-longest // 2 :]
+
+
+def keep_probabilities(rule: SGRPO, length: int) -> np.ndarray:
+    """Chance of each position of an answer of ``length`` tokens to enter the loss under S-GRPO's rule.
+
+    Formula: 1 for t < alpha; otherwise P · Pr(Binomial(t - alpha, P) < k - alpha), the chance of being let in before the cap k.
+
+    Returns:
+        (length,) float64.
+    """
+    position = np.arange(length)
+    later = position - rule.cutoff
+    chance = np.where(later < 0, 1.0, rule.keep_probability)
+    if rule.max_kept_tokens is None:
+        return chance
+    room = rule.max_kept_tokens - rule.cutoff
+    return np.where(later < 0, 1.0, chance * stats.binom.cdf(room - 1, np.maximum(later, 0), rule.keep_probability))
+
+
+def keep_probability(rule: SGRPO, length: int, draws: TokenCredit | None = None, groups: int = 1) -> Figure:
+    """S-GRPO's keep probability by position, and, if given, the share of ``groups`` draws over answers of that length."""
+    chance = keep_probabilities(rule, length)
+    with style():
+        figure = Figure(figsize=(7.2, 2.9), layout="constrained")
+        FigureCanvasAgg(figure)
+        axis = figure.subplots()
+        axis.bar(np.arange(length), 100 * chance, color="#0072B2", alpha=0.75, label="the rule")
+        if draws is not None:
+            seen = np.bincount(draws.position.numpy(), minlength=length)[:length] / groups
+            axis.plot(np.arange(length), 100 * seen, "o", color="#D55E00", markersize=4, label="drawn")
+            axis.legend(loc="upper right")
+        cap = "no cap" if rule.max_kept_tokens is None else f"cap {rule.max_kept_tokens}"
+        title = f"cutoff {rule.cutoff}, keep probability {rule.keep_probability:g}, {cap}"
+        axis.set_title(f"{title}: {100 * chance.mean():.0f} % of {length} tokens", loc="left")
+        axis.set_xlabel("position in the answer (0 = first generated token)")
+        axis.set_ylabel("kept (%)")
+        axis.set_ylim(0, 105)
+    return figure
+
+
+def gradient_table(group: Toy, gradient: Tensor, *, title: str) -> Figure:
+    """The gradient of the objective at the toy policy's table of logits: what one step would raise (blue) and lower (orange)."""
+    values = gradient.detach().numpy()
+    limit = float(np.abs(values).max()) or 1.0
+    rows = ("start", *group.vocabulary)
+    with style():
+        figure = Figure(figsize=(5.8, 4.6), layout="constrained")
+        FigureCanvasAgg(figure)
+        axis = figure.subplots()
+        axis.imshow(values, cmap=_COLOURS, vmin=-limit, vmax=limit, aspect="auto")
+        for row, column in np.argwhere(np.abs(values) > 0.0005):
+            axis.text(column, row, f"{values[row, column]:+.2f}", fontsize=7, ha="center", va="center")
+        axis.set_xticks(range(len(group.vocabulary)), group.vocabulary)
+        axis.set_yticks(range(len(rows)), rows)
+        axis.set_xlabel("next token")
+        axis.set_ylabel("token before it")
+        axis.grid(visible=False)
+        axis.set_title(title, loc="left")
+    return figure
