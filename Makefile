@@ -23,6 +23,7 @@ CLI := $(PY) -m replication
 RESULTS := --profile '$(PROFILE)' --out '$(OUT)'
 PLAN_OPTIONS := --plan '$(PLAN)' $(if $(SEEDS),--seeds '$(SEEDS)') \
 	$(if $(MODEL),--set 'model=$(MODEL)') $(if $(REVISION),--set 'revision=$(REVISION)') $(if $(SVAMP),--svamp '$(SVAMP)')
+NOTEBOOK_OPTIONS := --set 'variant=$(PLAN)' $(if $(SEEDS),--set 'seeds=$(SEEDS)')
 SWEEP_OPTIONS := $(PLAN_OPTIONS) $(if $(WORKERS),--workers '$(WORKERS)')
 PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PY) -m pytest
 
@@ -49,7 +50,7 @@ $(STAMP): pyproject.toml
 all: $(STAMP) ## the whole replication: train what is missing, tables, notebooks, figures, verdicts, report.html
 	@status=0; $(CLI) sweep $(RESULTS) $(SWEEP_OPTIONS) || status=$$?; \
 	if [ $$status -gt 1 ]; then exit $$status; fi; \
-	$(CLI) notebooks $(RESULTS) --no-train && $(CLI) figures $(RESULTS) && $(CLI) report $(RESULTS) || exit $$?; \
+	$(CLI) notebooks $(RESULTS) --no-train $(NOTEBOOK_OPTIONS) && $(CLI) figures $(RESULTS) && $(CLI) report $(RESULTS) || exit $$?; \
 	exit $$status
 
 smoke: $(STAMP) ## every notebook through papermill with a handful of training steps (no evidence)

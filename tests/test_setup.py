@@ -102,6 +102,7 @@ def test_variables_reach_the_command_line():
     words = make("-n", "all", "PROFILE=paper", "SEEDS=2", "WORKERS=3", "MODEL=/m", "SVAMP=/s.json", "PLAN=full", "OUT=/o").stdout
     words = " ".join(words.split())
     assert "sweep --profile 'paper' --out '/o' --plan 'full' --seeds '2' --set 'model=/m' --svamp '/s.json' --workers '3'" in words
+    assert "notebooks --profile 'paper' --out '/o' --no-train --set 'variant=full' --set 'seeds=2'" in words
 
 
 def test_an_old_python_is_one_line(tmp_path):
