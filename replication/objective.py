@@ -63,7 +63,7 @@ def surrogate_loss(
 def k3(log_probs: Tensor, reference_log_probs: Tensor) -> Tensor:
     """Estimator k3 of KL(pi || ref) from tokens sampled from pi, elementwise; never negative, 0 where the two agree."""
     difference = reference_log_probs - log_probs
-    return torch.exp(difference) - difference - 1
+    return torch.expm1(difference) - difference  # exp(d) - d - 1 would round a KL under 1e-7 to noise of either sign
 
 
 def l2_penalty(parameters: Iterable[Tensor], initial: Iterable[Tensor] | None = None) -> Tensor:

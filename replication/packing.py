@@ -7,6 +7,7 @@ and its position is its depth, so that the model computes for it exactly what it
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,11 @@ from replication.algorithms import TokenCredit, Trie, build_trie
 
 #: A group with more tokens than this is split into several rows (its mask is quadratic in the row's length).
 MAX_ROW_TOKENS = 4096
+#: How many keys a token may attend to, for each unit of the model's width, before attention costs it as much as all its linear
+#: layers. From timings on a CPU at widths 128 and 512.
+SPLIT_GAIN = 6
+#: Below this many nodes attention costs next to nothing, and a row is not split to save it.
+SMALL_ROW = 128
 #: Rows are batched, shorter ones padded, as long as the padded batch stays below this.
 MAX_BATCH_TOKENS = 8192
 
@@ -49,19 +55,24 @@ def pack_groups(
     completions: Sequence[Sequence[Sequence[int]]],
     credits: Sequence[TokenCredit],
     max_row_tokens: int = MAX_ROW_TOKENS,
+    *,
+    width: int | None = None,
 ) -> list[PackedRow]:
-    """The rows of a batch of groups; groups without credit have none."""
+    """The rows of a batch of groups; groups without credit have none.
+
+    ``width`` is the model's hidden size: with it, groups that share little are split into rows of the cheapest length.
+    """
     rows: list[PackedRow] = []
     first = 0
     for prompt, group, credit in zip(prompts, completions, credits, strict=True):
         if len(credit):
-            rows += _pack_group(prompt, group, credit, first, max_row_tokens)
+            rows += _pack_group(prompt, group, credit, first, _room(len(prompt), max_row_tokens, width))
         first += len(credit)
     return rows
 
 
 def _pack_group(
-    prompt: Sequence[int], group: Sequence[Sequence[int]], credit: TokenCredit, first: int, max_row_tokens: int
+    prompt: Sequence[int], group: Sequence[Sequence[int]], credit: TokenCredit, first: int, room: int
 ) -> list[PackedRow]:
     completion, position = credit.completion.numpy(), credit.position.numpy()
     # The last credited token of a completion is predicted, never read: a prefix of ``needed`` tokens goes into the model.
@@ -70,7 +81,7 @@ def _pack_group(
     members = np.flatnonzero(needed >= 0)
     output = first + np.arange(len(credit))
     rows = []
-    for chosen in _split(prompt, group, needed, members, max_row_tokens):
+    for chosen in _split(group, needed, members, room):
         trie = build_trie([group[i][: needed[i]] for i in chosen])
         path_start = np.zeros(len(group), dtype=np.int64)
         path_start[chosen] = np.cumsum(needed[chosen]) - needed[chosen]
@@ -85,23 +96,45 @@ def _pack_group(
     return rows
 
 
-def _split(prompt, group, needed, members, max_row_tokens: int) -> list[np.ndarray]:
-    """The credited completions of a group, in as few parts as the limit on a row asks for."""
-    room = max_row_tokens - len(prompt)
+def _room(prompt: int, max_row_tokens: int, width: int | None) -> int:
+    """How many nodes a row may hold beside its prompt.
+
+    N nodes in k rows cost k prompts in linear layers, and k (prompt + N / k)^2 in attention; the sum is least where a row
+    holds sqrt(prompt^2 + c * width * prompt) nodes. So long prompts and wide models make long rows.
+    """
+    room = max_row_tokens - prompt
+    return room if width is None else min(room, max(SMALL_ROW, math.isqrt(prompt**2 + SPLIT_GAIN * width * prompt)))
+
+
+def _split(group: Sequence[Sequence[int]], needed: np.ndarray, members: np.ndarray, room: int) -> list[np.ndarray]:
+    """The credited completions of a group, in as few and as even parts as the room in a row asks for."""
     if needed[members].sum() <= room:
         return [members]
     # Neighbours in lexicographic order share the longest prefixes, so cutting there repeats the fewest nodes.
-    order = sorted(members, key=lambda i: list(group[i][: needed[i]]))
+    order = sorted(members.tolist(), key=lambda i: list(group[i][: needed[i]]))
+    fresh = [int(needed[order[0]])]
+    for i, j in zip(order, order[1:], strict=False):
+        fresh.append(int(needed[j]) - _shared(group[i][: needed[i]], group[j][: needed[j]]))
+    share = sum(fresh) / max(1, math.ceil(sum(fresh) / max(room, 1)))
     parts: list[list[int]] = [[]]
-    nodes: set[tuple[int, ...]] = set()
-    for i in order:
-        prefixes = {tuple(group[i][:depth]) for depth in range(1, needed[i] + 1)}
-        if parts[-1] and len(nodes | prefixes) > room:
+    nodes = 0
+    for i, new in zip(order, fresh, strict=True):
+        if parts[-1] and (nodes >= share or nodes + new > room):
             parts.append([])
-            nodes = set()
+            nodes, new = 0, int(needed[i])
         parts[-1].append(i)
-        nodes |= prefixes
+        nodes += new
     return [np.sort(np.array(part)) for part in parts]
+
+
+def _shared(one: Sequence[int], other: Sequence[int]) -> int:
+    """Length of the common prefix."""
+    length = 0
+    for a, b in zip(one, other, strict=False):
+        if a != b:
+            break
+        length += 1
+    return length
 
 
 def batch_rows(rows: Sequence[PackedRow], max_batch_tokens: int = MAX_BATCH_TOKENS) -> list[list[PackedRow]]:

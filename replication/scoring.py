@@ -66,7 +66,7 @@ def token_log_probs(
 def _packed(model, prompts, completions, credits, temperature: float) -> Tensor:
     causal_lm = unwrapped(model)
     parts, outputs = [], []
-    for batch in batch_rows(pack_groups(prompts, completions, credits)):
+    for batch in batch_rows(pack_groups(prompts, completions, credits, width=causal_lm.config.hidden_size)):
         tokens, positions, mask = collate(batch, _device(model), causal_lm.dtype)
         hidden = causal_lm.base_model(
             input_ids=tokens, position_ids=positions, attention_mask=mask, use_cache=False
@@ -92,7 +92,7 @@ def _gathered_log_softmax(causal_lm, hidden_L, source_N: Tensor, target_N: Tenso
         logits = upcast(head(hidden)) / temperature
         return logits[which, target] - torch.logsumexp(logits, dim=-1)[which]
 
-    positions = max(1, MAX_LOGIT_BYTES // (causal_lm.config.get_text_config().vocab_size * 4))
+    positions = chunk_positions(causal_lm)
     if len(distinct) <= positions:
         return chunk_log_probs(hidden_U, which_N, target_N)
     result = hidden_U.new_zeros(len(which_N), dtype=_result_dtype(causal_lm))
@@ -109,6 +109,11 @@ def _gathered_log_softmax(causal_lm, hidden_L, source_N: Tensor, target_N: Tenso
         )
         result = result.index_put((inside,), part)
     return result
+
+
+def chunk_positions(causal_lm: nn.Module) -> int:
+    """At how many positions the output layer runs at a time."""
+    return max(1, MAX_LOGIT_BYTES // (causal_lm.config.get_text_config().vocab_size * 4))
 
 
 def _dense(model, prompts, completions, credits, temperature: float) -> Tensor:

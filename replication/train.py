@@ -52,6 +52,7 @@ def run(config: ExperimentConfig, run_dir: str | Path, *, progress: bool | None 
     Raises:
         UserError: bad config, model or folder.
         Stopped: a signal came; a checkpoint of the last whole step is saved.
+        Diverged: the logits of the base itself are not finite.
     """
     with RunDirectory.open(run_dir, config) as record:
         if record.finished:
@@ -70,13 +71,17 @@ def run(config: ExperimentConfig, run_dir: str | Path, *, progress: bool | None 
         try:
             if policy.trainable:
                 _train(config, record, task, policy, finite, progress)
+            started = time.perf_counter()
+            final, items = evaluation.final_evaluation(policy, config, task)
         except Diverged as error:
+            if not finite:  # the base itself gives no numbers: there is nothing to go back to
+                raise
             status, reason = "diverged", str(error)
             with torch.no_grad():
                 for name, value in finite.items():
                     policy.trainable[name].copy_(value)
-        started = time.perf_counter()
-        final, items = evaluation.final_evaluation(policy, config, task)
+            started = time.perf_counter()
+            final, items = evaluation.final_evaluation(policy, config, task)
         record.append_timings({"step": config.steps, "evaluation_s": time.perf_counter() - started, **_peak_memory()})
         record.write_items(items)
         if policy.trainable:
@@ -159,6 +164,8 @@ def _backward(config: ExperimentConfig, policy: Policy, groups: Sequence[Group],
     completions = [group.completions for group in groups]
     how = {"strategy": config.scoring, "temperature": config.temperature}
     total = 0.0
+    # transformers recomputes activations in train mode only, and a model in train mode then ignores the cache of a rollout.
+    policy.model.train(config.activation_checkpointing)
     for part in micro_batches(prompts, completions, credits, config.scoring_tokens):
         batch = [[column[i] for i in part] for column in (prompts, completions, credits)]
         log_probs = token_log_probs(policy.model, *batch, **how)
@@ -169,6 +176,7 @@ def _backward(config: ExperimentConfig, policy: Policy, groups: Sequence[Group],
         loss, _ = surrogate_loss(log_probs, batch[2], groups=len(groups), reference_log_probs=reference, beta=config.beta)
         loss.backward()
         total += loss.item()
+    policy.model.eval()
     if config.l2 > 0 and any(len(credit) for credit in credits):
         penalty = config.l2 * l2_penalty(policy.trainable.values(), policy.initial)
         penalty.backward()

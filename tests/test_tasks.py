@@ -15,7 +15,7 @@ from replication.tasks import TASKS, Problem, Task, decisive_positions, get_task
 from replication.tasks.templates import TEMPLATES
 
 OFFLINE = [("word_problems", {}), ("multiplication", {}), ("multiplication", {"digits": 3})]
-VERSIONS = {"word_problems": "a925d354893f", "multiplication": "6e320b1e6896", "multiplication3": "4a916b2c2d9b"}
+VERSIONS = {"word_problems": "b32410bf030f", "multiplication": "6e320b1e6896", "multiplication3": "4a916b2c2d9b"}
 
 
 def splits(task: Task) -> dict[str, tuple[Problem, ...]]:
@@ -63,9 +63,12 @@ def test_prompts_end_where_the_answer_begins(task: Task) -> None:
 def test_any_prefix_of_test_is_a_fair_sample() -> None:
     test = get_task("word_problems").test
     share = sum(p.meta["misled"] for p in test) / len(test)
-    for size in (200, 400, 800):
-        # Four standard errors of a random sample.
-        assert abs(sum(p.meta["misled"] for p in test[:size]) / size - share) < 4 * (share * (1 - share) / size) ** 0.5
+    for size in (100, 200, 400, 800):
+        # No prefix is further off than its last block of 70 can be, which holds 40 misled problems.
+        assert abs(sum(p.meta["misled"] for p in test[:size]) - share * size) <= 30
+    # The order inside a block gives nothing away: half of it is as misled as the other half, within four standard errors.
+    first = [p.meta["misled"] for i, p in enumerate(test) if i % word_problems.BLOCK < word_problems.BLOCK // 2]
+    assert abs(sum(first) / len(first) - share) < 4 * (share * (1 - share) / len(first)) ** 0.5
     assert len({p.meta["template"] for p in test[:200]}) == sum(not t.held_out for t in TEMPLATES)
 
 
@@ -85,10 +88,15 @@ def test_held_out_templates_stand_in_held_out_alone() -> None:
         assert not unseen & {p.meta["template"] for p in split}
 
 
-def test_every_template_is_equally_frequent() -> None:
-    for problems in splits(get_task("word_problems")).values():
-        counts = Counter(p.meta["template"] for p in problems)
-        assert max(counts.values()) - min(counts.values()) <= 1
+def test_templates_are_as_frequent_as_they_say() -> None:
+    misled, whole = word_problems.MISLED_SHARE
+    task = get_task("word_problems")
+    for problems in (task.train, task.validation, task.test):
+        assert sum(p.meta["misled"] for p in problems) / len(problems) == pytest.approx(misled / whole, abs=0.002)
+        for kind in (True, False):
+            counts = Counter(p.meta["template"] for p in problems if p.meta["misled"] is kind)
+            assert max(counts.values()) - min(counts.values()) <= 1
+    assert set(Counter(p.meta["template"] for p in task.held_out).values()) == {200}
 
 
 def test_word_problems_are_solved_by_their_reference() -> None:

@@ -19,7 +19,7 @@ class Policy:
     """The model that is trained, what of it is trained, and what it started from.
 
     Attributes:
-        model: the causal LM, wrapped by PEFT when there is an adapter; always in eval mode, all dropout 0.
+        model: the causal LM, wrapped by PEFT when there is an adapter; in eval mode and all dropout 0.
         trainable: name -> parameter that the optimizer moves.
         frozen_copy: the base for full fine-tuning; None with an adapter, where the base is the model with the adapter off.
         eos_token_ids: every id that ends a completion.
@@ -80,8 +80,8 @@ def load_policy(config: ExperimentConfig) -> Policy:
         frozen_copy, _ = load_base(config.model_path, config.revision, getattr(torch, config.dtype))
         frozen_copy.to(device).requires_grad_(False)
     if config.activation_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    model.train(config.activation_checkpointing)  # transformers recomputes in train mode only; every dropout is 0 either way
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    model.eval()
     trainable = {name: parameter for name, parameter in sorted(model.named_parameters()) if parameter.requires_grad}
     return Policy(model, tokenizer, trainable, frozen_copy, _eos_token_ids(model, tokenizer), _pad_token_id(model, tokenizer))
 

@@ -23,8 +23,9 @@ from typing import Any
 from replication.tasks.problem import Problem, Task, bucket, content_id, content_version
 from replication.tasks.templates import NAMES, TEMPLATES, THINGS, Template
 
-SIZES = {"train": 4600, "validation": 1150, "test": 2300, "held_out": 1000}
-MISLED_SHARE = 3, 5  # three of five problems mislead the shallow solver: the dial that sets the base's greedy accuracy
+SIZES = {"train": 4620, "validation": 1190, "test": 2310, "held_out": 1000}
+MISLED_SHARE = 4, 7  # four of seven problems mislead the shallow solver: the dial that sets the base's greedy accuracy
+BLOCK = 70  # shuffled block by block, so that every prefix has the same mixture of templates
 LONGEST_COMPLETION = 36  # tokens of the nano tokenizer, EOS included; a test holds it
 PROMPT = "Question: {question}\nAnswer:"
 
@@ -151,7 +152,7 @@ def _schedule(templates: list[Template]) -> Iterator[Template]:
 
 
 def _problems(templates: list[Template], size: int, random: Random, split: str | None) -> list[Problem]:
-    """``size`` different problems, shuffled."""
+    """``size`` different problems, shuffled within blocks."""
     problems: dict[str, Problem] = {}
     for template in islice(_schedule(templates), size):
         found = len(problems)
@@ -159,9 +160,11 @@ def _problems(templates: list[Template], size: int, random: Random, split: str |
             question, solution, meta = draw(template, random, split)
             prompt = PROMPT.format(question=question)
             problems.setdefault(prompt, Problem(content_id(prompt), prompt, Decimal(solution.result), meta))
-    shuffled = list(problems.values())
-    random.shuffle(shuffled)
-    return shuffled
+    listed = list(problems.values())
+    blocks = [listed[start : start + BLOCK] for start in range(0, size, BLOCK)]
+    for block in blocks:
+        random.shuffle(block)
+    return [problem for block in blocks for problem in block]
 
 
 @cache
