@@ -271,11 +271,17 @@ def without_paths(text: str) -> str:
 
 
 def _title(notebook: Any, name: str) -> str:
-    for cell in notebook.cells:
-        found = re.search(r"^# +(.+)$", cell.source, re.M) if cell.cell_type == "markdown" else None
+    for cell in notebook["cells"]:
+        source = cell["source"] if isinstance(cell["source"], str) else "".join(cell["source"])
+        found = re.search(r"^# +(.+)$", source, re.M) if cell["cell_type"] == "markdown" else None
         if found:
             return re.sub(r"[`*$]", "", found.group(1)).strip()
     return name
+
+
+def first_heading(path: Path) -> str:
+    """The title of a notebook file."""
+    return _title(read_json(path, "a notebook"), path.stem)
 
 
 def _one_line(text: str, longest: int = 300) -> str:

@@ -1,4 +1,4 @@
-"""report.html, the page to open first, and the verdict table of the README; both from the tables alone."""
+"""report.html, the page to open first: verdicts, figures, tuning, plan, ledger and provenance, from the tables alone."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ import pandas as pd
 import yaml
 
 from replication import readings, summaries
-from replication.errors import UserError
 from replication.figures import FIGURES
-from replication.files import atomic_write, explained, read_json
+from replication.files import atomic_write, read_json
 from replication.manifest import ROOT
 from replication.pages import data_uri, render
 from replication.plotting import style
@@ -24,7 +23,6 @@ from replication.tables import build_tables, read_tables, tables_manifest, write
 
 CLAIMS = ROOT / "data" / "claims.yaml"
 DEVIATIONS = ROOT / "data" / "deviations.yaml"
-BEGIN, END = "<!-- verdicts: begin (generated, do not edit) -->", "<!-- verdicts: end -->"
 #: Title, question and sentences of each figure, in the order of the page.
 _FIGURE_TEXTS: dict[str, tuple[str, str, Callable[[Tables, str], list[str]]]] = {
     "full_vs_sparse": ("Full against sparse", "Does crediting fewer tokens cost accuracy, or gain it?", readings.headline),
@@ -147,36 +145,6 @@ def _summary(judged: pd.DataFrame, profile: str) -> list[str]:
         elif len(counts):
             sentences.append(f"{name}: " + ", ".join(f"{count} {verdict}" for verdict, count in counts.items()) + ".")
     return sentences
-
-
-def readme_table(judged: pd.DataFrame | None) -> str:
-    """The verdict table in Markdown, as the README holds it between its markers; None: nothing was committed yet."""
-    head = "| claim | the paper's | ours [95 % interval] | seeds | items | verdict |\n|---|---|---|---|---|---|\n"
-    if judged is None:
-        judged = verdicts(CLAIMS, {})
-    lines = []
-    for row in verdict_rows(judged):
-        claim = f"**{row['claim']}** {row['text']}" + (" [P]" if row["mark"] == "P" else "")
-        cells = [claim, row["paper"], row["ours"], row["seeds"], row["items"], row["verdict"]]
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return head + "\n".join(lines) + "\n"
-
-
-def write_readme(readme: Path = ROOT / "README.md", committed: Path = ROOT / "results" / "nano") -> bool:
-    """Put the verdict table of the committed results between the README's markers; returns whether it changed.
-
-    Raises:
-        UserError: the README has lost its markers.
-    """
-    with explained(readme):
-        text = readme.read_text("utf-8")
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise UserError(f"{readme} has lost the markers of its verdict table: put back {BEGIN!r} and {END!r}")
-    judged = read_tables(committed).get("verdicts") if any(committed.glob("*.csv")) else None
-    new = text[: text.index(BEGIN) + len(BEGIN)] + "\n" + readme_table(judged) + text[text.index(END) :]
-    if new != text:
-        atomic_write(readme, new)
-    return new != text
 
 
 # The parts of the page -----------------------------------------------------------------------------------------------------

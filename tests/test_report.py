@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -203,7 +202,7 @@ def test_a_plan_says_how_many_runs_of_how_many_steps():
     assert PlannedRun("lora_rank", configs[0]).config is configs[0]
 
 
-# The ledger and the README ----------------------------------------------------------------------------------------------------
+# The ledger --------------------------------------------------------------------------------------------------------------------
 
 
 def test_every_reconstructed_setting_is_in_the_ledger():
@@ -214,19 +213,6 @@ def test_every_reconstructed_setting_is_in_the_ledger():
     assert set(listed) == marked and len(listed) == len(set(listed))
     for entry in ledger["deviations"]:
         assert entry["mark"] in ("R", "nano") and all(entry[name] for name in ("id", "topic", "choice", "why", "effect"))
-
-
-def test_readme_table_is_put_between_its_markers(tmp_path, folder):
-    readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
-    assert report.write_readme(readme, folder) and not report.write_readme(readme, folder)
-    text = readme.read_text()
-    assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text and "| **N1** " in text
-    assert report.write_readme(readme, tmp_path)  # nothing committed there
-    assert len(re.findall(r"\| not run \|", readme.read_text())) == len(verdicts(report.CLAIMS, {}))
-    readme.write_text("no markers")
-    with pytest.raises(UserError, match="markers"):
-        report.write_readme(readme, folder)
 
 
 # Pages -----------------------------------------------------------------------------------------------------------------------

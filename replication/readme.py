@@ -1,0 +1,206 @@
+"""The parts of the README that are generated: verdicts, plan and file tree, put between markers.
+
+`python -m replication.readme` brings them up to date.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from replication.errors import UserError
+from replication.files import atomic_write, explained
+from replication.manifest import ROOT
+from replication.report import CLAIMS, verdict_rows
+from replication.statistics import verdicts
+from replication.tables import read_tables
+
+README = ROOT / "README.md"
+COMMITTED = ROOT / "results" / "nano"
+BLOCKS = ("verdicts", "plan", "tree")
+#: The package in the order of the data's way, then what serves it; files not named here follow by name.
+_ORDER = (
+    "config.py", "profiles/", "ablations.py", "tasks/", "models/", "rollout.py", "groups.py", "algorithms/", "packing.py",
+    "scoring.py", "objective.py", "ledger.py", "train.py", "evaluate.py", "records.py", "checkpoints.py", "sweep.py", "worker.py",
+    "tables.py", "table_files.py", "intervals.py", "claims.py", "evidence.py", "verdicts.py", "statistics.py", "summaries.py",
+    "readings.py", "plotting.py", "figures.py", "figures_ablations.py", "figures_teaching.py", "pages.py", "report.py",
+    "templates/", "readme.py", "display.py", "notebooks.py", "publish.py", "__main__.py", "commands.py",
+)  # fmt: skip
+_TOP = ("Makefile", "README.md", "replication/", "notebooks/", "data/", "results/", "tests/", "benchmarks/", ".ci/")
+#: Files that hold no docstring, and folders that are not opened.
+_GLOSSES = {
+    "Makefile": "every command, by name; `make` lists them",
+    "README.md": "this page",
+    "LICENSE": "MIT",
+    "CITATION.cff": "how to cite this and the paper",
+    "environment.yml": "the pins for conda users",
+    "pyproject.toml": "packages, pinned; settings of ruff and pytest",
+    ".gitignore": "what git leaves out",
+    ".ci/run": "what must hold before anything is merged",
+    "data/README.md": "sources, licences, checksums",
+    "data/claims.yaml": "the claims and the rule each is judged by",
+    "data/deviations.yaml": "every choice that the paper leaves open to us",
+    "data/nano-base/": "the base model: weights, tokenizer, card, measurements",
+    "results/nano/": "tables, figures, report and notebooks of our own run",
+    "replication/profiles/smoke.yaml": "seconds: every path once",
+    "replication/profiles/nano.yaml": "minutes on a CPU: the nano lab",
+    "replication/profiles/paper.yaml": "hours on a GPU: the paper's scale",
+    "replication/templates/notebook.html": "page of an executed notebook",
+    "replication/templates/page.html": "frame of every page",
+    "replication/templates/report.html": "the report's page",
+    "replication/templates/style.css": "how pages look",
+    "replication/models/__init__.py": "marks the folder as a package",
+}
+_LONGEST = 92
+
+
+def verdict_block(committed: Path = COMMITTED) -> str:
+    """The verdict table of the committed results in Markdown, and the headline figure; without results every claim is not run."""
+    tables = read_tables(committed) if any(committed.glob("*.csv")) else {}
+    judged = tables.get("verdicts")
+    judged = verdicts(CLAIMS, {}) if judged is None else judged
+    lines = ["| claim | the paper's | ours [95 % interval] | seeds | items | verdict |", "|---|---|---|---|---|---|"]
+    for row in verdict_rows(judged):
+        claim = f"**{row['claim']}** {row['text']}" + (" [P]" if row["mark"] == "P" else "")
+        cells = [claim, row["paper"], row["ours"], row["seeds"], row["items"], row["verdict"]]
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    figure = committed / "figures" / "full_vs_sparse.png"
+    if figure.exists():
+        lines += ["", f"![Test accuracy of the base and the three methods]({figure.relative_to(committed.parents[1]).as_posix()})"]
+    return "\n".join(lines)
+
+
+def plan_block() -> str:
+    """How many runs of how many steps a default `make all` is."""
+    from replication.ablations import plan
+    from replication.readings import plan_sentence
+    from replication.summaries import plan_frame
+
+    return plan_sentence(plan_frame(plan("nano")))
+
+
+def tracked_files() -> list[str]:
+    """What git knows of, and new files that it does not ignore.
+
+    Raises:
+        UserError: this is no git clone.
+    """
+    words = ["git", "-C", str(ROOT), "ls-files", "--cached", "--others", "--exclude-standard"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise UserError(f"{ROOT} is no git clone, so the file tree cannot be made: {done.stderr.strip()}")
+    return sorted({line for line in done.stdout.splitlines() if (ROOT / line).exists()})
+
+
+def tree_block(files: Sequence[str] | None = None) -> str:
+    """A line per file, with its gloss: the first words of its docstring, or its entry in this module.
+
+    Raises:
+        UserError: a file has neither.
+    """
+    entries = sorted({_entry(path) for path in (tracked_files() if files is None else files)}, key=_place)
+    lines, seen = [], set()
+    for entry in entries:
+        parts = entry.rstrip("/").split("/")
+        for depth in range(1, len(parts)):
+            folder = "/".join(parts[:depth])
+            if folder not in seen:
+                seen.add(folder)
+                lines.append(f"{'  ' * (depth - 1)}{parts[depth - 1]}/")
+        name = "  " * (len(parts) - 1) + parts[-1] + ("/" if entry.endswith("/") else "")
+        lines.append(f"{name:<30} {_gloss(entry)}")
+    return "\n".join(["```text", *lines, "```"])
+
+
+def listed_files(tree: str) -> list[str]:
+    """The paths that a tree block names, folders that are not opened with their slash."""
+    found, stack = [], []
+    for line in tree.splitlines():
+        if line.startswith("```") or not line.strip():
+            continue
+        depth = (len(line) - len(line.lstrip())) // 2
+        name, *gloss = line.split()
+        stack = [*stack[:depth], name.rstrip("/")]
+        if gloss:
+            found.append("/".join(stack) + ("/" if name.endswith("/") else ""))
+    return found
+
+
+def _entry(path: str) -> str:
+    return next((folder for folder in _GLOSSES if folder.endswith("/") and path.startswith(folder)), path)
+
+
+def _place(entry: str) -> tuple:
+    top = next((number for number, name in enumerate(_TOP) if entry.startswith(name)), len(_TOP))
+    inside = entry.removeprefix("replication/")
+    place = len(_ORDER)
+    if inside != entry:
+        place = next((number for number, name in enumerate(_ORDER) if inside.startswith(name)), len(_ORDER))
+    return top, place, entry
+
+
+def _gloss(entry: str) -> str:
+    if entry in _GLOSSES:
+        return _GLOSSES[entry]
+    path = ROOT / entry
+    if path.suffix == ".py":
+        text = ast.get_docstring(ast.parse(path.read_text("utf-8")))
+    elif path.suffix == ".ipynb":
+        from replication.notebooks import first_heading
+
+        text = first_heading(path)
+    else:
+        text = None
+    if not text:
+        raise UserError(
+            f"{entry} has no gloss for the file tree: give it a docstring, or an entry in replication/readme.py"
+        )
+    first = re.split(r"(?<=[.?])\s(?=[A-Z])(?<!et al\.\s)", " ".join(text.split()), maxsplit=1)[0].rstrip(".")
+    if len(first) <= _LONGEST:
+        return first
+    # At the last clause that fits, if that says something; else between two words.
+    ends = [found.start() for found in re.finditer(r"[:;,(]\s|\s\(", first[:_LONGEST])]
+    return first[: ends[-1]].strip() if ends and ends[-1] > 20 else first[:_LONGEST].rsplit(" ", 1)[0] + " …"
+
+
+def with_block(text: str, name: str, content: str) -> str:
+    """``text`` with ``content`` between the markers of a block.
+
+    Raises:
+        UserError: the markers are not there exactly once, in order.
+    """
+    begin, end = f"<!-- {name}: begin (generated by python -m replication.readme) -->", f"<!-- {name}: end -->"
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise UserError(f"the README has lost the markers of its block {name}: put back {begin!r} and {end!r}")
+    return text[: text.index(begin) + len(begin)] + f"\n{content}\n" + text[text.index(end) :]
+
+
+def block(text: str, name: str) -> str:
+    """What stands between the markers of a block."""
+    found = re.search(rf"<!-- {name}: begin [^>]*-->\n(.*?)\n<!-- {name}: end -->", text, re.S)
+    if not found:
+        raise UserError(f"the README has lost the markers of its block {name}")
+    return found.group(1)
+
+
+def write_readme(readme: Path = README, committed: Path = COMMITTED) -> bool:
+    """Bring the generated blocks of the README up to date; returns whether anything changed."""
+    with explained(readme):
+        text = readme.read_text("utf-8")
+    new = text
+    for name, content in zip(BLOCKS, (verdict_block(committed), plan_block(), tree_block()), strict=True):
+        new = with_block(new, name, content)
+    if new != text:
+        atomic_write(readme, new)
+    return new != text
+
+
+if __name__ == "__main__":
+    try:
+        print("changed" if write_readme() else "up to date")
+    except UserError as error:
+        sys.exit(f"error: {error}")
