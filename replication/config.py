@@ -66,7 +66,7 @@ class ExperimentConfig(BaseModel):
     temperature: float = Field(1.0, gt=0, le=10, description="of sampling and scoring alike, nothing else reshapes the logits [R]")
     max_new_tokens: int | None = Field(None, ge=1, description="limit of a completion; none = the task's own [R]")
 
-    learning_rate: float = Field(1e-3, ge=0, description="AdamW, constant after the warm-up; tuned per method on validation [R]")
+    learning_rate: float = Field(1e-3, ge=0, le=1e30, description="of AdamW, constant after warm-up; tuned on validation [R]")
     warmup_steps: int = Field(5, ge=0, description="steps of linear warm-up [R]")
     max_grad_norm: float = Field(1.0, gt=0, description="gradient clipping; the share of clipped steps is logged [R]")
     lora_rank: int = Field(8, ge=0, description="rank of the adapter; 0 = full fine-tuning without an adapter [R]")
