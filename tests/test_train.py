@@ -1,0 +1,278 @@
+"""The loop on a tiny model: what moves and what must not, equal bytes for equal configs, skipped steps, terms of the loss."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+import os
+import re
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_runs import TRAINED, lines, noisy_reward, noisy_rewards, outcome, steps, tiny_config
+from transformers import AutoModelForCausalLM
+
+from replication import groups, train
+from replication.config import METHODS, ExperimentConfig
+from replication.models.load import Policy, load_policy
+from replication.records import RunDirectory
+from replication.train import run, training_batch
+
+
+@pytest.fixture
+def noisy(monkeypatch: pytest.MonkeyPatch) -> None:
+    noisy_rewards(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def finished(random_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
+    """One finished run of every kind under noisy rewards."""
+    folder = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        noisy_rewards(patch)
+        for kind in TRAINED:
+            run(tiny_config(random_base, kind), folder / kind)
+    yield {kind: folder / kind for kind in TRAINED}
+
+
+@pytest.fixture
+def policies(monkeypatch: pytest.MonkeyPatch) -> list[Policy]:
+    """The policies that ``run`` loads, to look at after it."""
+    seen: list[Policy] = []
+
+    def keeping(config: ExperimentConfig) -> Policy:
+        seen.append(load_policy(config))
+        return seen[-1]
+
+    monkeypatch.setattr(train, "load_policy", keeping)
+    return seen
+
+
+def saved_steps(monkeypatch: pytest.MonkeyPatch) -> dict[int, dict[str, torch.Tensor]]:
+    """Copies of all that each checkpoint holds, by its step."""
+    seen: dict[int, dict[str, torch.Tensor]] = {}
+    save = RunDirectory.save_checkpoint
+
+    def keeping(self: RunDirectory, step: int, tensors, state) -> None:
+        seen[step] = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+        save(self, step, tensors, state)
+
+    monkeypatch.setattr(RunDirectory, "save_checkpoint", keeping)
+    return seen
+
+
+@pytest.mark.parametrize("kind", [kind for kind in TRAINED if kind != "full"])
+def test_adapters_move_and_the_base_stays_bitwise(random_base, tmp_path, noisy, policies, kind):
+    run(tiny_config(random_base, kind), tmp_path / "run")
+    (policy,) = policies
+    # B starts at 0 and takes a gradient through A at once; A needs a B that is not 0, so the second step moves it too.
+    assert len(policy.trainable) == 8 and all("lora_" in name for name in policy.trainable)
+    start = load_policy(tiny_config(random_base, kind)).trainable
+    assert all(not torch.equal(policy.trainable[name], start[name]) for name in start)
+    base = AutoModelForCausalLM.from_pretrained(random_base)
+    now = policy.model.unload()
+    assert now.state_dict().keys() == base.state_dict().keys()
+    assert all(torch.equal(now.state_dict()[name], value) for name, value in base.state_dict().items())
+    assert now.get_output_embeddings().weight is now.get_input_embeddings().weight
+
+
+def test_full_fine_tuning_moves_everything_and_keeps_the_copy(random_base, tmp_path, noisy, policies):
+    run(tiny_config(random_base, "full"), tmp_path / "run")
+    (policy,) = policies
+    base = dict(AutoModelForCausalLM.from_pretrained(random_base).named_parameters())
+    assert policy.trainable.keys() == base.keys()
+    assert all(not torch.equal(policy.trainable[name], value) for name, value in base.items())
+    assert all(torch.equal(start, base[name]) for name, start in zip(policy.trainable, policy.initial, strict=True))
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "adapter")
+    assert all(torch.equal(value, policy.trainable[name]) for name, value in saved.named_parameters())
+
+
+@pytest.mark.parametrize("kind", TRAINED)
+def test_the_same_config_gives_the_same_bytes(finished, random_base, tmp_path, noisy, kind):
+    torch.manual_seed(17)  # whatever the global generator did before
+    run(tiny_config(random_base, kind), tmp_path / "again")
+    state = torch.random.get_rng_state()
+    assert outcome(tmp_path / "again") == outcome(finished[kind])
+    torch.manual_seed(17)
+    assert torch.equal(state, torch.random.get_rng_state()), "a run must not touch the global generator"
+
+
+def test_another_seed_gives_another_run(finished, random_base, tmp_path, noisy):
+    run(tiny_config(random_base, "grpo", seed=1), tmp_path / "run")
+    assert [row["loss"] for row in steps(tmp_path / "run")] != [row["loss"] for row in steps(finished["grpo"])]
+
+
+def test_another_process_gives_the_same_bytes(finished, random_base, tmp_path):
+    program = f"""
+        import pytest, tiny_runs
+        from replication.train import run
+        tiny_runs.noisy_rewards(pytest.MonkeyPatch())
+        config = tiny_runs.tiny_config({str(random_base)!r}, "s_grpo")
+        print(run(config, {str(tmp_path / "run")!r}).run_id)
+    """
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent), "PYTHONHASHSEED": "5"}
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == tiny_config(random_base, "s_grpo").run_id
+    assert outcome(tmp_path / "run") == outcome(finished["s_grpo"])
+
+
+def test_a_finished_run_is_left_alone(finished, random_base, monkeypatch):
+    monkeypatch.setattr(train, "load_policy", lambda config: pytest.fail("a finished run was begun again"))
+    folder = finished["grpo"]
+    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.rglob("*") if path.is_file()}
+    summary = run(tiny_config(random_base, "grpo"), folder)
+    assert summary.model_dump() == json.loads((folder / "summary.json").read_text())
+    assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_what_a_run_records(finished, random_base):
+    for kind, folder in finished.items():
+        config = tiny_config(random_base, kind)
+        rows = steps(folder)
+        assert [row["step"] for row in rows] == [1, 2, 3, 4]
+        assert [row["step"] for row in lines(folder) if "validation_accuracy" in row] == [0, 2]
+        assert [row["learning_rate"] for row in rows] == [config.learning_rate * share for share in (0.5, 1, 1, 1)]
+        for row in rows:
+            assert row["tokens_in_loss"] <= row["tokens_untied"] <= row["tokens_generated"]
+            assert row["kept_fraction"] == row["tokens_in_loss"] / row["tokens_untied"]
+            assert row["kept_share_all"] == row["tokens_in_loss"] / row["tokens_generated"]
+            assert row["clipped"] == int(row["grad_norm"] > config.max_grad_norm) and 0 <= row["reward"] <= 1
+            assert not {name for name in row if name.endswith("_s") or "bytes" in name}, "seconds and bytes vary between runs"
+        summary = json.loads((folder / "summary.json").read_text())
+        for name in ("tokens_generated", "tokens_in_loss", "tokens_forwarded"):
+            assert summary[name] == sum(row[name] for row in rows)
+        assert summary["kept_fraction"] == summary["tokens_in_loss"] / sum(row["tokens_untied"] for row in rows)
+        assert summary["status"] == "done" and summary["reason"] is None and summary["steps_done"] == 4
+        assert {row["step"] for row in lines(folder, "samples.jsonl")} == {0, 2}
+        timings = [row for row in lines(folder, "timings.jsonl") if "step_s" in row]
+        assert all(row["step_s"] >= row["rollout_s"] + row["score_s"] + row["update_s"] - 1e-9 for row in timings)
+    assert steps(finished["grpo"])[0]["kept_fraction"] == 1.0
+    shares = {kind: json.loads((folder / "summary.json").read_text())["kept_fraction"] for kind, folder in finished.items()}
+    assert shares["t_spmo"] < shares["s_grpo"] < shares["grpo"] == 1.0
+
+
+def test_at_the_first_step_the_policy_is_the_base(finished):
+    for folder in finished.values():
+        first, *_, last = steps(folder)
+        assert 0 <= first["kl_to_base"] < 1e-9 < last["kl_to_base"]  # two float32 passes over the same weights
+
+
+def test_the_base_is_evaluated_and_not_trained(random_base, tmp_path):
+    summary = run(tiny_config(random_base, "base"), tmp_path / "run")
+    assert summary.status == "done" and summary.steps_done == 0 and summary.n_items == 5
+    assert summary.kl_to_base == pytest.approx(0, abs=1e-9) and summary.kept_fraction is None and summary.tokens_generated == 0
+    assert not (tmp_path / "run" / "adapter").exists() and not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_plain_peft_loads_the_saved_adapter(random_base, tmp_path, noisy, policies, merged):
+    from peft import PeftModel
+
+    run(tiny_config(random_base, "s_grpo", lora_layers=(1,), lora_targets=("q_proj", "down_proj")), tmp_path / "run")
+    plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(random_base), tmp_path / "run" / "adapter")
+    plain = plain.merge_and_unload() if merged else plain
+    tokens = torch.arange(5, 25).reshape(2, 10)
+    with torch.no_grad():
+        ours, theirs = (torch.log_softmax(model(tokens).logits, -1) for model in (policies[0].model, plain.eval()))
+        with policies[0].reference() as base:
+            untrained = torch.log_softmax(base(tokens).logits, -1)
+    assert (ours - untrained).abs().max() > 1e-2
+    # Merged, B A is rounded into the weights: sums in another order, here over logits of a few units.
+    assert (ours - theirs).abs().max() < (1e-4 if merged else 1e-6)
+
+
+@pytest.mark.parametrize("kind", ["grpo", "s_grpo", "t_spmo", "full"])
+@pytest.mark.parametrize("change", [{"scoring": "dense"}, {"scoring_tokens": 64}, {"rollout_rows": 7}], ids=str)
+def test_how_it_is_computed_does_not_change_what_comes_out(finished, random_base, tmp_path, noisy, kind, change):
+    run(tiny_config(random_base, kind, **change), tmp_path / "run")
+    for here, there in zip(steps(tmp_path / "run"), steps(finished[kind]), strict=True):
+        for name in ("reward", "tokens_generated", "tokens_in_loss", "truncated"):
+            assert here[name] == there[name]
+        # Adam's first step is a sign: a gradient of a few 1e-9 may differ in it, and so may the steps that follow.
+        for name in ("loss", "grad_norm", "entropy", "kl_to_base"):
+            assert here[name] == pytest.approx(there[name], rel=2e-3, abs=1e-5), name
+
+
+def test_recomputing_activations_changes_nothing(finished, random_base, tmp_path, noisy):
+    """transformers drops the cache of a model that recomputes in train mode: rollouts would go on from nothing."""
+    run(tiny_config(random_base, "grpo", activation_checkpointing=True), tmp_path / "run")
+    for here, there in zip(steps(tmp_path / "run"), steps(finished["grpo"]), strict=True):
+        assert here["reward"] == there["reward"] and here["tokens_generated"] == there["tokens_generated"]
+        assert here["grad_norm"] == pytest.approx(there["grad_norm"], rel=1e-3)
+
+
+def test_a_step_whose_groups_all_tie_moves_neither_weights_nor_optimizer(random_base, tmp_path, monkeypatch):
+    config = tiny_config(random_base, "grpo", checkpoint_every=1, l2=0.1)
+    tied = {problem.id for problem in training_batch(config, config.load_task(), 2)}
+    monkeypatch.setattr(
+        groups, "reward", lambda text, cut, problem: 1.0 if problem.id in tied else noisy_reward(text, cut, problem)
+    )
+    saved = saved_steps(monkeypatch)
+    summary = run(config, tmp_path / "run")
+    third = steps(tmp_path / "run")[2]
+    assert third["skipped"] == 1 and third["tied_groups"] == 1 and third["reward"] == 1 and summary.skipped_steps == 1
+    assert third["kept_fraction"] is None and third["kept_share_all"] == 0 and third["grad_norm"] is None and third["loss"] == 0
+    assert any(name.startswith("optimizer/exp_avg_sq/") for name in saved[2])
+    moving = [name for name in saved[2] if not name.startswith("finite/")]
+    assert all(torch.equal(saved[3][name], saved[2][name]) for name in moving)
+    assert all(not torch.equal(saved[4][name], saved[2][name]) for name in moving)
+
+
+def test_a_run_that_always_ties_ends_as_the_base(random_base, tmp_path):
+    summary = run(tiny_config(random_base, "t_spmo", beta=0.1), tmp_path / "run")  # the true reward: all wrong
+    assert summary.status == "done" and summary.skipped_steps == summary.steps_done == 4
+    assert summary.kept_fraction is None and summary.kept_share_all == 0 and summary.tokens_in_loss == 0
+    assert summary.kl_to_base == pytest.approx(0, abs=1e-9)
+    assert {row["kept_fraction"] for row in steps(tmp_path / "run")} == {None}
+
+
+@pytest.mark.parametrize("kind", ["s_grpo", "full"])
+def test_kl_holds_the_policy_near_its_reference(random_base, tmp_path, noisy, kind):
+    more = {"steps": 12, "warmup_steps": 0, "max_grad_norm": 100.0}
+    for beta in (0.0, 20.0):
+        run(tiny_config(random_base, kind, beta=beta, **more), tmp_path / str(beta))
+    free, held = steps(tmp_path / "0.0"), steps(tmp_path / "20.0")
+    # On the reference itself the term and its gradient are 0: Adam takes the same first step, then the two part.
+    assert held[0]["loss"] == pytest.approx(free[0]["loss"], abs=1e-6)
+    assert held[0]["grad_norm"] == pytest.approx(free[0]["grad_norm"], rel=1e-4)
+    assert held[1]["loss"] > free[1]["loss"] + 1e-6
+    drift = [sum(row["kl_to_base"] for row in rows[-6:]) for rows in (free, held)]
+    assert drift[1] < 0.6 * drift[0]  # measured: 0.28 and 0.33 of it; each step's KL is a noisy estimate on one group
+
+
+@pytest.mark.parametrize("kind", ["s_grpo", "full"])
+def test_l2_is_on_the_adapter_or_on_the_difference_from_the_base(finished, random_base, tmp_path, noisy, kind):
+    config = tiny_config(random_base, kind, l2=0.01)
+    start = load_policy(config)
+    run(config, tmp_path / "run")
+    squares = sum(value.double().square().sum().item() for value in start.trainable.values()) if kind == "s_grpo" else 0.0
+    here, there = steps(tmp_path / "run"), steps(finished[kind])
+    assert here[0]["loss"] - there[0]["loss"] == pytest.approx(0.01 * squares, rel=1e-4, abs=1e-7)
+    assert here[1]["loss"] > there[1]["loss"]
+
+
+def test_training_batches_go_through_the_whole_split_each_epoch(random_base):
+    config = tiny_config(random_base, "grpo", prompts_per_step=300)
+    task = config.load_task()
+    per_epoch = len(task.train) / 300
+    seen = [problem.id for step in range(round(3 * per_epoch)) for problem in training_batch(config, task, step)]
+    first, second = seen[: len(task.train)], seen[len(task.train) : 2 * len(task.train)]
+    assert sorted(first) == sorted(second) == sorted(problem.id for problem in task.train) and first != second
+    other = tiny_config(random_base, "t_spmo", prompts_per_step=300)
+    assert training_batch(other, task, 5) == training_batch(config, task, 5), "the method must not change the data"
+
+
+def test_the_loop_knows_no_method_by_name():
+    source = inspect.getsource(train)
+    words = {node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    words |= set(re.findall(r"\w+", "\n".join(line.split("#")[0] for line in source.splitlines() if "import" in line)))
+    assert not words & {*METHODS, "GRPO", "SGRPO", "TSPMO", "cutoff", "keep_probability", "replay_successes"}
+    assert inspect.getsource(train._train).count(".assign(") == source.count(".assign(") == 1
