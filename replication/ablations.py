@@ -45,6 +45,9 @@ def plan(
     for name in names:
         if name not in ABLATIONS:
             raise UserError(f"unknown ablation {name!r}: choose one of {', '.join(ABLATIONS)}")
+    for name in ("task", "method", "seed"):
+        if name in overrides:
+            raise UserError(f"{name} cannot be set for a whole plan: it is what the runs of the plan differ in")
     grid = _grid(profile, variant)
     if seeds is not None:
         if seeds < 1:
@@ -111,15 +114,15 @@ def _lora_rank(profile: str, grid: dict[str, Any], overrides: dict[str, Any]) ->
         default = load_profile(profile, task=own["task"], method=method, **overrides)
         for rank in own["ranks"]:
             values = {"lora_rank": rank} | overrides
-            if rank:
-                values["lora_alpha"] = rank * default.lora_alpha / default.lora_rank
+            if values["lora_rank"]:
+                values["lora_alpha"] = values["lora_rank"] * default.lora_alpha / default.lora_rank
             tuned = default.learning_rate
             if rank != default.lora_rank:
                 tuned = (own["chosen"].get(rank) or {}).get(method, tuned)
                 for learning_rate in own["grid"] if rank else own["grid_without_adapter"]:
-                    yield load_profile(profile, task=own["task"], method=method, seed=0, **values, learning_rate=learning_rate)
+                    yield load_profile(profile, task=own["task"], method=method, **({"learning_rate": learning_rate} | values))
             for seed in range(min(grid["seeds"], own.get("seeds", grid["seeds"]))):
-                yield load_profile(profile, task=own["task"], method=method, seed=seed, **values, learning_rate=tuned)
+                yield load_profile(profile, task=own["task"], method=method, seed=seed, **({"learning_rate": tuned} | values))
 
 
 _PLANS = {

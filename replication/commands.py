@@ -80,7 +80,11 @@ def _plan(options: argparse.Namespace, names: Sequence[str] | None = None) -> li
     from replication.ablations import PlannedRun, plan
     from replication.config import make_config
 
-    planned = plan(options.profile, names, variant=options.plan, seeds=options.seeds, **parse_settings(options.set))
+    overrides = parse_settings(options.set)
+    for name in (*_OWN, "names", "variant", "seeds"):
+        if name in overrides:
+            raise UserError(f"--set {name}: a plan chooses its runs by --profile, --plan, --seeds and (sweep) --ablation")
+    planned = plan(options.profile, names, variant=options.plan, seeds=options.seeds, **overrides)
     if options.svamp is None:
         return planned
     source = {"svamp_source": options.svamp}
