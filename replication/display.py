@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+from markupsafe import Markup
 
 from replication import report
 from replication.claims import load_claims
@@ -23,8 +24,21 @@ def readable(frame: pd.DataFrame) -> HTML:
     from IPython.display import HTML
 
     shown = frame.drop(columns=[name for name in ("schema_version",) if name in frame])
-    shown = shown.rename(columns=lambda name: str(name).replace("_", " ")).map(_cell)
-    return HTML(shown.to_html(index=False, border=0, escape=True))
+    numeric = {name: pd.api.types.is_numeric_dtype(shown[name]) and shown[name].dtype != bool for name in shown}
+    head = Markup("").join(_tag("th", str(name).replace("_", " "), numeric[name]) for name in shown)
+    rows = [
+        Markup("<tr>{}</tr>").format(Markup("").join(_tag("td", _cell(value), numeric[name]) for name, value in row.items()))
+        for row in shown.to_dict("records")
+    ]
+    body = Markup("\n").join(rows)
+    return HTML(Markup("<table>\n<thead><tr>{}</tr></thead>\n<tbody>\n{}\n</tbody>\n</table>").format(head, body))
+
+
+def _tag(name: str, text: str, numeric: bool) -> Markup:
+    # The alignment is written out, since JupyterLab would align everything to the right; the class is for the pages.
+    kind = "number" if numeric else "words" if len(text) > 30 else "nowrap"
+    where = "right" if numeric else "left"
+    return Markup('<{0} class="{1}" style="text-align: {2}">{3}</{0}>').format(Markup(name), kind, where, text)
 
 
 def _cell(value: Any) -> str:
@@ -71,4 +85,4 @@ def judged(tables: Tables, *claims: str) -> HTML:
     """The verdicts of some claims (default: all) on these tables."""
     rows = report.verdict_rows(verdicts(report.CLAIMS, tables))
     frame = pd.DataFrame([row for row in rows if not claims or row["claim"] in claims])
-    return readable(frame[["claim", "mark", "text", "paper", "ours", "seeds", "items", "verdict"]])
+    return readable(frame[["claim", "mark", "text", "verdict", "ours", "paper", "seeds", "items"]])

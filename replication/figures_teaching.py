@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap, Normalize
@@ -114,7 +115,7 @@ def credit_map(group: ShownGroup, credit: TokenCredit, *, title: str, by: str = 
     lines = sum(_lines(pieces) for pieces in group.pieces)
     longest = max((sum(map(_width, pieces)) for pieces in group.pieces), default=0.0)
     wide = 1.2 + min(max(longest, 5.2), _WIDEST)
-    with style():
+    with style(), rc_context({"text.parse_math": False}):  # a dollar sign in a completion is a dollar sign
         figure = Figure(figsize=(wide, 0.75 + _LINE * lines + 0.28))
         FigureCanvasAgg(figure)
         axis = figure.add_axes((0, 0, 1, 1))
@@ -237,7 +238,7 @@ def _draw_trie(
     width = max(x for x, _ in place.values()) + 1.1
     limit = max((abs(a) for a in credited.values()), default=1.0) or 1.0
     scale = Normalize(-limit, limit)
-    with style():
+    with style(), rc_context({"text.parse_math": False}):
         figure = Figure(figsize=(max(width, 7.6), 0.62 * leaves + 1.15))
         FigureCanvasAgg(figure)
         axis = figure.add_axes((0, 0, 1, 1))
@@ -292,7 +293,7 @@ def keep_probabilities(rule: SGRPO, length: int) -> np.ndarray:
 def keep_probability(rule: SGRPO, length: int, draws: TokenCredit | None = None, groups: int = 1) -> Figure:
     """S-GRPO's keep probability by position, and, if given, the share of ``groups`` draws over answers of that length."""
     chance = keep_probabilities(rule, length)
-    with style():
+    with style(), rc_context({"text.parse_math": False}):
         figure = Figure(figsize=(7.2, 2.9), layout="constrained")
         FigureCanvasAgg(figure)
         axis = figure.subplots()
@@ -315,7 +316,7 @@ def gradient_table(group: Toy, gradient: Tensor, *, title: str) -> Figure:
     values = gradient.detach().numpy()
     limit = float(np.abs(values).max()) or 1.0
     rows = ("start", *group.vocabulary)
-    with style():
+    with style(), rc_context({"text.parse_math": False}):
         figure = Figure(figsize=(5.8, 4.6), layout="constrained")
         FigureCanvasAgg(figure)
         axis = figure.subplots()

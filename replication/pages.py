@@ -127,4 +127,8 @@ def _output(output: Any, ansi2html: Any) -> Markup | None:
         return Markup('<div class="wide">{}</div>').format(image)
     if kind == "image/svg+xml":
         return Markup('<img class="figure" alt="figure" src="{}">').format(data_uri(text.encode(), "image/svg+xml"))
+    if kind == "text/markdown":
+        from nbconvert.filters import markdown2html
+
+        return Markup(markdown2html(with_formulas(text)))
     return Markup("<pre>{}</pre>").format(Markup(ansi2html(text)))

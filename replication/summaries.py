@@ -32,7 +32,8 @@ def rows_of(tables: Tables, ablation: str, profile: str) -> pd.DataFrame:
     if runs is None or not len(runs):
         return pd.DataFrame(columns=["run_id", "ablation", "task", "method", "seed", "status", "accuracy"])
     keep = (runs["ablation"] == ablation) & (runs["profile"] == profile) & runs["status"].isin(["done", "diverged"])
-    return runs[keep & runs["accuracy"].notna()].copy()
+    found = runs[keep & runs["accuracy"].notna()]
+    return found.sort_values("task", key=lambda tasks: tasks.map(list(TASKS).index), kind="stable")
 
 
 def plan_frame(planned: Sequence[PlannedRun]) -> pd.DataFrame:

@@ -1,0 +1,125 @@
+"""The pictures of one group: what they say is what the methods return, and the toy group is what the notebooks say of it."""
+
+from __future__ import annotations
+
+import io
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+
+from replication import figures_teaching as teaching
+from replication.algorithms import GRPO, SGRPO, TSPMO, TokenCredit
+from replication.figures_teaching import TOY
+from replication.objective import surrogate_loss
+from replication.randomness import stream
+from replication.tasks import extract_answer
+
+METHODS = [GRPO(), SGRPO(2, 0.3, 4), TSPMO()]
+
+
+def texts(figure: Figure) -> list[str]:
+    return [text.get_text() for axis in figure.axes for text in axis.texts]
+
+
+def png(figure: Figure) -> bytes:
+    data = io.BytesIO()
+    figure.savefig(data, format="png", metadata={"Software": None})
+    return data.getvalue()
+
+
+def test_the_toy_rewards_are_those_of_the_task():
+    for pieces, reward in zip(TOY.pieces, TOY.rewards.tolist(), strict=True):
+        assert float(extract_answer("".join(pieces)) == 5) == reward
+    assert [[TOY.vocabulary[token] for token in tokens] for tokens in TOY.tokens] == [list(pieces) for pieces in TOY.pieces]
+
+
+def test_the_advantages_worked_by_hand_in_the_notebooks():
+    credit = TSPMO().assign(TOY.tokens, TOY.rewards)
+    assert credit.advantage.tolist() == pytest.approx([-1 / 6, 1 / 6, 1 / 2, -1 / 3, -1 / 2, 1 / 2])
+    assert GRPO().assign(TOY.tokens, TOY.rewards).advantage[0].item() == pytest.approx(0.5 / ((1 / 3) ** 0.5 + 1e-4))
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: type(method).__name__)
+def test_the_gradient_of_the_toy_table_is_that_of_the_formula(method):
+    credit = method.assign(TOY.tokens, TOY.rewards, stream(0, "test"))
+    logits = torch.randn(len(TOY.vocabulary) + 1, len(TOY.vocabulary), dtype=torch.float64, generator=stream(0, "logits"))
+    logits.requires_grad_()
+    loss, _ = surrogate_loss(torch.log_softmax(logits, dim=-1)[TOY.places(credit)], [credit])
+    loss.backward()
+    by_hand = torch.zeros_like(logits)
+    for i in range(len(credit)):
+        tokens, position = TOY.tokens[credit.completion[i]], int(credit.position[i])
+        row = tokens[position - 1] + 1 if position else 0
+        factor = credit.weight[i].double() * credit.advantage[i].double()
+        by_hand[row] -= factor * torch.softmax(logits[row].detach(), dim=-1)
+        by_hand[row, tokens[position]] += factor
+    assert torch.allclose(by_hand, -logits.grad, atol=1e-12)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: type(method).__name__)
+def test_every_token_is_drawn_and_only_credited_ones_are_coloured(method):
+    credit = method.assign(TOY.tokens, TOY.rewards, stream(0, "test"))
+    for by in ("advantage", "weight"):
+        figure = teaching.credit_map(TOY, credit, title="a title", by=by)
+        boxes = [patch.get_facecolor() for patch in figure.axes[0].patches]
+        assert len(boxes) == TOY.size
+        assert sum(colour[:3] != (1.0, 1.0, 1.0) for colour in boxes) == len(credit)
+        assert "a title" in texts(figure)
+        assert png(figure) == png(teaching.credit_map(TOY, credit, title="a title", by=by))
+    with pytest.raises(ValueError, match="by must be"):
+        teaching.credit_map(TOY, credit, title="", by="colour")
+
+
+def test_the_trie_shows_counts_means_and_advantages():
+    credit = TSPMO().assign(TOY.tokens, TOY.rewards)
+    shown = texts(teaching.trie(TOY, credit, title="a title"))
+    labels = {text.split("\n")[0]: text.split("\n")[1] for text in shown if "\n" in text}
+    assert labels == {"9": "-0.17", "5 .": "+0.50", "- 4 =": "+0.17", "+ 4 = 13 .": "-0.33", "6 .": "-0.50"}
+    assert [text for text in shown if text.isdigit()].count("4") == 1  # all four answers pass the root alone
+    assert "0.33" in shown
+
+
+def test_a_group_without_credit_is_drawn_in_grey():
+    empty = TokenCredit.empty()
+    assert not any("\n" in text for text in texts(teaching.trie(TOY, empty, title="")))
+    png(teaching.credit_map(TOY, empty, title=""))
+
+
+def test_a_credited_token_inside_a_chain_keeps_its_own_edge():
+    pieces = (("a", "b", "c"),)
+    group = teaching.ShownGroup("?", pieces, ((0, 1, 2),), torch.tensor([1.0]))
+    credit = TokenCredit.from_arrays([0], [1], [0.25], [1.0])
+    assert "b c\n+0.25" in texts(teaching.trie(group, credit, title=""))
+
+
+def test_dollar_signs_of_a_completion_are_no_formula():
+    group = teaching.ShownGroup("?", (("$", "5", "$x_$"),), ((0, 1, 2),), torch.tensor([1.0]))
+    png(teaching.credit_map(group, TokenCredit.empty(), title="costs $5 or $6"))
+    png(teaching.trie(group, TokenCredit.empty(), title="costs $5 or $6"))
+
+
+@pytest.mark.parametrize("rule", [SGRPO(2, 0.3, 4), SGRPO(0, 0.5, 2), SGRPO(3, 0.6, None), SGRPO(2, 0.7, 2), SGRPO(0, 0.0, None)])
+def test_keep_probabilities_are_those_of_every_possible_draw(rule):
+    length = 7
+    exact = np.zeros(length)
+    for draws in itertools.product((0, 1), repeat=length):
+        chance, kept = 1.0, 0
+        for heads in draws:
+            chance *= rule.keep_probability if heads else 1 - rule.keep_probability
+        for t, heads in enumerate(draws):
+            let_in = (t < rule.cutoff or heads) and (rule.max_kept_tokens is None or kept < rule.max_kept_tokens)
+            kept += let_in
+            exact[t] += chance * let_in
+    assert teaching.keep_probabilities(rule, length) == pytest.approx(exact, abs=1e-12)
+
+
+def test_the_rule_and_its_draws_are_drawn_together():
+    rule, times = SGRPO(2, 0.3, 4), 400
+    draws = rule.assign([list(range(8))] * times, torch.arange(times) % 2.0, stream(0, "test"))
+    figure = teaching.keep_probability(rule, 8, draws, times)
+    drawn = figure.axes[0].lines[0].get_ydata()
+    assert np.abs(drawn - 100 * teaching.keep_probabilities(rule, 8)).max() < 12  # four standard errors of 400 draws
+    png(teaching.gradient_table(TOY, torch.zeros(10, 9), title=""))
