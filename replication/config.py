@@ -87,7 +87,7 @@ class ExperimentConfig(BaseModel):
     )
     token_share: float | None = Field(None, gt=0, le=1, description="share of tokens for random, earliest, latest, entropy [R]")
     cutoff: int | None = Field(None, ge=0, description="alpha of S-GRPO: earlier positions are always kept [R]")
-    keep_probability: float | None = Field(None, ge=0, le=1, description="P of S-GRPO [R]")
+    keep_probability: float | None = Field(None, ge=0, le=1, description="P of S-GRPO: chance of a later position to be kept [R]")
     max_kept_tokens: int | None = Field(None, ge=1, description="k of S-GRPO; none = no limit [R]")
     replay_successes: int | None = Field(None, ge=0, description="T-SPMO: restarts from successful completions per group [R]")
     replay_failures: int | None = Field(None, ge=0, description="T-SPMO: restarts from failed completions per group [R]")

@@ -1,0 +1,304 @@
+"""The config: what it refuses and how it says so, the run id, profiles, and a command line that makes the very same run."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+from tiny_runs import TRAINED, make_base, tiny_config
+
+from replication import config as config_module
+from replication import tasks, train
+from replication.__main__ import main
+from replication.ablations import plan
+from replication.config import METHODS, PROFILES, TASKS, ExperimentConfig, load_profile, make_config, profile_plan
+from replication.errors import UserError
+
+#: Another value of every field, for a config of S-GRPO, or of another method where S-GRPO has no such field.
+OTHER_VALUES: dict[str, dict[str, Any]] = {
+    "profile": {"profile": "nano"},
+    "task": {"task": "word_problems"},
+    "digits": {"digits": 3},
+    "svamp_source": {"task": "svamp", "svamp_source": "other.json"},
+    "revision": {"revision": "main"},
+    "dtype": {"dtype": "bfloat16"},
+    "method": {
+        "method": "grpo",
+        "selector": None,
+        "denominator": None,
+        "cutoff": None,
+        "keep_probability": None,
+        "max_kept_tokens": None,
+    },
+    "seed": {"seed": 1},
+    "steps": {"steps": 5},
+    "prompts_per_step": {"prompts_per_step": 4},
+    "group_size": {"group_size": 7},
+    "temperature": {"temperature": 0.9},
+    "max_new_tokens": {"max_new_tokens": 9},
+    "learning_rate": {"learning_rate": 0.011},
+    "warmup_steps": {"warmup_steps": 3},
+    "max_grad_norm": {"max_grad_norm": 2.0},
+    "lora_rank": {"lora_rank": 3},
+    "lora_alpha": {"lora_alpha": 9.0},
+    "lora_targets": {"lora_targets": ("q_proj",)},
+    "lora_layers": {"lora_layers": (0,)},
+    "ddof": {"ddof": 0},
+    "eps": {"eps": 1e-5},
+    "denominator": {"denominator": "completion"},
+    "beta": {"beta": 0.1},
+    "l2": {"l2": 0.1},
+    "selector": {"selector": "latest", "token_share": 0.4},
+    "token_share": {"selector": "random", "token_share": 0.3},
+    "cutoff": {"cutoff": 2},
+    "keep_probability": {"keep_probability": 0.25},
+    "max_kept_tokens": {"max_kept_tokens": None},
+    "replay_successes": {"replay_successes": 1},
+    "replay_failures": {"replay_failures": 1},
+    "scoring": {"scoring": "dense"},
+    "scoring_tokens": {"scoring_tokens": 128},
+    "rollout_rows": {"rollout_rows": 8},
+    "activation_checkpointing": {"activation_checkpointing": True},
+    "device": {"device": "auto"},
+    "threads": {"threads": 2},
+    "eval_every": {"eval_every": 3},
+    "eval_items": {"eval_items": 5},
+    "test_items": {"test_items": 6},
+    "eval_batch_size": {"eval_batch_size": 5},
+    "checkpoint_every": {"checkpoint_every": 4},
+}
+
+
+def another(base: Path, field: str) -> tuple[ExperimentConfig, ExperimentConfig]:
+    """A config and the same with another value of ``field``."""
+    kind = "t_spmo" if field.startswith("replay_") else "s_grpo"
+    config = tiny_config(base, kind)
+    return config, make_config(**(config.model_dump() | OTHER_VALUES[field]))
+
+
+BAD = [
+    ({"keep_probability": 2}, "keep_probability: Input should be less than or equal to 1 (is 2)"),
+    ({"lora_rank": -1}, "lora_rank: Input should be greater than or equal to 0 (is -1)"),
+    ({"cutoff": 9}, "cutoff 9 is over the 8 tokens a completion can have: lower the cutoff"),
+    ({"cutoff": 5}, "max_kept_tokens"),  # 4, fewer than the cutoff always keeps
+    (
+        {"method": "grpo", "selector": "all", "denominator": "completion"},
+        "cutoff is a setting of s_grpo alone: leave it out for grpo",
+    ),
+    ({"replay_failures": 1}, "replay_failures is a setting of t_spmo alone: leave it out for s_grpo"),
+    ({"speed": 3}, "speed is not a setting (known: profile, task"),
+    ({"steps": -1}, "steps: Input should be greater than or equal to 0 (is -1)"),
+    ({"steps": "many"}, "steps: Input should be a valid integer"),
+    ({"seed": -1}, "seed: Input should be greater than or equal to 0 (is -1)"),
+    ({"group_size": 0}, "group_size"),
+    ({"temperature": 0}, "temperature: Input should be greater than 0 (is 0)"),
+    ({"learning_rate": float("nan")}, "learning_rate: Input should be a finite number (is nan)"),
+    ({"learning_rate": float("inf")}, "learning_rate"),
+    ({"learning_rate": 1e38}, "learning_rate"),  # over 1e30 AdamW overflows before any loss can show it
+    ({"max_grad_norm": 0}, "max_grad_norm"),
+    ({"lora_targets": ()}, "lora_targets"),
+    ({"ddof": 2}, "ddof: Input should be 0 or 1 (is 2)"),
+    ({"denominator": "group"}, "denominator group does not exist for s_grpo: set it to kept or completion"),
+    ({"selector": "trie"}, "selector trie does not exist for s_grpo: set it to rule or random or earliest or latest or entropy"),
+    ({"selector": "random"}, "selector random needs token_share"),
+    ({"token_share": 0.5}, "S-GRPO's rule needs cutoff and keep_probability, and no token_share"),
+    ({"keep_probability": None}, "S-GRPO's rule needs cutoff and keep_probability"),
+    ({"svamp_source": "a.json"}, "svamp_source is a setting of task svamp: leave it out for multiplication"),
+    ({"device": "tpu"}, "device"),
+    ({"digits": 9}, "digits"),
+    ({"max_kept_tokens": 0, "model": "a\nb"}, "max_kept_tokens"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), BAD, ids=[str(change) for change, _ in BAD])
+def test_what_is_impossible_is_refused_in_one_line(random_base, change, message):
+    if "method" in change:
+        change = tiny_config(random_base, "s_grpo").model_dump() | {"selector": None, "denominator": None} | change
+        with pytest.raises(UserError) as error:
+            make_config(**change)
+    else:
+        with pytest.raises(UserError) as error:
+            tiny_config(random_base, "s_grpo", **change)
+    assert str(error.value).startswith("bad config: ") and message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_the_base_is_not_trained():
+    with pytest.raises(UserError, match="method base is not trained: set steps=0 instead of 4"):
+        load_profile("smoke", method="base", steps=4)
+
+
+def test_every_mistake_is_named_at_once(random_base):
+    with pytest.raises(UserError, match=r"steps: .*; keep_probability: .*; speed is not a setting"):
+        tiny_config(random_base, "s_grpo", steps=-1, keep_probability=2, speed=3)
+
+
+def test_a_missing_field_is_named():
+    with pytest.raises(UserError, match="profile: Field required"):
+        make_config(task="multiplication", method="base", steps=0)
+
+
+@pytest.mark.parametrize(
+    ("profile", "names", "message"),
+    [
+        ("nana", {}, "unknown profile 'nana': choose one of smoke, nano, paper"),
+        ("nano", {"task": "poems"}, "unknown task 'poems': choose one of word_problems, multiplication, svamp"),
+        ("nano", {"method": "ppo"}, "unknown method 'ppo': choose one of base, grpo, s_grpo, t_spmo"),
+    ],
+)
+def test_unknown_names_are_refused_with_those_that_exist(profile, names, message):
+    with pytest.raises(UserError) as error:
+        load_profile(profile, **names)
+    assert str(error.value) == message
+
+
+def test_the_limit_of_the_cutoff_is_the_tasks_own_if_none_is_set():
+    limit = tasks.get_task("word_problems").max_new_tokens
+    values = {"task": "word_problems", "method": "s_grpo", "max_kept_tokens": None}
+    assert load_profile("nano", **values, cutoff=limit).cutoff == limit
+    with pytest.raises(UserError, match=f"cutoff {limit + 1} is over the {limit} tokens"):
+        load_profile("nano", **values, cutoff=limit + 1)
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("method", METHODS)
+def test_every_profile_has_every_task_and_method(profile, task, method):
+    config = load_profile(profile, task=task, method=method)
+    assert (config.profile, config.task, config.method) == (profile, task, method)
+    assert (config.build_method() is None) == (method == "base") == (config.steps == 0)
+    assert ExperimentConfig(**config.model_dump(mode="json")) == config
+
+
+def test_the_contracted_call_loads_a_profile_by_its_name_alone():
+    assert load_profile("smoke").profile == "smoke"
+    assert load_profile("nano").lora_alpha / load_profile("nano").lora_rank == 2
+    assert set(profile_plan("nano")["tasks"]) == {"word_problems", "multiplication"}
+
+
+def test_the_task_names_are_those_of_the_registry():
+    assert TASKS == tasks.TASKS
+
+
+def test_every_field_says_what_it_is():
+    for name, field in ExperimentConfig.model_fields.items():
+        assert field.description and len(field.description) > 15, name
+
+
+def test_a_config_is_frozen(random_base):
+    config = tiny_config(random_base)
+    with pytest.raises(ValidationError):
+        config.steps = 3
+    assert hash(config) == hash(tiny_config(random_base)) and config == tiny_config(random_base)
+
+
+def test_equal_runs_have_equal_configs():
+    """What a method does not read must not tell two of its runs apart, or the same run would be done twice."""
+    assert load_profile("nano", method="s_grpo", selector="random", token_share=0.4, cutoff=None).cutoff is None
+    assert load_profile("nano", method="grpo") == load_profile("nano", method="grpo", denominator="completion", selector=None)
+    with pytest.raises(UserError, match="cutoff is a setting of s_grpo alone"):
+        load_profile("nano", method="t_spmo", cutoff=3)
+
+
+@pytest.mark.parametrize("field", [name for name in ExperimentConfig.model_fields if name not in ("model", "svamp_source")])
+def test_another_value_of_any_field_is_another_run(random_base, field):
+    here, there = another(random_base, field)
+    assert getattr(here, field) != getattr(there, field)
+    assert here.run_id != there.run_id and len(here.run_id) == 16 and int(here.run_id, 16) >= 0
+
+
+def test_the_run_id_covers_the_source_of_svamp(random_base, monkeypatch):
+    monkeypatch.setattr(config_module.ExperimentConfig, "load_task", lambda self: tasks.get_task("multiplication"))
+    values = {"task": "svamp", "method": "base", "model": str(random_base)}
+    here, there = (load_profile("smoke", **values, svamp_source=name) for name in ("a.json", "b.json"))
+    assert here.run_id != there.run_id
+
+
+def test_the_run_id_covers_the_base_and_the_task(tmp_path, monkeypatch):
+    base = make_base(tmp_path / "model")
+    before = tiny_config(base).run_id
+    assert tiny_config(base).run_id == before
+    (base / "README.md").write_text("a card is not part of the model")
+    assert tiny_config(base).run_id == before
+    for name in ("model.safetensors", "config.json", "tokenizer.json"):
+        data = bytearray((base / name).read_bytes())
+        data[-20] ^= 1  # one bit, the same size
+        original = (base / name).read_bytes()
+        (base / name).write_bytes(data)
+        assert tiny_config(base).run_id != before, name
+        (base / name).write_bytes(original)
+        assert tiny_config(base).run_id == before, name
+    task = tasks.get_task("multiplication", digits=2)
+    changed = type(task)(**{**task.__dict__, "version": "another"})
+    monkeypatch.setattr(tasks, "get_task", lambda name, **options: changed)
+    assert tiny_config(base).run_id != before
+
+
+def test_where_the_shipped_base_lies_is_no_part_of_the_run(tmp_path, monkeypatch):
+    base = make_base(tmp_path / "here")
+    monkeypatch.setattr(config_module, "NANO_BASE", base)
+    here = load_profile("smoke", task="multiplication").run_id
+    monkeypatch.setattr(config_module, "NANO_BASE", base.rename(tmp_path / "there"))
+    assert load_profile("smoke", task="multiplication").run_id == here
+    monkeypatch.setattr(config_module, "NANO_BASE", tmp_path / "nowhere")
+    with pytest.raises(UserError, match="the shipped base is missing"):
+        load_profile("smoke", task="multiplication").run_id  # noqa: B018
+
+
+def test_a_folder_without_safetensors_has_no_run_id(tmp_path):
+    base = make_base(tmp_path / "model")
+    (base / "model.safetensors").rename(base / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"no \*\.safetensors weights in"):
+        tiny_config(base).run_id  # noqa: B018
+
+
+def test_a_name_on_the_hub_is_hashed_with_its_revision():
+    ids = {load_profile("paper", task="multiplication", revision=revision).run_id for revision in (None, "main", "0123abc")}
+    assert len(ids) == 3, "no network is touched, and each revision has its own runs"
+
+
+def test_the_run_id_is_the_same_in_another_process(random_base):
+    config = tiny_config(random_base, "t_spmo")
+    program = f"import sys, tiny_runs; print(tiny_runs.tiny_config({str(random_base)!r}, 't_spmo').run_id)"
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent), "PYTHONHASHSEED": "3"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [config.run_id]
+
+
+def parsed(command: str, monkeypatch: pytest.MonkeyPatch) -> tuple[ExperimentConfig, Path]:
+    """What the real command line makes of ``command``, up to the call that would train."""
+    seen = []
+
+    def stand_in(config: ExperimentConfig, folder: Path) -> Any:
+        seen.append((config, folder))
+        raise UserError("far enough")
+
+    monkeypatch.setattr(train, "run", stand_in)
+    words = shlex.split(command)
+    assert words[:3] == ["python", "-m", "replication"]
+    assert main(words[3:]) == 2
+    return seen[0]
+
+
+def test_the_command_of_every_planned_run_makes_that_run(monkeypatch):
+    for profile in PROFILES:
+        for run in plan(profile, variant="full"):
+            config, folder = parsed(run.config.command("a folder/x"), monkeypatch)
+            assert config == run.config and folder == Path("a folder/x")
+
+
+@pytest.mark.parametrize("field", [*OTHER_VALUES, *TRAINED])
+def test_the_command_carries_every_field(random_base, monkeypatch, field):
+    config = tiny_config(random_base, field) if field in TRAINED else another(random_base, field)[1]
+    assert parsed(config.command("x"), monkeypatch)[0] == config
+
+
+def test_odd_text_survives_the_command_line(monkeypatch):
+    for model in ("a b", "it's", "null", "007", "1e3", "näh: {}", "$(reboot)", "[x]", "yes", "#a"):
+        config = load_profile("smoke", task="multiplication", model=model, revision=model)
+        assert parsed(config.command("x"), monkeypatch)[0] == config
