@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -90,17 +91,35 @@ def load_base(path: str, revision: str | None = None, dtype: torch.dtype = torch
     """A causal LM without dropout, and its tokenizer, from a folder or the Hub.
 
     Raises:
-        UserError: naming the model and the ways to supply it.
+        UserError: naming the model and the ways to supply it. Also for weights or a tokenizer that are not all there, which
+            transformers fills up with random numbers and an empty vocabulary.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from safetensors import SafetensorError
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     shared = {"revision": revision, "trust_remote_code": False}
     try:
+        if Path(path).is_absolute() and not Path(path).is_dir():
+            raise FileNotFoundError("there is no such folder")
         tokenizer = AutoTokenizer.from_pretrained(path, **shared)
-        model = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, use_safetensors=True, attn_implementation="sdpa", attention_dropout=0.0, **shared
+        if not tokenizer("1", add_special_tokens=False)["input_ids"]:
+            raise ValueError("its tokenizer is empty (is tokenizer.json missing?)")
+        architecture = AutoConfig.from_pretrained(path, **shared)
+        for name, value in architecture.to_dict().items():
+            if "drop" in name and isinstance(value, float):  # attention_dropout, resid_pdrop, ...: each family has its own
+                setattr(architecture, name, 0.0)
+        model, found = AutoModelForCausalLM.from_pretrained(
+            path,
+            config=architecture,
+            dtype=dtype,
+            use_safetensors=True,
+            attn_implementation="sdpa",
+            output_loading_info=True,
+            **shared,
         )
-    except (OSError, ValueError, KeyError, ImportError) as error:
+        if found["missing_keys"]:
+            raise ValueError(f"its weights lack {min(found['missing_keys'])}")
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
             f"cannot load the model {path!r}: {first_line} (give a local folder or a name on the Hub with --set model=...)"
