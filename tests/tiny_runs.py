@@ -84,7 +84,7 @@ def tiny_config(base: Path | str, kind: str = "grpo", **changes: Any) -> Experim
         "checkpoint_every": 3,
     }
     values |= {"method": "base", "steps": 0} if kind == "base" else TRAINED[kind]
-    return load_profile("smoke", task="multiplication", **(values | changes))
+    return load_profile("smoke", **({"task": "multiplication"} | values | changes))
 
 
 def noisy_reward(text: str, truncated: bool, problem: Problem) -> float:
