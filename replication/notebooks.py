@@ -12,7 +12,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -246,10 +246,16 @@ def cleaned(notebook: Any) -> Any:
         if cell.cell_type != "code":
             continue
         # stderr holds progress bars and warnings: seconds and paths, nothing that a notebook shows.
-        cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+        cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr" and not _is_progress(output)]
         for output in cell.outputs:
             _in_texts(output, without_paths)
     return notebook
+
+
+def _is_progress(output: Any) -> bool:
+    """Whether an output is a progress bar, which tqdm and transformers show as a widget."""
+    data = output.get("data", {})
+    return "application/vnd.jupyter.widget-view+json" in data and re.search(r"\d+%\|", data.get("text/plain", "")) is not None
 
 
 def _in_texts(node: Any, change: Callable[[str], str]) -> None:
@@ -287,11 +293,3 @@ def first_heading(path: Path) -> str:
 def _one_line(text: str, longest: int = 300) -> str:
     line = " ".join(without_paths(text).split())
     return line if len(line) <= longest else line[: longest - 1] + "…"
-
-
-def code_cells(name: str, folder: Path = FOLDER) -> Iterable[str]:
-    """The sources of a notebook's code cells, for the tests of the notebooks' rules."""
-    for cell in read_json(folder / f"{name}.ipynb", "a notebook")["cells"]:
-        if cell["cell_type"] == "code":
-            source = cell["source"]
-            yield source if isinstance(source, str) else "".join(source)
