@@ -25,17 +25,24 @@ _LAYER = re.compile(r"\.(?:layers|h)\.(\d+)\.(.+)$")
 
 @dataclass(frozen=True)
 class ScoringCost:
-    """Tokens of one update: through the transformer, through the output layer, and in the loss."""
+    """Cost of one update: tokens through the transformer (padding not counted), through the output layer and in the loss.
+
+    flops and bytes: those of one forward and backward pass, and the most held at once above the model, padding counted; None
+    where the model was not given.
+    """
 
     forwarded: int
     scored: int
     in_loss: int
+    flops: int | None = None
+    bytes: int | None = None
 
 
 @dataclass(frozen=True)
-class Cost:
-    """Matrix-product FLOPs, and the most bytes held at once above the model, of an update or a rollout."""
+class RolloutCost:
+    """Cost of one rollout: tokens through the transformer, FLOPs, and the largest key-value cache."""
 
+    forwarded: int
     flops: int
     bytes: int
 
@@ -57,73 +64,61 @@ def scoring_cost(
     completions: Sequence[Sequence[Sequence[int]]],
     credits: Sequence[TokenCredit],
     strategy: str,
+    model: nn.Module | None = None,
 ) -> ScoringCost:
-    """The cost of ``token_log_probs`` with the same arguments, padding not counted."""
-    in_loss = sum(len(credit) for credit in credits)
-    if strategy == "packed":
-        rows = pack_groups(prompts, completions, credits)
-        return ScoringCost(sum(map(len, rows)), sum(len(np.unique(row.source)) for row in rows), in_loss)
-    tokens = sum(
-        len(group) * len(prompt) + sum(map(len, group))
-        for prompt, group, credit in zip(prompts, completions, credits, strict=True)
-        if len(credit)
-    )
-    return ScoringCost(tokens, tokens, in_loss)
+    """The cost of ``token_log_probs`` with the same arguments, and of differentiating it once.
 
-
-def update_cost(
-    model: nn.Module,
-    prompts: Sequence[Sequence[int]],
-    completions: Sequence[Sequence[Sequence[int]]],
-    credits: Sequence[TokenCredit],
-    strategy: str,
-) -> Cost:
-    """Predicted FLOPs and peak bytes of scoring these tokens and differentiating once, padding counted.
-
-    Bytes are a prediction for blocks like Qwen2's and GPT-2's with sdpa attention; other blocks keep other things.
+    Bytes are a prediction for blocks like Qwen2's and GPT-2's with sdpa attention in one part; other blocks keep other things.
     """
     if strategy == "packed":
-        batches = batch_rows(pack_groups(prompts, completions, credits))
-        shapes = [(len(batch), max(map(len, batch)), sum(len(np.unique(row.source)) for row in batch)) for batch in batches]
+        width = None if model is None else unwrapped(model).config.hidden_size
+        rows = pack_groups(prompts, completions, credits, width=width)
+        forwarded = sum(map(len, rows))
+        shapes = [(len(batch), len(batch[0]), sum(len(np.unique(row.source)) for row in batch)) for batch in batch_rows(rows)]
     else:
-        shapes = []
+        forwarded, shapes = 0, []
         for prompt, group, credit in zip(prompts, completions, credits, strict=True):
             if len(credit):
+                forwarded += len(group) * len(prompt) + sum(map(len, group))
                 length = len(prompt) + max(map(len, group))
                 shapes.append((len(group), length, len(group) * length))
-    sites, first_stage = _sites(model)
-    parts = [_pass_cost(model, sites, first_stage, *shape, chunked=strategy == "packed") for shape in shapes]
-    # All parts of one call are differentiated together, so what they keep adds up; logits come one chunk at a time if chunked.
-    logits = [part[2] for part in parts]
-    held = sum(part[1] for part in parts) + (max(logits, default=0) if strategy == "packed" else sum(logits))
-    return Cost(sum(part[0] for part in parts), held)
+    scored = sum(shape[2] for shape in shapes) if strategy == "packed" else forwarded
+    in_loss = sum(len(credit) for credit in credits)
+    if model is None:
+        return ScoringCost(forwarded, scored, in_loss)
+    sites, first = _sites(model)
+    passes = [_pass_cost(model, sites, first, *shape, chunked=strategy == "packed") for shape in shapes]
+    flops, kept, logits = (list(column) for column in zip(*passes, strict=True)) if passes else ([], [], [])
+    # What the passes keep adds up until they are differentiated; logits stand there one chunk at a time if they are chunked.
+    held = sum(kept) + (max(logits, default=0) if strategy == "packed" else sum(logits))
+    return ScoringCost(forwarded, scored, in_loss, sum(flops), held)
 
 
 def rollout_cost(
-    model: nn.Module, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[Sequence[int]]], *, rows: int
-) -> Cost:
-    """Predicted FLOPs of having sampled these completions, and the largest key-value cache; ``rows`` sampled at a time."""
+    model: nn.Module, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[Sequence[int]]], rows: int
+) -> RolloutCost:
+    """The cost of having sampled these completions, at most ``rows`` of them at a time."""
     sites, _ = _sites(model)
     config = unwrapped(model).config
-    layers = config.num_hidden_layers
     per_token = sum(_forward_flops(site) for site in sites)
-    attention = 4 * _query_size(config) * layers
+    attention = 4 * _query_size(config) * config.num_hidden_layers
     head = 2 * config.hidden_size * config.vocab_size
-    cache_row = 2 * layers * _key_size(config) * torch.finfo(unwrapped(model).dtype).bits // 8
-    flops = peak = 0
-    group_size = max(map(len, completions), default=1)
-    chunk = max(1, rows // max(group_size, 1))
+    cache_token = 2 * config.num_hidden_layers * _key_size(config) * torch.finfo(unwrapped(model).dtype).bits // 8
+    chunk = max(1, rows // max(1, max(map(len, completions), default=1)))
+    forwarded = flops = peak = 0
     for start in range(0, len(prompts), chunk):
         some = prompts[start : start + chunk]
         length = max(map(len, some))
+        forwarded += len(some) * length
         flops += len(some) * (length * (per_token + attention * length) + head)
         # A step puts every distinct prefix through the model that some completion goes on from: the inner nodes of the tries.
         tries = [build_trie(group) for group in completions[start : start + chunk]]
         inner = [trie.depth[np.unique(trie.parent[trie.parent >= 0])] for trie in tries]
         for depth, carried in enumerate(np.bincount(np.concatenate(inner)).tolist()):
+            forwarded += carried
             flops += carried * (per_token + attention * (length + depth) + head)
-            peak = max(peak, carried * (length + depth) * cache_row)
-    return Cost(flops, peak)
+            peak = max(peak, carried * (length + depth) * cache_token)
+    return RolloutCost(forwarded, flops, peak)
 
 
 def _pass_cost(model, sites, first: tuple[int, int], rows: int, length: int, scored: int, *, chunked: bool) -> tuple[int, int, int]:
