@@ -285,8 +285,10 @@ def base_fingerprint(model: str, revision: str | None) -> str:
         if model == "nano":
             raise UserError(f"the shipped base is missing: {folder} (restore it with git checkout -- data/nano-base)")
         return f"{model}@{revision or 'main'}"
-    files = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".json", ".txt") and path.is_file())
-    files = [path for path in files if path.name == "config.json" or "token" in path.name or path.suffix == ".safetensors"]
+    # Older tokenizers lie in vocab.json and merges.txt, or in *.model.
+    own = ("config.json", "vocab.json", "merges.txt")
+    files = sorted(path for path in folder.iterdir() if path.is_file() and path.suffix != ".md")
+    files = [p for p in files if p.name in own or "token" in p.name or p.suffix in (".safetensors", ".model")]
     if not any(path.suffix == ".safetensors" for path in files):
         raise UserError(f"no *.safetensors weights in {folder}: point MODEL at a folder that from_pretrained can read")
     stamps = tuple((path.name, path.stat().st_mtime_ns, path.stat().st_size) for path in files)

@@ -233,6 +233,10 @@ def test_the_run_id_covers_the_base_and_the_task(tmp_path, monkeypatch):
         assert tiny_config(base).run_id != before, name
         (base / name).write_bytes(original)
         assert tiny_config(base).run_id == before, name
+    for name in ("merges.txt", "tokenizer.model"):  # of older tokenizers
+        (base / name).write_text("a b")
+        assert tiny_config(base).run_id != before, name
+        (base / name).unlink()
     task = tasks.get_task("multiplication", digits=2)
     changed = type(task)(**{**task.__dict__, "version": "another"})
     monkeypatch.setattr(tasks, "get_task", lambda name, **options: changed)

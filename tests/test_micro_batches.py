@@ -28,6 +28,12 @@ def test_parts_hold_each_group_with_credit_once_in_order_and_within_the_limit(gr
     assert all(size + tokens[following[0]] > limit for size, following in zip(sizes, parts[1:], strict=False))
 
 
+def test_what_fills_a_part_exactly_fits():
+    batch = [[5] * 4] * 3, [[[6] * 6]] * 3, [credit_at([(0, 0)])] * 3
+    assert list(micro_batches(*batch, 20)) == [[0, 1], [2]]
+    assert list(micro_batches(*batch, 19)) == [[0], [1], [2]]
+
+
 def test_nothing_credited_is_no_part():
     assert list(micro_batches([[1]], [[[2]]], [credit_at([])], 64)) == [] == list(micro_batches([], [], [], 64))
 

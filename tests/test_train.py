@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM
 from replication import groups, train
 from replication.config import METHODS, ExperimentConfig
 from replication.models.load import Policy, load_policy
+from replication.randomness import stream
 from replication.records import RunDirectory
 from replication.train import run, training_batch
 
@@ -257,6 +258,17 @@ def test_l2_is_on_the_adapter_or_on_the_difference_from_the_base(finished, rando
     here, there = steps(tmp_path / "run"), steps(finished[kind])
     assert here[0]["loss"] - there[0]["loss"] == pytest.approx(0.01 * squares, rel=1e-4, abs=1e-7)
     assert here[1]["loss"] > there[1]["loss"]
+
+
+def test_selection_draws_from_a_stream_of_its_own_for_each_step_and_problem(random_base, tmp_path, monkeypatch):
+    """Were the step not part of it, a problem that comes again would keep the same positions in every epoch."""
+    drawn: list[tuple] = []
+    monkeypatch.setattr(train, "stream", lambda *keys: drawn.append(keys) or stream(*keys))
+    config = tiny_config(random_base, "s_grpo", seed=3)
+    run(config, tmp_path / "run")
+    task = config.load_task()
+    expected = [(3, "selection", step, p.id) for step in range(4) for p in training_batch(config, task, step)]
+    assert drawn == expected and len(set(drawn)) == 12
 
 
 def test_training_batches_go_through_the_whole_split_each_epoch(random_base):
