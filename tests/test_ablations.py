@@ -99,7 +99,7 @@ def test_only_the_varied_fields_vary():
 def test_the_full_plan_holds_the_default_one(profile, name):
     default, full = ({config.canonical for config in configs(profile, name, variant=v)} for v in ("default", "full"))
     assert default <= full
-    assert (profile == "nano") == (default < full)
+    assert profile != "nano" or default != full
 
 
 def test_overrides_reach_every_run():
