@@ -151,6 +151,21 @@ def _manifest(folder: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def diagnose(options: argparse.Namespace) -> int:
+    out = _results(options)
+    from replication.diagnostics import diagnose as measure
+    from replication.manifest import manifest
+    from replication.tables import write_tables
+
+    tables, took = measure(
+        options.profile, task=options.task, problems=options.problems, redraws=options.redraws, run_dirs=options.run,
+        **parse_settings(options.set),
+    )  # fmt: skip
+    write_tables(tables, out, _manifest(out) | {"diagnostics": manifest() | took})
+    print(f"{out / 'credit.csv'} and worked_example.csv, {took['seconds']} s", file=sys.stderr)
+    return 0
+
+
 def figures(options: argparse.Namespace) -> int:
     out = _results(options)
     from replication.figures import FIGURES, save_figure

@@ -48,6 +48,16 @@ KINDS: dict[str, dict[str, str]] = {
     "curves": {"run_id": "str", "step": "int", "metric": "str", "value": "float"},
     "items": {"run_id": "str", "item_id": "str", "correct": "int", "truncated": "int"},
     "timings": {"run_id": "str", "seconds": "float", **dict.fromkeys(SECONDS, "float"), **dict.fromkeys(PEAKS, "int")},
+    # Optional: made by `diagnose`, from groups sampled afresh and not from runs.
+    "credit": {
+        **dict.fromkeys(("profile", "task", "policy", "method", "selector", "quantity", "unit"), "str"),
+        **{"value": "float", "low": "float", "high": "float", "n": "int", "redraws": "int", "seed": "int"},
+    },
+    "worked_example": {
+        **{"profile": "str", "task": "str", "item_id": "str", "prompt": "str", "group_size": "int", "right_in_group": "int"},
+        **{"completion": "int", "correct": "int", "position": "int", "token": "str", "decisive": "int", "worth": "float"},
+        **{"method": "str", "selector": "str", "credit": "float"},
+    },
     "verdicts": {"claim": "str", "paper_value": "str", "value": "float", "low": "float", "high": "float", "verdict": "str"},
 }
 _REQUIRED = {name: tuple(kinds) for name, kinds in KINDS.items()}
@@ -106,6 +116,8 @@ def write_tables(tables: Mapping[str, pd.DataFrame], out_dir: str | Path, manife
         for name, text in texts.items():
             atomic_write(out_dir / f"{name}.csv", text)
             sums[f"{name}.csv"] = hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()
+        if "diagnostics" in earlier:  # what credit.csv was made from outlives a rebuilding of the tables from runs
+            whole.setdefault("diagnostics", earlier["diagnostics"])
         whole["tables"] = dict(sorted(sums.items()))
         atomic_write(path, to_json(whole, indent=2) + "\n")
 

@@ -15,7 +15,7 @@ from replication.tasks import TASKS, Problem, Task, decisive_positions, get_task
 from replication.tasks.templates import TEMPLATES
 
 OFFLINE = [("word_problems", {}), ("multiplication", {}), ("multiplication", {"digits": 3})]
-VERSIONS = {"word_problems": "b32410bf030f", "multiplication": "6e320b1e6896", "multiplication3": "4a916b2c2d9b"}
+VERSIONS = {"word_problems": "6d4311e3da7b", "multiplication": "6e320b1e6896", "multiplication3": "4a916b2c2d9b"}
 
 
 def splits(task: Task) -> dict[str, tuple[Problem, ...]]:

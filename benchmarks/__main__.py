@@ -1,0 +1,47 @@
+"""``python -m benchmarks``: measure, write tables and figures. ``make bench`` installs what it needs and calls this."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+PARTS = ("side_by_side", "memory", "scaling")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.split("``")[2].strip(": ."))
+    parser.add_argument("--out", type=Path, default=Path("results/local/bench"), help="folder of the tables (default: %(default)s)")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure; nothing else is touched")
+    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2], help="CPU threads of the side-by-side runs")
+    parser.add_argument("--quick", action="store_true", help="few and small measurements, to see that everything runs")
+    parser.add_argument("--figures-only", action="store_true", help="draw figures and text again from the tables in OUT")
+    options = parser.parse_args(arguments)
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+    from benchmarks import bench_memory, bench_scaling, bench_trl
+    from replication import figures_bench
+    from replication.errors import UserError
+
+    try:
+        if not options.figures_only:
+            if "side_by_side" in options.parts:
+                print("side by side with TRL ...", flush=True)
+                bench_trl.main(options.out, quick=options.quick, thread_counts=tuple(options.threads))
+            if "memory" in options.parts:
+                print("peak memory, a process for each measurement ...", flush=True)
+                bench_memory.main(options.out, quick=options.quick)
+            if "scaling" in options.parts:
+                print("how the cost grows ...", flush=True)
+                bench_scaling.main(options.out, quick=options.quick)
+        figures_bench.write_all(options.out)
+        print((options.out / "summary.md").read_text())
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

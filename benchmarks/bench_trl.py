@@ -1,0 +1,225 @@
+"""This project and TRL's GRPOTrainer side by side: the same model, problems and group size, in turns, in one run.
+
+TRL trains in its own loop. After each of its steps every method takes the adapter as TRL left it and does two things with the
+same problems: an update on the very completions that TRL sampled (equal work), and a whole step with its own rollout.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from benchmarks import trl_side
+from benchmarks.common import (
+    METHODS,
+    TRL,
+    credits_of,
+    make_group,
+    matrix_peak,
+    nano_config,
+    optimizer_of,
+    threads,
+    untied,
+    update,
+    write_manifest,
+    write_table,
+)
+from replication import train
+from replication.groups import Group, sample_groups
+from replication.ledger import rollout_cost, scoring_cost
+from replication.models.load import load_base, load_policy
+
+REPETITIONS = 9
+WARM_UP = 2
+#: Ratios to TRL that the design sets as its aims: method -> (update, whole step).
+AIMS = {"grpo": (4.0, 3.0), "s_grpo": (5.0, 3.5), "t_spmo": (15.0, 5.0)}
+
+
+def side_by_side(count: int, repetitions: int, overrides: dict[str, Any]) -> tuple[list[dict], dict[str, float]]:
+    """One row for each (repetition, implementation, method, work, phase), and how far losses and gradients differ."""
+    from transformers import TrainerCallback
+
+    configs = {method: nano_config(method, **overrides) for method in METHODS}
+    config = configs["grpo"]
+    policies = {method: load_policy(configs[method]) for method in METHODS}
+    optimizers = {method: optimizer_of(configs[method], policies[method]) for method in METHODS}
+    task = config.load_task()
+    steps = WARM_UP + repetitions
+    problems = [problem for step in range(steps) for problem in train.training_batch(config, task, step)]
+    model, tokenizer = load_base(config.model_path, config.revision)
+    clock = trl_side.Clock()
+    rows: list[dict] = []
+    differences = {"loss": 0.0, "gradient": 0.0}
+    peak = matrix_peak()
+
+    def ours(step: int) -> None:
+        batch = problems[step * config.prompts_per_step : (step + 1) * config.prompts_per_step]
+        groups = _groups(clock, batch, config.group_size)
+        common = {"threads": count, "repetition": step - WARM_UP}
+        ties = sum(group.is_tied for group in groups) / len(groups)
+        ids, completion_ids = clock.batch["prompt_ids"], clock.batch["completion_ids"]
+        theirs = {
+            "implementation": TRL,
+            "method": "grpo",
+            "work": "own rollout",
+            "tied_groups": ties,
+            "tokens_generated": int(clock.batch["completion_mask"].sum()),
+            "tokens_forwarded": len(ids) * (ids.shape[1] + completion_ids.shape[1]),
+            "tokens_in_loss": int(clock.batch["completion_mask"].sum()),
+        }
+        measured = [
+            {**theirs, "phase": phase, "seconds": value}
+            for phase, value in (
+                ("rollout", clock.rollout_s),
+                ("update", clock.step_s - clock.rollout_s),
+                ("step", clock.step_s),
+            )
+        ]
+        for method in METHODS:
+            trl_side.copy_adapter(trainer, policies[method])
+            measured += _our_rows(configs[method], policies[method], optimizers[method], task, groups, batch, step, peak)
+            trl_side.copy_adapter(trainer, policies[method])
+        if step == WARM_UP:
+            differences.update(_differences(trainer, config, policies["grpo"], groups))
+        if step >= WARM_UP:
+            rows.extend({**common, **row} for row in measured)
+
+    class Turns(TrainerCallback):
+        def on_step_begin(self, *_, **__) -> None:
+            self.started = time.perf_counter()
+
+        def on_step_end(self, arguments, state, control, **_) -> None:
+            clock.step_s = time.perf_counter() - self.started
+            ours(state.global_step - 1)
+
+    trainer = trl_side.make_trainer(
+        config,
+        model,
+        tokenizer,
+        problems,
+        steps=steps,
+        max_new_tokens=config.max_new_tokens or task.max_new_tokens,
+        on_rewards=lambda values: setattr(clock, "rewards", values),
+        callbacks=[Turns()],
+    )
+    clock.attach(trainer)
+    trainer.train()
+    return rows, {**differences, "peak": peak}
+
+
+def _our_rows(config, policy, optimizer, task, groups, batch, step, peak: float) -> list[dict]:
+    rows = []
+    for work, given in (("TRL's completions", groups), ("TRL's completions, no ties", untied(groups))):
+        started = time.perf_counter()
+        update(config, policy, optimizer, given)
+        rows.append(_row(config, policy, work, "update", time.perf_counter() - started, given, peak))
+    started = time.perf_counter()
+    own = sample_groups(policy, config, task, batch, step)
+    middle = time.perf_counter()
+    update(config, policy, optimizer, own)
+    ended = time.perf_counter()
+    rows.append(_row(config, policy, "own rollout", "rollout", middle - started, own, peak))
+    rows.append(_row(config, policy, "own rollout", "update", ended - middle, own, peak))
+    rows.append(_row(config, policy, "own rollout", "step", ended - started, own, peak))
+    # What the training loop adds for its record: entropy, KL to the base, the ledger.
+    started = time.perf_counter()
+    train._group_metrics(config, policy, own, credits_of(config, own))
+    rows.append(_row(config, policy, "own rollout", "diagnostics", time.perf_counter() - started, own, peak))
+    return rows
+
+
+def _row(config, policy, work: str, phase: str, value: float, groups: list[Group], peak: float) -> dict:
+    arguments = [group.prompt for group in groups], [group.completions for group in groups], credits_of(config, groups)
+    cost = scoring_cost(*arguments, config.scoring, policy.model)
+    sampled = rollout_cost(policy.model, *arguments[:2], config.rollout_rows) if phase == "rollout" else None
+    row = {
+        "implementation": config.scoring,
+        "method": config.method,
+        "work": work,
+        "phase": phase,
+        "seconds": value,
+        "tied_groups": sum(group.is_tied for group in groups) / len(groups),
+        "tokens_generated": sum(group.generated_tokens for group in groups),
+        "tokens_forwarded": sampled.forwarded if sampled else cost.forwarded,
+        "tokens_in_loss": cost.in_loss,
+    }
+    if phase in ("update", "rollout"):
+        flops = (sampled or cost).flops
+        row |= {"predicted_flops": flops, "peak_share": flops / value / peak}
+    return row
+
+
+def _groups(clock: trl_side.Clock, problems, group_size: int) -> list[Group]:
+    """TRL's rollout as groups of this project.
+
+    TRL shuffles a batch before it splits it into micro-batches, but returns it to the clock in the order of the prompts.
+    """
+    batch = clock.batch
+    tokens = [
+        [int(token) for token, kept in zip(row, mask, strict=True) if kept]
+        for row, mask in zip(batch["completion_ids"].tolist(), batch["completion_mask"].tolist(), strict=True)
+    ]
+    groups = []
+    for index, problem in enumerate(problems):
+        first = index * group_size
+        mask = batch["prompt_mask"][first].bool()
+        prompt = batch["prompt_ids"][first][mask].tolist()
+        members = slice(first, first + group_size)
+        groups.append(make_group(problem.id, prompt, tokens[members], clock.rewards[members], problem))
+    return groups
+
+
+def _differences(trainer, config, policy, groups: list[Group]) -> dict[str, float]:
+    """Loss and gradient of the same batch on both sides; the gradient's as a share of its norm."""
+    loss, theirs = trl_side.loss_and_gradients(trainer, trl_side.inputs_of(groups, policy.pad_token_id))
+    for parameter in policy.trainable.values():
+        parameter.grad = None
+    our_loss = train._backward(config, policy, groups, credits_of(config, groups))
+    squares = sum(float((policy.trainable[name].grad - value).square().sum()) for name, value in theirs.items())
+    norm = sum(float(value.square().sum()) for value in theirs.values())
+    return {"loss": abs(loss - our_loss), "gradient": (squares / norm) ** 0.5}
+
+
+def ratios(table: pd.DataFrame) -> list[dict]:
+    """For each method and phase, how many times TRL's seconds ours are: the median over repetitions, and the quartiles."""
+    rows = []
+    theirs = table[table.implementation == TRL]
+    for (count, method, work, phase), mine in table[table.implementation != TRL].groupby(
+        ["threads", "method", "work", "phase"], sort=False
+    ):
+        other = theirs[(theirs.threads == count) & (theirs.phase == phase)].set_index("repetition").seconds
+        if other.empty:
+            continue
+        mine = mine.set_index("repetition")
+        ratio = other / mine.seconds
+        update_aim, step_aim = AIMS[method]
+        aim = {"update": update_aim, "step": step_aim}.get(phase)
+        row = {"threads": count, "method": method, "work": work, "phase": phase, "n": len(mine), "aim": aim}
+        for name, values in (("trl_s", other), ("ours_s", mine.seconds), ("ratio", ratio)):
+            low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])
+            row |= {name: middle, f"{name}_q1": low, f"{name}_q3": high}
+        row["met"] = None if aim is None else bool(row["ratio"] >= aim)
+        rows.append(row)
+    return rows
+
+
+def main(out: Path, *, quick: bool = False, thread_counts: tuple[int, ...] = (1, 2), **overrides: Any) -> pd.DataFrame:
+    """Measure and write side_by_side.csv and ratios.csv."""
+    trl_side.require_trl()
+    rows: list[dict] = []
+    checks: dict[str, Any] = {}
+    for count in thread_counts:
+        with threads(count):
+            measured, facts = side_by_side(count, 2 if quick else REPETITIONS, {"threads": count, **overrides})
+        rows += measured
+        checks[str(count)] = facts
+    table = write_table(out, "side_by_side", rows)
+    summary = write_table(out, "ratios", ratios(table))
+    write_manifest(out, "side_by_side", differences={k: {n: v[n] for n in ("loss", "gradient")} for k, v in checks.items()},
+                   matrix_peak_flops={k: v["peak"] for k, v in checks.items()})  # fmt: skip
+    assert all(facts["gradient"] < 1e-4 for facts in checks.values()), f"TRL's gradient is another one: {checks}"
+    return summary

@@ -1,0 +1,219 @@
+"""What the benchmarks share: random models, synthetic groups, one update as the training loop does it, clocks and memory."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from replication import train
+from replication.algorithms import TokenCredit
+from replication.config import ExperimentConfig, load_profile
+from replication.files import atomic_write, to_json
+from replication.groups import Group
+from replication.manifest import manifest
+from replication.models.load import Policy
+from replication.randomness import numpy_stream, stream
+from replication.rollout import Completion
+from replication.tasks import Problem
+
+SCHEMA_VERSION = 1
+METHODS = ("grpo", "s_grpo", "t_spmo")
+#: S-GRPO where completions are longer than the nano task's: 40 % of the tokens whatever their length, so no cap.
+SPARSE = {"cutoff": 4, "keep_probability": 0.4, "max_kept_tokens": None}
+#: TRL's GRPOTrainer on the same work; needs the extra ``bench``.
+TRL = "trl"
+
+
+def nano_config(method: str, **overrides: Any) -> ExperimentConfig:
+    """The nano profile's run of a method: 8 prompts x 16 completions, rank-8 adapter on q and v."""
+    return load_profile("nano", task="word_problems", method=method, **overrides)
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+# ------------------------------------------------------------------------------------------------ models and groups
+
+
+def random_policy(
+    *,
+    vocabulary: int,
+    width: int,
+    layers: int = 4,
+    heads: int = 4,
+    kv_heads: int = 2,
+    intermediate: int | None = None,
+    rank: int = 8,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+) -> Policy:
+    """A Qwen2 with random weights and an adapter on q and v, both halves random so that no gradient is zero by chance."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    config = Qwen2Config(
+        vocab_size=vocabulary,
+        hidden_size=width,
+        intermediate_size=intermediate or 3 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        max_position_embeddings=4096,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=vocabulary - 1,
+        pad_token_id=vocabulary - 2,
+        attn_implementation="sdpa",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        base = Qwen2ForCausalLM(config).to(device, dtype)
+        model = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", r=rank, lora_alpha=16, target_modules=["q_proj", "v_proj"]))
+    trainable = {name: parameter for name, parameter in sorted(model.named_parameters()) if parameter.requires_grad}
+    for parameter in trainable.values():
+        parameter.data = torch.nn.init.normal_(parameter.data.float(), std=0.02, generator=None)
+    return Policy(model.eval(), None, trainable, None, (vocabulary - 1,), vocabulary - 2)
+
+
+def synthetic_groups(
+    *, vocabulary: int, prompts: int, group_size: int, prompt_length: int, completion_length: int, common: float = 0.9, seed: int = 0
+) -> list[Group]:
+    """Groups whose completions share prefixes as sampled ones do, and whose rewards never tie.
+
+    Each token is the one that the group has in common with probability ``common``, else any other; so two completions part
+    after 1 / (1 - common^2) tokens on average (0.9: about 5), and for good.
+    """
+    chance = numpy_stream(seed, "benchmark")
+    groups = []
+    for index in range(prompts):
+        prompt = chance.integers(1, vocabulary - 2, prompt_length).tolist()
+        shared = chance.integers(1, vocabulary - 2, completion_length)
+        own = chance.integers(1, vocabulary - 2, (group_size, completion_length))
+        tokens = np.where(chance.random((group_size, completion_length)) < common, shared, own)
+        rewards = np.zeros(group_size)
+        rewards[chance.permutation(group_size)[: max(1, group_size // 2)]] = 1.0
+        groups.append(make_group(f"synthetic-{index}", prompt, tokens.tolist(), rewards))
+    return groups
+
+
+def make_group(name: str, prompt: list[int], completions: list[list[int]], rewards: Any, problem: Problem | None = None) -> Group:
+    problem = problem or Problem(name, "", Decimal(0))
+    samples = [Completion(tokens, [], [], False) for tokens in completions]
+    return Group(problem, prompt, samples, [""] * len(samples), torch.as_tensor(rewards, dtype=torch.float32), [0] * len(samples))
+
+
+# ------------------------------------------------------------------------------------------------------------- work
+
+
+def credits_of(config: ExperimentConfig, groups: Sequence[Group]) -> list[TokenCredit]:
+    method = config.build_method()
+    return [method.assign(g.completions, g.rewards, stream(config.seed, "selection", g.problem.id)) for g in groups]
+
+
+def update(config: ExperimentConfig, policy: Policy, optimizer: torch.optim.Optimizer, groups: Sequence[Group]) -> float:
+    """Credit, score, differentiate, clip, step: what the training loop does between a rollout and its record. The loss."""
+    credits = credits_of(config, groups)
+    optimizer.zero_grad(set_to_none=True)
+    loss = train._backward(config, policy, groups, credits)
+    if any(len(credit) for credit in credits):
+        torch.nn.utils.clip_grad_norm_(list(policy.trainable.values()), config.max_grad_norm)
+        optimizer.step()
+    return loss
+
+
+def optimizer_of(config: ExperimentConfig, policy: Policy) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(policy.trainable.values(), lr=config.learning_rate, weight_decay=0.0)
+
+
+def untied(groups: Sequence[Group]) -> list[Group]:
+    """The same completions with rewards of which half are 1, so that no group may be left out."""
+    result = []
+    for group in groups:
+        size = len(group.samples)
+        rewards = np.arange(size) % 2 == 0
+        result.append(make_group(group.problem.id, group.prompt, group.completions, rewards, group.problem))
+    return result
+
+
+# --------------------------------------------------------------------------------------------------- clocks and bytes
+
+
+def seconds(work: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def matrix_peak(size: int = 1024, repetitions: int = 12) -> float:
+    """The most float32 FLOP/s that a product of two square matrices reached here, with the current number of threads."""
+    a, b = torch.randn(size, size), torch.randn(size, size)
+    return 2 * size**3 / min(seconds(lambda: torch.mm(a, b)) for _ in range(repetitions))
+
+
+def peak_bytes(work: Callable[[], Any]) -> int:
+    """The most resident memory during ``work`` above what was held before it; once in a process, on Linux.
+
+    The kernel's own high-water mark is reset first, so nothing between two samples can be missed.
+    """
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # freed memory that the allocator keeps would count as held
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _status("VmRSS")
+    work()
+    return _status("VmHWM") - before
+
+
+def _status(field: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"/proc/self/status has no {field}")
+
+
+# ------------------------------------------------------------------------------------------------------------ tables
+
+
+def write_table(folder: Path, name: str, rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """Rows as ``name``.csv with the schema version first; %.6g, missing is empty."""
+    table = pd.DataFrame(rows)
+    table.insert(0, "schema_version", SCHEMA_VERSION)
+    folder.mkdir(parents=True, exist_ok=True)
+    atomic_write(folder / f"{name}.csv", table.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
+    return table
+
+
+def write_manifest(folder: Path, part: str, **facts: Any) -> None:
+    """Record hardware, versions and facts of one part of the benchmarks beside its tables."""
+    import json
+    from importlib import metadata
+
+    path = folder / "manifest.json"
+    content = json.loads(path.read_text()) if path.exists() else {}
+    about = manifest()
+    for package in ("trl", "accelerate"):
+        try:
+            about["packages"][package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            about["packages"][package] = None
+    content[part] = {**about, **facts}
+    folder.mkdir(parents=True, exist_ok=True)
+    atomic_write(path, to_json(content, indent=2) + "\n")

@@ -1,0 +1,186 @@
+"""TRL's GRPOTrainer set to this project's mathematics, with clocks at its own seams."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from replication.config import ExperimentConfig
+from replication.errors import UserError
+from replication.groups import Group, reward
+from replication.models.load import Policy
+from replication.tasks import Problem
+
+
+def require_trl() -> None:
+    """Raise UserError if the extra ``bench`` is not installed."""
+    try:
+        import trl  # noqa: F401
+    except ImportError:
+        raise UserError("TRL is not installed: make bench does it (pip install -e '.[bench]')") from None
+
+
+def make_trainer(
+    config: ExperimentConfig,
+    model: torch.nn.Module,
+    tokenizer: Any,
+    problems: Sequence[Problem],
+    *,
+    steps: int,
+    max_new_tokens: int,
+    checkpointing: bool = False,
+    on_rewards: Callable[[list[float]], None] | None = None,
+    callbacks: Sequence[Any] = (),
+):
+    """A GRPOTrainer for the base model: loss_type grpo, beta 0, one iteration, no top-k or top-p, plain AdamW.
+
+    One optimizer step sees all completions of ``prompts_per_step`` problems at once, in the order given.
+    ``checkpointing`` is TRL's default but trades time for memory, so the timings leave it off.
+    """
+    from datasets import Dataset
+    from peft import LoraConfig
+    from trl import GRPOConfig, GRPOTrainer
+
+    def exact_match(prompts, completions, completion_ids, index, **_) -> list[float]:
+        values = []
+        for text, ids, which in zip(completions, completion_ids, index, strict=True):
+            truncated = ids[-1] not in (tokenizer.eos_token_id, tokenizer.pad_token_id)
+            values.append(reward(text, truncated, problems[which]))
+        if on_rewards is not None:
+            on_rewards(values)
+        return values
+
+    arguments = GRPOConfig(
+        output_dir=tempfile.mkdtemp(prefix="bench-trl-"),
+        use_cpu=config.device == "cpu",
+        max_steps=steps,
+        per_device_train_batch_size=config.prompts_per_step * config.group_size,
+        gradient_accumulation_steps=1,
+        num_generations=config.group_size,
+        max_completion_length=max_new_tokens,
+        temperature=config.temperature,
+        top_k=0,
+        top_p=1.0,
+        loss_type="grpo",
+        beta=0.0,
+        num_iterations=1,
+        scale_rewards="group",
+        learning_rate=config.learning_rate,
+        lr_scheduler_type="constant",
+        weight_decay=0.0,
+        optim="adamw_torch",
+        max_grad_norm=config.max_grad_norm,
+        gradient_checkpointing=checkpointing,
+        bf16=False,
+        fp16=False,
+        shuffle_dataset=False,
+        dataloader_pin_memory=False,
+        report_to="none",
+        logging_strategy="no",
+        save_strategy="no",
+        disable_tqdm=True,
+        seed=config.seed,
+    )
+    return GRPOTrainer(
+        model=model,
+        reward_funcs=exact_match,
+        args=arguments,
+        train_dataset=Dataset.from_list([{"prompt": problem.prompt, "index": i} for i, problem in enumerate(problems)]),
+        processing_class=tokenizer,
+        peft_config=LoraConfig(
+            task_type="CAUSAL_LM",
+            r=config.lora_rank,
+            lora_alpha=config.lora_alpha,
+            target_modules=list(config.lora_targets),
+            lora_dropout=0.0,
+            bias="none",
+        ),
+        callbacks=list(callbacks),
+    )
+
+
+def inputs_of(groups: Sequence[Group], pad_token_id: int, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+    """The batch that TRL's ``compute_loss`` would get for these groups: prompts padded left, completions right."""
+    prompts = [group.prompt for group in groups for _ in group.samples]
+    completions = [completion for group in groups for completion in group.completions]
+    advantages = []
+    for group in groups:
+        centred = group.rewards - group.rewards.mean()
+        advantages.append(centred / (group.rewards.std() + 1e-4))
+    prompt_ids, prompt_mask = _padded(prompts, pad_token_id, left=True)
+    completion_ids, completion_mask = _padded(completions, pad_token_id, left=False)
+    inputs = {
+        "prompt_ids": prompt_ids,
+        "prompt_mask": prompt_mask,
+        "completion_ids": completion_ids,
+        "completion_mask": completion_mask,
+        "advantages": torch.cat(advantages),
+        "num_items_in_batch": completion_mask.sum(),
+    }
+    return {name: tensor.to(device) for name, tensor in inputs.items()}
+
+
+def _padded(sequences: Sequence[Sequence[int]], fill: int, *, left: bool) -> tuple[Tensor, Tensor]:
+    length = max(map(len, sequences))
+    ids = torch.full((len(sequences), length), fill)
+    mask = torch.zeros((len(sequences), length), dtype=torch.long)
+    for row, sequence in enumerate(sequences):
+        place = slice(length - len(sequence), length) if left else slice(0, len(sequence))
+        ids[row, place] = torch.tensor(list(sequence))
+        mask[row, place] = 1
+    return ids, mask
+
+
+def loss_and_gradients(trainer: Any, inputs: dict[str, Tensor]) -> tuple[float, dict[str, Tensor]]:
+    """TRL's loss of a batch and the gradient of each adapter parameter, by name."""
+    trainer.model.zero_grad(set_to_none=True)
+    trainer.model.train()
+    loss = trainer.compute_loss(trainer.model, inputs)
+    loss.backward()
+    gradients = {name: p.grad.clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
+    trainer.model.zero_grad(set_to_none=True)
+    return loss.item(), gradients
+
+
+def update(trainer: Any, optimizer: torch.optim.Optimizer, inputs: dict[str, Tensor], max_grad_norm: float) -> float:
+    """TRL's loss, backward, clipping and optimizer step, without the loop around them."""
+    trainer.model.train()
+    optimizer.zero_grad(set_to_none=True)
+    loss = trainer.compute_loss(trainer.model, inputs)
+    trainer.accelerator.backward(loss)
+    torch.nn.utils.clip_grad_norm_([p for p in trainer.model.parameters() if p.requires_grad], max_grad_norm)
+    optimizer.step()
+    return loss.item()
+
+
+def copy_adapter(trainer: Any, policy: Policy) -> None:
+    """Give the policy TRL's adapter, so that both sides sample from and update the same model."""
+    values = {name: p for name, p in trainer.model.named_parameters() if p.requires_grad}
+    with torch.no_grad():
+        for name, parameter in policy.trainable.items():
+            parameter.copy_(values[name])
+
+
+class Clock:
+    """Times one step of a running trainer: its rollout (sampling, decoding, rewards) and the rest of the step."""
+
+    def __init__(self) -> None:
+        self.rollout_s = self.step_s = 0.0
+        self.batch: dict[str, Tensor] = {}
+        self.rewards: list[float] = []
+
+    def attach(self, trainer: Any) -> None:
+        original = trainer._generate_and_score_completions
+
+        def timed(inputs):
+            started = time.perf_counter()
+            self.batch = original(inputs)
+            self.rollout_s = time.perf_counter() - started
+            return self.batch
+
+        trainer._generate_and_score_completions = timed
