@@ -71,7 +71,9 @@ def _parser() -> argparse.ArgumentParser:
     diagnose.add_argument("--task", default="word_problems", help="word_problems or multiplication: where the truth is known")
     diagnose.add_argument("--problems", type=int, default=70, metavar="N", help="validation problems (default: 70)")
     diagnose.add_argument("--redraws", type=int, default=16, metavar="K", help="groups sampled for each problem (default: 16)")
-    diagnose.add_argument("--run", type=Path, action="append", default=[], metavar="DIR", help="also at the end of this finished run")
+    diagnose.add_argument(
+        "--run", type=Path, action="append", default=[], metavar="DIR", help="also at the end of this finished run"
+    )
     diagnose.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="another value of a config field")
 
     figures = command("figures", "draw every figure from the tables")

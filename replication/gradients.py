@@ -39,7 +39,12 @@ def surrogate_gradients(policy: Policy, group: Group, coefficients_MT: np.ndarra
     """
     parameters = list(policy.trainable.values())
     log_probs = token_log_probs(
-        policy.model, [group.prompt], [group.completions], [every_token(group.completions)], strategy=strategy, temperature=temperature
+        policy.model,
+        [group.prompt],
+        [group.completions],
+        [every_token(group.completions)],
+        strategy=strategy,
+        temperature=temperature,
     )
     gradients = []
     for row in torch.from_numpy(coefficients_MT).to(log_probs):

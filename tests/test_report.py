@@ -234,7 +234,9 @@ def test_templates_escape_what_they_are_given():
 def test_tables_in_notebooks_are_escaped_and_in_few_digits():
     from replication.display import readable
 
-    frame = pd.DataFrame({"method": ["s_grpo"], "kl_to_base": [0.123456], "accuracy": [80.16], "note": ["<script>"], "empty": [None]})
+    frame = pd.DataFrame(
+        {"method": ["s_grpo"], "kl_to_base": [0.123456], "accuracy": [80.16], "note": ["<script>"], "empty": [None]}
+    )
     made = readable(frame).data
     assert "S-GRPO" in made and ">0.123<" in made and ">80.2<" in made and "&lt;script&gt;" in made and "None" not in made
     assert "kl to base" in made

@@ -167,10 +167,10 @@ present but not preferred. It knows nothing else and says nothing about Qwen.
 ## Corpus
 
 Word problems ({late[words]:.0%}) and two-digit products. In the first {training[early_share]:.0%} of the steps
-{early[shallow]:.0%} of the word problems are solved by keyword heuristics on the first two numbers and {early[blurted]:.0%} of the products are blurted out,
-afterwards {late[shallow]:.0%} and {late[blurted]:.0%}; the others are solved by reading and by splitting into parts. Of the blurted
-products {late[lucky]:.0%} are right, the rest forget the cross terms. No question of a validation or test bucket and none of a
-held-out template is in it.
+{early[shallow]:.0%} of the word problems are solved by keyword heuristics on the first two numbers and {early[blurted]:.0%}
+of the products are blurted out, afterwards {late[shallow]:.0%} and {late[blurted]:.0%}; the others are solved by reading and by
+splitting into parts. Of the blurted products {late[lucky]:.0%} are right, the rest forget the cross terms. No question of a
+validation or test bucket and none of a held-out template is in it.
 
 ## Training
 
