@@ -44,7 +44,8 @@ def measure(implementation: str, method: str, shape: dict[str, Any]) -> dict[str
     width, vocabulary = shape.pop("width"), shape["vocabulary"]
     extra = SPARSE if method == "s_grpo" else {}
     strategy = "dense" if implementation == "dense" else "packed"
-    config = common.nano_config(method, scoring=strategy, group_size=shape["group_size"], prompts_per_step=shape["prompts"], **extra)
+    sizes = {"group_size": shape["group_size"], "prompts_per_step": shape["prompts"]}
+    config = common.nano_config(method, scoring=strategy, **sizes, **extra)
     policy = common.random_policy(vocabulary=vocabulary, width=width)
     groups = common.synthetic_groups(**shape)
     small = common.synthetic_groups(**{**shape, "completion_length": 8, "prompt_length": 4})

@@ -35,7 +35,8 @@ def main(out: Path, *, quick: bool = False, threads: int = 1) -> pd.DataFrame:
         peak = common.matrix_peak()
         for grows, values in grid.items():
             for value in values:
-                rows += [{"grows": grows, "value": value, **row} for row in point({**BASE, grows: value}, 2 if quick else REPETITIONS, peak)]
+                measured = point({**BASE, grows: value}, 2 if quick else REPETITIONS, peak)
+                rows += [{"grows": grows, "value": value, **row} for row in measured]
     table = common.write_table(out, "scaling", rows)
     common.write_manifest(out, "scaling", threads=threads, matrix_peak_flops=peak)
     return table

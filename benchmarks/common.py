@@ -93,7 +93,14 @@ def random_policy(
 
 
 def synthetic_groups(
-    *, vocabulary: int, prompts: int, group_size: int, prompt_length: int, completion_length: int, common: float = 0.9, seed: int = 0
+    *,
+    vocabulary: int,
+    prompts: int,
+    group_size: int,
+    prompt_length: int,
+    completion_length: int,
+    common: float = 0.9,
+    seed: int = 0,
 ) -> list[Group]:
     """Groups whose completions share prefixes as sampled ones do, and whose rewards never tie.
 

@@ -1,0 +1,268 @@
+"""Figures and text of the benchmarks, from their tables alone: ratios to TRL, memory, scaling, predicted against measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from replication import plotting as p
+from replication.files import atomic_write, read_json
+
+Bench = dict[str, pd.DataFrame]
+TABLES = ("side_by_side", "ratios", "memory", "scaling", "gpu")
+_TRL_COLOUR, _TRL_MARKER = "#000000", "x"
+_GROWS = {
+    "group_size": "group size",
+    "prompt_length": "prompt length (tokens)",
+    "completion_length": "completion length (tokens)",
+    "vocabulary": "vocabulary",
+    "width": "width of the model",
+}
+_NO_RUNS = pd.DataFrame({"run_id": []})
+
+
+def read_tables(folder: Path) -> Bench:
+    """The tables that are there, by name."""
+    return {name: pd.read_csv(folder / f"{name}.csv") for name in TABLES if (folder / f"{name}.csv").exists()}
+
+
+def ratios(tables: Bench) -> Figure:
+    """How many times faster than TRL an update on its completions and a whole step are, a panel for each number of threads."""
+    title = "Speed as a ratio to TRL's GRPOTrainer"
+    if "ratios" not in tables:
+        return p.not_run(title, "make bench measures it")
+    table = headline(tables["ratios"])
+    counts = sorted(table["threads"].unique())
+    figure, axes = p.panels(title, len(counts))
+    for axis, count in zip(axes[0], counts, strict=True):
+        for shift, (phase, face) in enumerate((("update", None), ("step", "white"))):
+            for place, method in enumerate(p.TRAINED):
+                row = table[(table["threads"] == count) & (table["method"] == method) & (table["phase"] == phase)].iloc[0]
+                x = place + 0.3 * shift - 0.15
+                colour = p.COLOURS[method]
+                axis.plot([x, x], [row["ratio_q1"], row["ratio_q3"]], color=colour, linewidth=2)
+                name = {"update": "update", "step": "whole step"}[phase] if place == 0 else None
+                fill = face or colour
+                axis.plot(x, row["ratio"], p.MARKERS[method], color=colour, markerfacecolor=fill, markersize=7, label=name)
+                aim = "aim" if shift == place == 0 else None
+                axis.plot([x - 0.12, x + 0.12], [row["aim"]] * 2, color="#777777", linewidth=1.5, label=aim)
+                text = f"{row['ratio']:.0f}" if row["ratio"] >= 10 else f"{row['ratio']:.1f}"
+                axis.annotate(text, (x, row["ratio_q3"]), xytext=(0, 4), textcoords="offset points", ha="center", fontsize=8)
+        axis.set_yscale("log")
+        axis.set_ylim(1, 2.2 * table["ratio_q3"].max())
+        axis.set_xticks(range(3), [p.LABELS[method] for method in p.TRAINED])
+        axis.set_title(f"{count} thread{'s' if count > 1 else ''}", loc="left")
+        axis.set_ylabel("times faster than TRL (log scale)")
+    p.legend_beside(figure, axes)
+    text = f"Median of {table['n'].min()} repetitions in turns, bars: quartiles. 8 prompts x 16 completions, nano base, CPU. "
+    text += "Update: on the very completions that TRL sampled. Whole step: each with its own rollout."
+    return p.caption(figure, text, _NO_RUNS)
+
+
+def memory(tables: Bench) -> Figure:
+    """Peak memory of one update above what is held before it."""
+    title = "Peak memory of an update"
+    if "memory" not in tables:
+        return p.not_run(title, "make bench measures it")
+    table = tables["memory"]
+    shapes = sorted(table["common"].unique())
+    figure, axes = p.panels(title, len(shapes), width=4.8)
+    for axis, likeness in zip(axes[0], shapes, strict=True):
+        shown = table[table["common"] == likeness]
+        names = [_implementation(row) for row in shown.itertuples()]
+        colours = [p.COLOURS[row.method] if row.implementation == "packed" else "#999999" for row in shown.itertuples()]
+        axis.barh(range(len(shown)), shown["peak_bytes"] / 2**20, color=colours)
+        for place, row in enumerate(shown.itertuples()):
+            axis.annotate(
+                f"{row.peak_bytes / 2**20:.0f} MB", (row.peak_bytes / 2**20, place), xytext=(3, 0), textcoords="offset points",
+                va="center", fontsize=8,
+            )  # fmt: skip
+        axis.set_yticks(range(len(shown)), names)
+        axis.invert_yaxis()
+        axis.set_xlim(0, 1.25 * table["peak_bytes"].max() / 2**20)
+        axis.set_xlabel("MB above what is held before")
+        axis.set_title(f"completions part after about {1 / (1 - likeness**2):.0f} tokens", loc="left")
+    row = table.iloc[0]
+    text = f"Vocabulary {row['vocabulary']:,}, width {row['width']}, {row['group_size']} completions of {row['completion_length']} "
+    return p.caption(figure, text + f"tokens, random weights, CPU; median of {row['n']} processes for each bar.", _NO_RUNS)
+
+
+def _implementation(row) -> str:
+    if row.implementation == "packed":
+        return f"packed: {p.LABELS[row.method]}"
+    return row.implementation.replace("dense", "plain logits")
+
+
+def scaling(tables: Bench) -> Figure:
+    """Seconds of an update as one thing grows, a panel for each, logarithmic both ways."""
+    title = "How the cost of an update grows"
+    if "scaling" not in tables:
+        return p.not_run(title, "make bench measures it")
+    table = tables["scaling"]
+    figure, axes = p.panels(title, 3, rows=2, width=3.4, height=2.7)
+    for axis, (name, label) in zip(axes.flat, _GROWS.items(), strict=False):
+        shown = table[table["grows"] == name]
+        trl = shown[shown["implementation"] == "trl"]
+        axis.plot(trl["value"], trl["seconds"], color=_TRL_COLOUR, marker=_TRL_MARKER, label="TRL")
+        for method in p.TRAINED:
+            mine = shown[(shown["implementation"] == "packed") & (shown["method"] == method)]
+            axis.plot(mine["value"], mine["seconds"], color=p.COLOURS[method], marker=p.MARKERS[method], label=p.LABELS[method])
+        axis.set_xscale("log", base=2)
+        axis.set_yscale("log")
+        axis.set_xlabel(label)
+        axis.set_ylabel("seconds")
+    axes.flat[-1].set_axis_off()
+    p.legend_beside(figure, axes)
+    text = "Medians. What does not grow: 2 prompts of 32 tokens, 16 completions of 32 tokens that part after some 5, "
+    text += "vocabulary 1,024, width 128, 4 layers, one thread, random weights, CPU."
+    return p.caption(figure, text, _NO_RUNS)
+
+
+def ledger(tables: Bench) -> Figure:
+    """What the ledger predicts against what was measured: FLOPs against seconds, bytes against peak bytes."""
+    title = "Predicted against measured"
+    if not {"side_by_side", "scaling", "memory"} & set(tables):
+        return p.not_run(title, "make bench measures it")
+    figure, axes = p.panels(title, 2)
+    left, right = axes[0]
+    shown = _updates(tables)
+    for method in p.TRAINED:
+        mine = shown[shown["method"] == method] if len(shown) else shown
+        if len(mine):
+            look = {"color": p.COLOURS[method], "marker": p.MARKERS[method], "label": p.LABELS[method]}
+            left.scatter(mine["predicted_flops"], mine["seconds"], s=14, **look)
+    if len(shown):
+        span = np.array([shown["predicted_flops"].min(), shown["predicted_flops"].max()])
+        left.plot(span, span / shown["peak"].median(), color="#777777", linestyle="--", label="at the peak of a matrix product")
+    left.set(xscale="log", yscale="log", xlabel="predicted FLOPs of an update", ylabel="measured seconds, one thread")
+    if "memory" in tables:
+        held = tables["memory"].dropna(subset=["predicted_bytes"])
+        for row in held.itertuples():
+            colour = p.COLOURS[row.method] if row.implementation == "packed" else "#999999"
+            right.scatter(row.predicted_bytes / 2**20, row.peak_bytes / 2**20, s=24, color=colour, marker=p.MARKERS[row.method])
+        low, high = held["predicted_bytes"].min() / 2**21, held["peak_bytes"].max() / 2**19
+        right.plot([low, high], [low, high], color="#777777", linestyle="--")
+    right.set(xscale="log", yscale="log", xlabel="predicted peak (MB)", ylabel="measured peak (MB)")
+    p.legend_beside(figure, axes)
+    return p.caption(figure, "Each dot is one measured update. Grey dot on the right: plain logits, dense scoring.", _NO_RUNS)
+
+
+def _updates(tables: Bench) -> pd.DataFrame:
+    parts = []
+    for name in ("side_by_side", "scaling"):
+        if name in tables:
+            table = tables[name]
+            keep = table["implementation"] == "packed"
+            if name == "side_by_side":
+                keep &= (table["phase"] == "update") & (table["threads"] == 1)
+            table = table[keep & (table["predicted_flops"] > 0)]
+            parts.append(table[["method", "predicted_flops", "seconds", "peak_share"]])
+    shown = pd.concat(parts) if parts else pd.DataFrame()
+    return shown.assign(peak=shown["predicted_flops"] / shown["seconds"] / shown["peak_share"]) if len(shown) else shown
+
+
+FIGURES = {"ratios": ratios, "memory": memory, "scaling": scaling, "ledger": ledger}
+
+
+def headline(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows that the aims speak about: updates on the same completions, steps with own rollouts."""
+    update = (table["phase"] == "update") & (table["work"] == "TRL's completions")
+    return table[update | (table["phase"] == "step")]
+
+
+def summary(tables: Bench, manifest: dict) -> str:
+    """The benchmarks in words and small tables, every number from the tables."""
+    lines = ["# Benchmarks", ""]
+    if "ratios" in tables:
+        about = manifest.get("side_by_side", {})
+        packages = about.get("packages", {})
+        shown = headline(tables["ratios"])
+        lines += [
+            f"This project against TRL {packages.get('trl')}'s GRPOTrainer, in turns in one run: the same nano base, problems, "
+            f"adapter and sampling, 8 prompts x 16 completions, float32, {about.get('cpu')}, torch {packages.get('torch')}. "
+            f"Medians of {shown['n'].min()}, quartiles in brackets; the aim in the last column.",
+            "",
+            "| threads | method | part | TRL (s) | ours (s) | times faster | aim |",
+            "|---|---|---|---|---|---|---|",
+        ]
+        for row in shown.itertuples():
+            part = "update" if row.phase == "update" else "whole step"
+            lines.append(
+                f"| {row.threads} | {row.method} | {part} | {row.trl_s:.3f} | {row.ours_s:.3f} | {row.ratio:.1f} "
+                f"({row.ratio_q1:.1f} to {row.ratio_q3:.1f}) | {row.aim:g}{'' if row.met else ' (missed)'} |"
+            )
+        lines += ["", *_where_it_goes(tables), *_agreement(about), ""]
+    if "memory" in tables:
+        lines += [
+            f"Peak memory of an update above what is held before it (vocabulary {tables['memory']['vocabulary'][0]:,}, "
+            f"width {tables['memory']['width'][0]}, 8 completions of {tables['memory']['completion_length'][0]} tokens), as a "
+            "share of TRL's at its best:",
+            "",
+            "| scored by | method | completions part after | MB | share of TRL | aim |",
+            "|---|---|---|---|---|---|",
+        ]
+        for row in tables["memory"].itertuples():
+            aim = "" if np.isnan(row.aim) else f"{row.aim:g}{'' if row.met in (True, 'True') else ' (missed)'}"
+            lines.append(
+                f"| {row.implementation.replace('dense', 'plain logits')} | {row.method} | {1 / (1 - row.common**2):.0f} tokens | "
+                f"{row.peak_bytes / 2**20:.0f} | {row.share_of_trl_at_its_best:.2f} | {aim} |"
+            )
+        lines.append("")
+    if "gpu" not in tables:
+        lines += ["On a GPU: not run. With one at hand: `python -m benchmarks.bench_gpu --out results/bench`.", ""]
+    return "\n".join(lines)
+
+
+def _where_it_goes(tables: Bench) -> list[str]:
+    if "side_by_side" not in tables:
+        return []
+    table = tables["side_by_side"]
+    one = table[table["threads"] == table["threads"].min()]
+    lines = []
+    for method in p.TRAINED:
+        mine = one[(one["implementation"] == "packed") & (one["method"] == method)]
+        own = mine[mine["work"] == "own rollout"].groupby("phase")["seconds"].median()
+        same = mine[(mine["work"] == "TRL's completions") & (mine["phase"] == "update")]
+        theirs = one[(one["implementation"] == "trl") & (one["phase"] == "update")]
+        lines.append(
+            f"- {p.LABELS[method]}: {same['tokens_forwarded'].median():.0f} tokens through the model in an update (TRL: "
+            f"{theirs['tokens_forwarded'].median():.0f}), {same['tokens_in_loss'].median():.0f} in the loss; "
+            f"{100 * same['peak_share'].median():.0f} % of the measured matrix-product peak. Of a whole step of "
+            f"{own['step']:.3f} s the rollout is {100 * own['rollout'] / own['step']:.0f} %. The training loop's diagnostics "
+            f"come on top: {own['diagnostics']:.3f} s."
+        )
+    ties = one[(one["implementation"] == "trl")]["tied_groups"].mean()
+    lines.append(
+        f"- {100 * ties:.0f} % of the groups tie; they cost TRL an update and this project nothing. "
+        "With rewards under which none ties: "
+        + ", ".join(
+            f"{p.LABELS[row.method]} {row.ratio:.1f} times" for row in tables["ratios"].itertuples()
+            if row.work.endswith("no ties") and row.threads == one["threads"].min()
+        ) + " faster."
+    )  # fmt: skip
+    return lines
+
+
+def _agreement(about: dict) -> list[str]:
+    found = about.get("differences", {})
+    if not found:
+        return []
+    worst = {name: max(facts[name] for facts in found.values()) for name in ("loss", "gradient")}
+    return [
+        f"- Same mathematics: on one batch the two losses differ by {worst['loss']:.1e}, "
+        f"the gradients by {worst['gradient']:.1e} of their norm."
+    ]
+
+
+def write_all(folder: Path) -> None:
+    """Draw every figure into ``folder``/figures and write ``folder``/summary.md."""
+    tables = read_tables(folder)
+    manifest = read_json(folder / "manifest.json", "a manifest of the benchmarks") if (folder / "manifest.json").exists() else {}
+    first = next(iter(manifest.values()), {})
+    for name, draw in FIGURES.items():
+        with p.style():
+            p.save_figure(draw(tables), folder / "figures" / name, {key: first[key] for key in ("commit", "dirty") if key in first})
+    atomic_write(folder / "summary.md", summary(tables, manifest))
