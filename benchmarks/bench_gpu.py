@@ -1,0 +1,158 @@
+"""The shape of Qwen2-1.5B with random weights in bf16 on a GPU: seconds and peak memory of a step, for each way to score.
+
+    python -m benchmarks.bench_gpu --out results/bench
+
+Needs no TRL and no download. ``--shape tiny --device cpu`` goes through the same code in seconds and measures nothing of use.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from benchmarks import common
+from benchmarks.common import METHODS, SPARSE
+from replication import scoring
+from replication.algorithms import TokenCredit
+from replication.ledger import scoring_cost
+from replication.models.load import resolve_device
+from replication.objective import surrogate_loss
+from replication.rollout import generate
+from replication.scoring import token_log_probs, unwrapped
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "qwen2-1.5b": {
+        "model": {"vocabulary": 151936, "width": 1536, "layers": 28, "heads": 12, "kv_heads": 2, "intermediate": 8960, "rank": 16},
+        "prompt_length": 100,
+        "completion_length": 300,
+        "group_sizes": (8, 16),
+    },
+    "tiny": {
+        "model": {"vocabulary": 64, "width": 32, "layers": 2, "heads": 4, "kv_heads": 2, "rank": 4},
+        "prompt_length": 6,
+        "completion_length": 10,
+        "group_sizes": (4,),
+    },
+}
+#: plain: all logits at once; chunked: all tokens, the output layer in chunks; packed: this project's engine.
+WAYS = ("plain", "chunked", "packed")
+PROMPTS = 1
+
+
+def chunked_log_probs(model: nn.Module, prompts: Sequence, completions: Sequence, credits: Sequence[TokenCredit]) -> Tensor:
+    """What today's libraries do: every completion with its prompt, logits only in chunks, masked after they were computed."""
+    causal_lm = unwrapped(model)
+    device = next(causal_lm.parameters()).device
+    parts = []
+    for prompt, group, credit in zip(prompts, completions, credits, strict=True):
+        length = len(prompt) + max(map(len, group))
+        tokens = torch.zeros((len(group), length), dtype=torch.long)
+        mask = torch.zeros((len(group), length), dtype=torch.long)
+        for row, completion in enumerate(group):
+            tokens[row, : len(prompt) + len(completion)] = torch.tensor([*prompt, *completion])
+            mask[row, : len(prompt) + len(completion)] = 1
+        seen = {"input_ids": tokens.to(device), "attention_mask": mask.to(device)}
+        hidden = causal_lm.base_model(**seen, use_cache=False).last_hidden_state
+        column = credit.position + len(prompt)
+        source = credit.completion * length + column - 1
+        target = tokens[credit.completion, column]
+        parts.append(scoring._gathered_log_softmax(causal_lm, hidden.flatten(0, 1), source, target, 1.0))
+    return torch.cat(parts)
+
+
+def measure(shape: str, device: torch.device, dtype: torch.dtype, repetitions: int) -> list[dict[str, Any]]:
+    """Rows of (group size, way, method): seconds and peak bytes of an update, and those of a rollout."""
+    sizes = SHAPES[shape]
+    policy = common.random_policy(**sizes["model"], dtype=dtype, device=str(device))
+    rows = []
+    for group_size in sizes["group_sizes"]:
+        lengths = {"prompt_length": sizes["prompt_length"], "completion_length": sizes["completion_length"]}
+        groups = common.synthetic_groups(vocabulary=sizes["model"]["vocabulary"], prompts=PROMPTS, group_size=group_size, **lengths)
+        shared = {"shape": shape, "device": _name(device), "dtype": str(dtype).removeprefix("torch."), "group_size": group_size}
+        shared |= {"prompts": PROMPTS, **lengths}
+        roll = functools.partial(
+            generate,
+            policy.model,
+            [group.prompt for group in groups],
+            group_size=group_size,
+            max_new_tokens=sizes["completion_length"],
+            temperature=1.0,
+            eos_token_ids=[],
+            pad_token_id=0,
+            generators=[torch.Generator().manual_seed(index) for index in range(PROMPTS)],
+        )
+        rows.append({**shared, "part": "rollout", "way": "packed", "method": "", **_repeat(roll, device, repetitions)})
+        for way in WAYS:
+            for method in METHODS:
+                measured = _update(policy, groups, way, method, device, repetitions)
+                rows.append({**shared, "part": "update", "way": way, "method": method, **measured})
+    return rows
+
+
+def _update(policy, groups, way: str, method: str, device: torch.device, repetitions: int) -> dict[str, Any]:
+    config = common.nano_config(method, **(SPARSE if method == "s_grpo" else {}))
+    credits = common.credits_of(config, groups)
+    arguments = [group.prompt for group in groups], [group.completions for group in groups], credits
+    optimizer = common.optimizer_of(config, policy)
+
+    def work() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        if way == "chunked":
+            log_probs = chunked_log_probs(policy.model, *arguments)
+        else:
+            log_probs = token_log_probs(policy.model, *arguments, strategy="dense" if way == "plain" else "packed")
+        surrogate_loss(log_probs, credits)[0].backward()
+        optimizer.step()
+
+    cost = scoring_cost(*arguments, "packed" if way == "packed" else "dense", policy.model)
+    facts = {"tokens_forwarded": cost.forwarded, "tokens_in_loss": cost.in_loss, "predicted_flops": cost.flops}
+    return {**facts, **_repeat(work, device, repetitions)}
+
+
+def _repeat(work, device: torch.device, repetitions: int) -> dict[str, Any]:
+    """Median and quartiles of the seconds, and the peak memory above what was held; out of memory is a status, not a number."""
+    try:
+        work()
+        on_gpu = device.type == "cuda"
+        held = 0
+        if on_gpu:
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+            held = torch.cuda.memory_allocated()
+        taken = [common.seconds(work) for _ in range(repetitions)]
+    except torch.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        return {"status": "out of memory"}
+    low, middle, high = np.quantile(taken, [0.25, 0.5, 0.75])
+    peak = torch.cuda.max_memory_allocated() - held if on_gpu else None
+    return {"status": "done", "n": repetitions, "seconds": middle, "seconds_q1": low, "seconds_q3": high, "peak_bytes": peak}
+
+
+def _name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.bench_gpu", description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("results/local/bench"), help="folder of gpu.csv (default: %(default)s)")
+    parser.add_argument("--shape", choices=SHAPES, default="qwen2-1.5b")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--repetitions", type=int, default=7)
+    options = parser.parse_args(arguments)
+    device = resolve_device(options.device)
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    table = common.write_table(options.out, "gpu", measure(options.shape, device, dtype, options.repetitions))
+    common.write_manifest(options.out, "gpu", device=_name(device))
+    print(table.to_string(index=False))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

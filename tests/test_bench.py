@@ -1,0 +1,80 @@
+"""The benchmarks run: what needs no TRL, at tiny shapes; and their figures and text come from tables alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from benchmarks import bench_gpu, common
+from replication import figures_bench
+from replication.scoring import token_log_probs
+
+
+def test_the_gpu_benchmark_at_a_tiny_shape(tmp_path: Path):
+    """Each way to score, each method, and a rollout: the whole code path, on the CPU."""
+    assert bench_gpu.main(["--shape", "tiny", "--device", "cpu", "--repetitions", "1", "--out", str(tmp_path)]) == 0
+    table = pd.read_csv(tmp_path / "gpu.csv")
+    assert table.columns[0] == "schema_version" and (table["status"] == "done").all()
+    updates = table[table["part"] == "update"]
+    assert set(zip(updates["way"], updates["method"], strict=True)) == {(w, m) for w in bench_gpu.WAYS for m in common.METHODS}
+    assert json.loads((tmp_path / "manifest.json").read_text())["gpu"]["device"] == "cpu"
+
+
+def test_the_three_ways_to_score_give_the_same_numbers():
+    policy = common.random_policy(vocabulary=64, width=32, layers=2)
+    groups = common.synthetic_groups(vocabulary=64, prompts=2, group_size=4, prompt_length=5, completion_length=9)
+    arguments = [g.prompt for g in groups], [g.completions for g in groups], common.credits_of(common.nano_config("grpo"), groups)
+    with torch.no_grad():
+        plain, packed = (token_log_probs(policy.model, *arguments, strategy=name) for name in ("dense", "packed"))
+        chunked = bench_gpu.chunked_log_probs(policy.model, *arguments)
+    torch.testing.assert_close(chunked, plain, rtol=0, atol=1e-5)
+    torch.testing.assert_close(packed, plain, rtol=0, atol=1e-5)
+
+
+def test_synthetic_groups_never_tie_and_share_prefixes_as_said():
+    groups = common.synthetic_groups(vocabulary=500, prompts=3, group_size=8, prompt_length=4, completion_length=40, common=0.95)
+    assert not any(group.is_tied for group in groups)
+    assert [len(group.prompt) for group in groups] == [4, 4, 4]
+    depths = []
+    for group in groups:
+        for one, other in zip(group.completions, group.completions[1:], strict=False):
+            depths.append(next((t for t, (a, b) in enumerate(zip(one, other, strict=True)) if a != b), 40))
+    assert 4 < sum(depths) / len(depths) < 20  # 1 / (1 - 0.95^2) is 10
+
+
+@pytest.mark.parametrize("method", common.METHODS)
+def test_an_update_moves_the_adapter(method: str):
+    policy = common.random_policy(vocabulary=64, width=32, layers=2)
+    before = {name: parameter.detach().clone() for name, parameter in policy.trainable.items()}
+    config = common.nano_config(method)
+    groups = common.synthetic_groups(vocabulary=64, prompts=2, group_size=4, prompt_length=5, completion_length=9)
+    common.update(config, policy, common.optimizer_of(config, policy), groups)
+    assert any(not torch.equal(before[name], parameter) for name, parameter in policy.trainable.items())
+
+
+def test_peak_memory_is_seen():
+    def take_64_megabytes() -> None:
+        torch.ones(2**24)
+
+    assert 55e6 < common.peak_bytes(take_64_megabytes) < 100e6
+
+
+def test_figures_and_text_say_that_nothing_was_measured(tmp_path: Path):
+    figures_bench.write_all(tmp_path)
+    expected = {f"{name}.{suffix}" for name in figures_bench.FIGURES for suffix in ("png", "svg")}
+    assert {path.name for path in (tmp_path / "figures").iterdir()} == expected
+    assert "not run" in (tmp_path / "summary.md").read_text()
+
+
+COMMITTED = Path(__file__).parent.parent / "results" / "bench"
+
+
+@pytest.mark.skipif(not (COMMITTED / "ratios.csv").exists(), reason="no committed benchmark")
+def test_the_committed_summary_is_what_the_committed_tables_say():
+    tables = figures_bench.read_tables(COMMITTED)
+    manifest = json.loads((COMMITTED / "manifest.json").read_text())
+    assert figures_bench.summary(tables, manifest) == (COMMITTED / "summary.md").read_text()
