@@ -41,6 +41,7 @@ _GLOSSES = {
     "pyproject.toml": "packages, pinned; settings of ruff and pytest",
     ".gitignore": "what git leaves out",
     ".ci/run": "what must hold before anything is merged",
+    "benchmarks/README.md": "what is measured, and how",
     "data/README.md": "sources, licences, checksums",
     "data/claims.yaml": "the claims and the rule each is judged by",
     "data/deviations.yaml": "every choice that the paper leaves open to us",
