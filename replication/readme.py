@@ -47,6 +47,7 @@ _GLOSSES = {
     "data/deviations.yaml": "every choice that the paper leaves open to us",
     "data/nano-base/": "the base model: weights, tokenizer, card, measurements",
     "results/nano/": "tables, figures, report and notebooks of our own run",
+    "results/bench/": "cost of a step beside TRL: tables, figures, summary",
     "replication/profiles/smoke.yaml": "seconds: every path once",
     "replication/profiles/nano.yaml": "minutes on a CPU: the nano lab",
     "replication/profiles/paper.yaml": "hours on a GPU: the paper's scale",
