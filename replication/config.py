@@ -13,12 +13,15 @@ import shlex
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from replication.errors import UserError
+
+if TYPE_CHECKING:
+    from replication.tasks import Task
 
 METHODS = ("base", "grpo", "s_grpo", "t_spmo")
 TASKS = ("word_problems", "multiplication", "svamp")
@@ -149,8 +152,8 @@ class ExperimentConfig(BaseModel):
 
     @property
     def canonical(self) -> str:
-        """The config as JSON with sorted keys: equal configs, equal text."""
-        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        """The config as JSON with sorted keys, without what is not set: equal configs, equal text, also when fields are added."""
+        return json.dumps(self.model_dump(mode="json", exclude_none=True), sort_keys=True, separators=(",", ":"))
 
     @property
     def run_id(self) -> str:
@@ -170,6 +173,21 @@ class ExperimentConfig(BaseModel):
         name = name or self.task
         options = {"multiplication": {"digits": self.digits}, "svamp": {"source": self.svamp_source}}
         return get_task(name, **options.get(name, {}))
+
+    def other_task(self) -> Task | None:
+        """The other generated task: what training on one costs the other."""
+        other = {"word_problems": "multiplication", "multiplication": "word_problems"}.get(self.task)
+        return None if other is None else self.load_task(other)
+
+    def longer_task(self) -> Task | None:
+        """The generated task once more with numbers longer than any trained on; its ``test`` is what counts."""
+        from replication.tasks import get_task
+
+        if self.task == "word_problems":
+            return get_task("word_problems", longer_numbers=True)
+        if self.task == "multiplication" and self.digits < 4:
+            return get_task("multiplication", digits=self.digits + 1)
+        return None
 
     def build_method(self):
         """The credit rule of this run, or None for ``base``."""

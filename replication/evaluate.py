@@ -90,8 +90,9 @@ def group_kl(policy: Policy, config: ExperimentConfig, group: Group) -> float | 
 def final_evaluation(policy: Policy, config: ExperimentConfig, task: Task) -> tuple[dict[str, float | int | None], list[dict]]:
     """Everything that a finished run reports, once: summary fields and one row for each greedy item.
 
-    Greedy accuracy on test, validation, held-out templates, training items and the task that was not trained; on the test
-    items also one sampled completion each, which gives sampled accuracy, entropy and KL to the base.
+    Greedy accuracy on test, validation, held-out templates, training items, the task that was not trained and the same task
+    with longer numbers; on the test items also one sampled completion each, which gives sampled accuracy, entropy and KL to
+    the base.
     """
     splits = {
         "test": task.test[: config.test_items],
@@ -108,7 +109,8 @@ def final_evaluation(policy: Policy, config: ExperimentConfig, task: Task) -> tu
         "validation_accuracy": accuracy(greedy["validation"]),
         "held_out_accuracy": accuracy(greedy["held_out"]),
         "train_accuracy": accuracy(greedy["train"]),
-        "other_task_accuracy": _other_task_accuracy(policy, config),
+        "other_task_accuracy": _test_accuracy(policy, config, config.other_task()),
+        "longer_numbers_accuracy": _test_accuracy(policy, config, config.longer_task()),
         "n_items": len(greedy["test"]),
         "entropy": sum(tokens) / len(tokens) if tokens else None,
         "kl_to_base": kl_to_base(policy, config, [(r.prompt, [r.sample.tokens], [r.sample.log_probs]) for r in sampled]),
@@ -127,10 +129,6 @@ def final_evaluation(policy: Policy, config: ExperimentConfig, task: Task) -> tu
     return summary, rows
 
 
-def _other_task_accuracy(policy: Policy, config: ExperimentConfig) -> float | None:
-    """Greedy accuracy on the profile's other generated task: what training on one costs the other."""
-    other = {"word_problems": "multiplication", "multiplication": "word_problems"}.get(config.task)
-    if other is None:
-        return None
-    task = config.load_task(other)
-    return accuracy(evaluate(policy, config, task, task.test[: config.eval_items]))
+def _test_accuracy(policy: Policy, config: ExperimentConfig, task: Task | None) -> float | None:
+    """Greedy accuracy on a task that was not trained; None if there is none."""
+    return None if task is None else accuracy(evaluate(policy, config, task, task.test[: config.eval_items]))

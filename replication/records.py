@@ -65,11 +65,13 @@ class RunSummary(BaseModel):
     validation_accuracy: float | None = None
     held_out_accuracy: float | None = None
     other_task_accuracy: float | None = None
+    longer_numbers_accuracy: float | None = None
     train_accuracy: float | None = None
     n_items: int | None = None
     tokens_generated: int | None = None
     tokens_in_loss: int | None = None
     tokens_forwarded: int | None = None
+    predicted_flops: int | None = None
     kept_fraction: float | None = None
     kept_share_all: float | None = None
     kl_to_base: float | None = None

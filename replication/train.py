@@ -25,7 +25,7 @@ from replication.algorithms import TokenCredit
 from replication.config import ExperimentConfig, base_fingerprint
 from replication.errors import Diverged, Stopped
 from replication.groups import Group, sample_groups
-from replication.ledger import scoring_cost
+from replication.ledger import rollout_cost, scoring_cost
 from replication.models.load import Policy, load_policy
 from replication.objective import l2_penalty, surrogate_loss
 from replication.randomness import numpy_stream, stream
@@ -66,6 +66,7 @@ def run(config: ExperimentConfig, run_dir: str | Path, *, progress: bool | None 
             seed=config.seed,
         )
         policy = load_policy(config)
+        record.write_manifest(model_commit=policy.commit)
         status, reason = "done", None
         finite: dict[str, Tensor] = {}  # the parameters at the last validation, which showed that they work
         try:
@@ -196,7 +197,8 @@ def _group_metrics(
 
     kept_fraction: credited over generated tokens of the groups that do not tie; None if all tie. kept_share_all: over all
     groups. kl_to_base: k3 on all tokens of the step's first group, a cheap and noisy estimate. entropy: mean over generated
-    tokens, in nats.
+    tokens, in nats. tokens_forwarded, tokens_scored: in the update. predicted_flops: of rollout and update; predicted_bytes: the
+    most that an update holds above what is held before it. Both as the ledger counts them.
     """
     originals = [sample for group in groups for sample, start in zip(group.samples, group.replay_starts, strict=True) if not start]
     rewards = [group.rewards[[i for i, start in enumerate(group.replay_starts) if not start]] for group in groups]
@@ -204,7 +206,12 @@ def _group_metrics(
     generated = sum(group.generated_tokens for group in groups)
     untied = sum(group.generated_tokens for group in groups if not group.is_tied)
     in_loss = sum(len(credit) for credit in credits)
-    cost = scoring_cost([g.prompt for g in groups], [g.completions for g in groups], credits, config.scoring)
+    prompts, completions = [group.prompt for group in groups], [group.completions for group in groups]
+    parts = [
+        scoring_cost(*([column[i] for i in part] for column in (prompts, completions, credits)), config.scoring, policy.model)
+        for part in micro_batches(prompts, completions, credits, config.scoring_tokens)
+    ]
+    sampling = rollout_cost(policy.model, prompts, completions, config.rollout_rows)
     return {
         "reward": torch.cat(rewards).mean().item(),
         "tied_groups": sum(group.is_tied for group in groups) / len(groups),
@@ -215,9 +222,11 @@ def _group_metrics(
         "truncated": sum(sample.truncated for sample in originals) / len(originals),
         "tokens_generated": generated,
         "tokens_untied": untied,
-        "tokens_forwarded": cost.forwarded,
-        "tokens_scored": cost.scored,
+        "tokens_forwarded": sum(part.forwarded for part in parts),
+        "tokens_scored": sum(part.scored for part in parts),
         "tokens_in_loss": in_loss,
+        "predicted_flops": sampling.flops + sum(part.flops for part in parts),
+        "predicted_bytes": max((part.bytes for part in parts), default=0),
     }
 
 
@@ -307,6 +316,7 @@ def _totals(path: Path) -> dict[str, float | int | None]:
         "tokens_generated": total["tokens_generated"],
         "tokens_in_loss": total["tokens_in_loss"],
         "tokens_forwarded": sum(row["tokens_forwarded"] for row in rows),
+        "predicted_flops": sum(row["predicted_flops"] for row in rows),
         "kept_fraction": total["tokens_in_loss"] / total["tokens_untied"] if total["tokens_untied"] else None,
         "kept_share_all": total["tokens_in_loss"] / total["tokens_generated"] if total["tokens_generated"] else None,
         "clipped_share": sum(row["clipped"] for row in rows) / len(rows) if rows else None,

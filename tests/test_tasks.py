@@ -80,6 +80,23 @@ def test_templates_cover_svamp() -> None:
     assert len({t.name for t in TEMPLATES}) == len(TEMPLATES)
 
 
+def test_longer_numbers_are_beyond_all_that_is_trained_on() -> None:
+    """In each problem one operand is larger than any of its operation in the task itself; templates and form are the same."""
+    usual, longer = get_task("word_problems"), get_task("word_problems", longer_numbers=True)
+    assert not longer.train and not longer.validation and len(longer.test) == 1000
+
+    def largest(problem: Problem) -> int:
+        left, right = problem.meta["operands"]
+        return max(left // right, right) if problem.meta["operation"] == "/" else max(left, right)
+
+    for operation in "+-*/":
+        before = max(largest(p) for p in (*usual.train, *usual.test) if p.meta["operation"] == operation)
+        own = [largest(p) for p in longer.test if p.meta["operation"] == operation]
+        assert own and min(own) > before
+    assert {p.meta["template"] for p in longer.test} == {p.meta["template"] for p in usual.test}
+    assert not {p.prompt for p in longer.test} & {p.prompt for split in (usual.train, usual.test) for p in split}
+
+
 def test_held_out_templates_stand_in_held_out_alone() -> None:
     task = get_task("word_problems")
     unseen = {t.name for t in TEMPLATES if t.held_out}

@@ -25,6 +25,7 @@ from replication.tasks.templates import NAMES, TEMPLATES, THINGS, Template
 
 SIZES = {"train": 4620, "validation": 1190, "test": 2310, "held_out": 1000}
 MISLED_SHARE = 4, 7  # four of seven problems mislead the shallow solver: the dial that sets the base's greedy accuracy
+LONGER_SIZE = 1000
 BLOCK = 70  # shuffled block by block, so that every prefix has the same mixture of templates
 LONGEST_COMPLETION = 36  # tokens of the nano tokenizer, EOS included; a test holds it
 PROMPT = "Question: {question}\nAnswer:"
@@ -78,16 +79,17 @@ def shallow_solution(question: str) -> Solution:
     return Solution(operation, first, second)
 
 
-def _draw_operands(operation: str, random: Random) -> tuple[int, int]:
-    # Small enough for a model of a million parameters to be right nearly always, once it has chosen.
+def _draw_operands(operation: str, random: Random, longer: bool) -> tuple[int, int]:
+    # Small enough for a model of a million parameters to be right nearly always, once it has chosen; or beyond all it has read.
     match operation:
         case "+":
-            return random.randint(2, 30), random.randint(2, 30)
+            low, high = (31, 99) if longer else (2, 30)
+            return random.randint(low, high), random.randint(low, high)
         case "-":
-            larger = random.randint(5, 50)
+            larger = random.randint(51, 99) if longer else random.randint(5, 50)
             return larger, random.randint(2, larger - 2)
         case _:
-            factors = [random.randint(2, 20), random.randint(2, 9)]
+            factors = [random.randint(21, 50) if longer else random.randint(2, 20), random.randint(2, 9)]
             random.shuffle(factors)
             return (factors[0], factors[1]) if operation == "*" else (factors[0] * factors[1], factors[1])
 
@@ -102,14 +104,18 @@ def _reference_positions(left: int, right: int) -> list[int]:
     return [*first, *second, second.stop + 2 + len(first)]
 
 
-def draw(template: Template, random: Random, split: str | None = None) -> tuple[str, Solution, dict[str, Any]]:
+def draw(
+    template: Template, random: Random, split: str | None = None, *, longer: bool = False
+) -> tuple[str, Solution, dict[str, Any]]:
     """A question from the template, its solution and its ``meta``; with ``split``, one that belongs there.
+
+    ``longer``: one operand (of a division: divisor or quotient) is larger than any that the operation has in the other splits.
 
     The split follows from template and numbers alone: a test question is never a training question under other names.
     """
     order = _SLOT.findall(template.text)
     while True:
-        left, right = _draw_operands(template.operation, random)
+        left, right = _draw_operands(template.operation, random, longer)
         numbers = {template.operands[0]: left, template.operands[1]: right}
         for slot in order:
             if slot not in numbers:
@@ -151,13 +157,15 @@ def _schedule(templates: list[Template]) -> Iterator[Template]:
         yield next(kinds[(turn * misled) % whole < misled])
 
 
-def _problems(templates: list[Template], size: int, random: Random, split: str | None) -> list[Problem]:
+def _problems(
+    templates: list[Template], size: int, random: Random, split: str | None, *, longer: bool = False
+) -> list[Problem]:
     """``size`` different problems, shuffled within blocks."""
     problems: dict[str, Problem] = {}
     for template in islice(_schedule(templates), size):
         found = len(problems)
         while len(problems) == found:
-            question, solution, meta = draw(template, random, split)
+            question, solution, meta = draw(template, random, split, longer=longer)
             prompt = PROMPT.format(question=question)
             problems.setdefault(prompt, Problem(content_id(prompt), prompt, Decimal(solution.result), meta))
     listed = list(problems.values())
@@ -168,9 +176,15 @@ def _problems(templates: list[Template], size: int, random: Random, split: str |
 
 
 @cache
-def load() -> Task:
-    """The task: splits disjoint in (template, numbers), held-out templates in ``held_out`` alone."""
+def load(longer_numbers: bool = False) -> Task:
+    """The task: splits disjoint in (template, numbers), held-out templates in ``held_out`` alone.
+
+    ``longer_numbers``: a task of test problems alone, from the same templates with numbers beyond all that is trained on.
+    """
     seen = [t for t in TEMPLATES if not t.held_out]
+    if longer_numbers:
+        test = tuple(_problems(seen, LONGER_SIZE, Random("word_problems:longer"), None, longer=True))
+        return Task("word_problems", content_version(test), (), (), test, max_new_tokens=LONGEST_COMPLETION)
     unseen = [t for t in TEMPLATES if t.held_out]
     splits = {
         split: tuple(_problems(seen, SIZES[split], Random(f"word_problems:{split}"), split))
