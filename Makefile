@@ -13,6 +13,7 @@ SEEDS ?=
 WORKERS ?=
 MODEL ?=
 SVAMP ?=
+SET ?=
 OUT ?= results/local/$(PROFILE)
 BASE_OUT ?= results/local/nano-base
 TEST_WORKERS ?= 2
@@ -22,7 +23,8 @@ STAMP := $(VENV)/.installed
 CLI := $(PY) -m replication
 RESULTS := --profile '$(PROFILE)' --out '$(OUT)'
 PLAN_OPTIONS := --plan '$(PLAN)' $(if $(SEEDS),--seeds '$(SEEDS)') \
-	$(if $(MODEL),--set 'model=$(MODEL)') $(if $(REVISION),--set 'revision=$(REVISION)') $(if $(SVAMP),--svamp '$(SVAMP)')
+	$(if $(MODEL),--set 'model=$(MODEL)') $(if $(REVISION),--set 'revision=$(REVISION)') $(if $(SVAMP),--svamp '$(SVAMP)') \
+	$(foreach setting,$(SET),--set '$(setting)')
 NOTEBOOK_OPTIONS := --set 'variant=$(PLAN)' $(if $(SEEDS),--set 'seeds=$(SEEDS)')
 SWEEP_OPTIONS := $(PLAN_OPTIONS) $(if $(WORKERS),--workers '$(WORKERS)')
 PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PY) -m pytest
@@ -77,8 +79,8 @@ publish: $(STAMP) ## copy tables, figures and pages of OUT over the committed on
 paper: ## the replication at the paper's scale: a GPU, MODEL= and SVAMP= or the Hub
 	@$(MAKE) --no-print-directory all PROFILE=paper
 
-paper-dryrun: $(STAMP) ## list every run of the paper profile with its command, without running any
-	$(CLI) sweep --profile paper --list $(PLAN_OPTIONS)
+paper-dryrun: $(STAMP) ## the paper profile in minutes, offline: a random model, two steps a run (no evidence)
+	HF_HUB_OFFLINE=1 $(CLI) dryrun --out results/local/dryrun $(if $(SVAMP),--svamp '$(SVAMP)') $(if $(WORKERS),--workers '$(WORKERS)')
 
 base: $(STAMP) ## pre-train the nano base again into BASE_OUT and compare it with the shipped one
 	$(CLI) base --out '$(BASE_OUT)'

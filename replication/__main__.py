@@ -32,7 +32,7 @@ def _parser() -> argparse.ArgumentParser:
 
     def command(name: str, text: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-        added.set_defaults(signals=name in ("run", "sweep", "notebooks"))
+        added.set_defaults(signals=name in ("run", "sweep", "notebooks", "dryrun"))
         return added
 
     def results(added: argparse.ArgumentParser) -> None:
@@ -92,6 +92,11 @@ def _parser() -> argparse.ArgumentParser:
     publish = command("publish", "copy tables, figures and pages of your results over the committed ones")
     results(publish)
     publish.add_argument("--to", type=Path, metavar="DIR", help="where to (default: results/PROFILE)")
+
+    dryrun = command("dryrun", "the paper profile in minutes on a CPU, offline: a random model, two steps each (no evidence)")
+    dryrun.add_argument("--out", type=Path, default=Path("results/local/dryrun"), metavar="DIR", help="its folder")
+    dryrun.add_argument("--svamp", metavar="FILE", help="the official SVAMP.json (default: made-up items of its schema)")
+    dryrun.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core)")
 
     base = command("base", "pre-train the nano base into a new folder and compare it with the shipped one")
     base.add_argument("--out", type=Path, required=True, metavar="DIR", help="a folder that does not exist yet")

@@ -71,7 +71,8 @@ def _grid(profile: str, variant: str) -> dict[str, Any]:
 def _full_vs_sparse(profile: str, grid: dict[str, Any], overrides: dict[str, Any]) -> Iterator[ExperimentConfig]:
     """Base and the three methods on every task, each at its tuned learning rate."""
     for task in grid["tasks"]:
-        yield load_profile(profile, task=task, method="base", **overrides)
+        # Nothing is trained, whatever number of steps is set for the others.
+        yield load_profile(profile, task=task, method="base", **(overrides | {"steps": 0}))
         for method in TRAINED:
             for seed in range(grid["seeds"]):
                 yield load_profile(profile, task=task, method=method, seed=seed, **overrides)

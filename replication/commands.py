@@ -52,8 +52,13 @@ def run(options: argparse.Namespace) -> int:
     if options.svamp is not None:
         overrides["svamp_source"] = options.svamp
     config = load_profile(options.profile, task=options.task, method=options.method, seed=options.seed, **overrides)
+    from replication.records import mark_failed, read_summary
+
+    if read_summary(options.out) is None:
+        from replication import preflight
+
+        preflight.require([config])
     from replication import train
-    from replication.records import mark_failed
 
     try:
         summary = train.run(config, options.out)
@@ -211,6 +216,12 @@ def publish(options: argparse.Namespace) -> int:
     for path in copy(options.profile, _results(options), options.to or Path("results") / options.profile):
         print(path)
     return 0
+
+
+def dryrun(options: argparse.Namespace) -> int:
+    from replication.dryrun import run as dry_run
+
+    return dry_run(options.out, options.svamp, options.workers)
 
 
 def base(options: argparse.Namespace) -> int:

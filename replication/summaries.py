@@ -41,7 +41,8 @@ def plan_frame(planned: Sequence[PlannedRun]) -> pd.DataFrame:
     fields = ("profile", "task", "method", "selector", "seed", "learning_rate", "lora_rank", "keep_probability", "steps")
     return pd.DataFrame(
         [
-            {"run_id": run.config.run_id, "ablation": run.ablation, **{name: getattr(run.config, name) for name in fields}}
+            # Not the run id itself: it covers the data, and a plan can be shown where that is not at hand.
+            {"run_id": run.config.canonical, "ablation": run.ablation, **{name: getattr(run.config, name) for name in fields}}
             for run in planned
         ]
     )

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from replication import signals
+from replication import preflight, signals
 from replication.errors import Stopped, UserError
 from replication.files import make_folder
 from replication.manifest import cores
@@ -95,12 +95,16 @@ def run_plan(
         target: "module:function" called as function(config, folder) -> RunSummary.
 
     Raises:
-        UserError: workers below 1, or the folder cannot be made.
+        UserError: workers below 1, something that the runs need is missing, or the folder cannot be made.
         Stopped: SIGINT or SIGTERM came; the workers have saved and ended.
     """
     if workers is not None and workers < 1:
         raise UserError(f"workers must be 1 or more, not {workers}")
+    configs = [run.config for run in planned]
+    preflight.require(configs, runs_dir)
     make_folder(Path(runs_dir))
+    if progress and (line := preflight.announce_hours(configs, runs_dir)):
+        print(line, file=sys.stderr)
     with signals.handled():
         return _Sweep(planned, Path(runs_dir), workers, progress, target).run()
 

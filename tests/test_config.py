@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from tiny_runs import TRAINED, make_base, tiny_config
 
 from replication import config as config_module
-from replication import tasks, train
+from replication import preflight, tasks, train
 from replication.__main__ import main
 from replication.ablations import plan
 from replication.config import METHODS, PROFILES, TASKS, ExperimentConfig, load_profile, make_config, profile_plan
@@ -283,6 +283,7 @@ def parsed(command: str, monkeypatch: pytest.MonkeyPatch) -> tuple[ExperimentCon
         raise UserError("far enough")
 
     monkeypatch.setattr(train, "run", stand_in)
+    monkeypatch.setattr(preflight, "require", lambda configs: None)  # what the run would need is not what is asked here
     words = shlex.split(command)
     assert words[:3] == ["python", "-m", "replication"]
     assert main(words[3:]) == 2

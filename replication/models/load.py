@@ -53,6 +53,11 @@ class Policy:
             else:
                 yield self.model  # not trained: it is its own reference
 
+    @property
+    def commit(self) -> str | None:
+        """The commit of the Hub that the weights were read from; None for a local folder."""
+        return getattr(self.model.config, "_commit_hash", None)
+
     def encode(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
@@ -76,7 +81,7 @@ def load_policy(config: ExperimentConfig) -> Policy:
     if config.method == "base":
         model.requires_grad_(False)
     elif config.lora_rank:
-        model = _attach_lora(model, config)
+        model = attach_lora(model, config)
     else:
         frozen_copy, _ = load_base(config.model_path, config.revision, getattr(torch, config.dtype))
         frozen_copy.to(device).requires_grad_(False)
@@ -143,7 +148,8 @@ def resolve_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _attach_lora(model: nn.Module, config: ExperimentConfig) -> nn.Module:
+def attach_lora(model: nn.Module, config: ExperimentConfig) -> nn.Module:
+    """The model under the run's adapter; a function of the run's seed that leaves the global random state as it was."""
     from peft import LoraConfig, get_peft_model
 
     lora = LoraConfig(

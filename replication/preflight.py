@@ -1,0 +1,323 @@
+"""What a plan needs, looked at before anything long begins: data, model, GPU and memory, all that is missing in one message.
+
+Decided by the configs alone (device, model, task), never by a profile's name. A plan on the shipped base asks for nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from replication.errors import UserError
+from replication.records import read_summary
+from replication.tasks import svamp
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from replication.config import ExperimentConfig
+
+#: A folder with less than these bytes of weights runs on a CPU if device=auto finds no GPU.
+SMALL_MODEL = 2**29
+#: Seconds to wait for the Hub's answer.
+HUB_TIMEOUT = 5.0
+#: Tokens of a prompt that the prediction counts with; the longest of SVAMP has about 100.
+PROMPT_TOKENS = 128
+#: What the prediction adds: the CUDA context with its libraries, and the allocator's losses to fragmentation.
+CONTEXT_BYTES, FRAGMENTATION = int(0.75 * 2**30), 1.15
+_GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Peak:
+    """Predicted bytes on the device: what lies there all the time, and the most an update and a rollout hold above it."""
+
+    resident: int
+    update: int
+    rollout: int
+
+    @property
+    def total(self) -> int:
+        return int((self.resident + max(self.update, self.rollout)) * FRAGMENTATION) + CONTEXT_BYTES
+
+    def __str__(self) -> str:
+        return (
+            f"{self.total / _GIB:.1f} GiB (weights and optimizer {self.resident / _GIB:.1f}, update {self.update / _GIB:.1f}, "
+            f"rollout {self.rollout / _GIB:.1f}, the rest context and fragmentation)"
+        )
+
+
+def require(configs: Sequence[ExperimentConfig], runs_dir: str | Path | None = None) -> None:
+    """Raise unless everything that these runs need is there.
+
+    Args:
+        configs: the runs of a plan; those whose directory under ``runs_dir`` is finished need no model and no GPU.
+        runs_dir: the folder of run directories; None: all are still to be run.
+
+    Raises:
+        UserError: one message that names everything missing and the ways to supply each.
+    """
+    demanding = [config for config in dict.fromkeys(configs) if _is_demanding(config)]
+    if not demanding:
+        return
+    problems = _data_problems(demanding)
+    if not problems and runs_dir is not None:  # run ids cover the data, so they cannot be told before it is there
+        demanding = [config for config in demanding if read_summary(Path(runs_dir) / config.run_id) is None]
+    models = {(config.model, config.revision): config for config in demanding}
+    unreadable = {key: why for key, config in models.items() if (why := _model_problem(config))}
+    problems += unreadable.values()
+    if gpu := _gpu_problem(demanding):
+        problems.append(gpu)
+    elif not unreadable:
+        problems += _memory_problems(demanding)
+    if problems:
+        numbered = "; ".join(f"({number}) {problem}" for number, problem in enumerate(problems, 1))
+        raise UserError(f"these runs cannot start here, nothing was begun: {numbered}")
+
+
+def _is_demanding(config: Any) -> bool:
+    return getattr(config, "model", "nano") != "nano" or config.task == "svamp" or getattr(config, "device", "cpu") != "cpu"
+
+
+def _data_problems(configs: Sequence[ExperimentConfig]) -> list[str]:
+    problems = []
+    for source in dict.fromkeys(config.svamp_source for config in configs if config.task == "svamp"):
+        try:
+            task = svamp.load(source)
+        except UserError as error:
+            problems.append(f"SVAMP data: {error}; with make: SVAMP=path/to/SVAMP.json")
+            continue
+        stand_in = next((c for c in configs if c.svamp_source == source and c.task == "svamp" and not _is_dry_run(c)), None)
+        if stand_in and svamp.is_made_up(task):
+            problems.append(f"SVAMP data: the items of {source} are made up for dry runs: give the official file with SVAMP=")
+    return problems
+
+
+def _is_dry_run(config: ExperimentConfig) -> bool:
+    """Whether the model says of itself that it is the random one of a dry run."""
+    try:
+        return bool(json.loads((Path(config.model_path) / "config.json").read_text()).get("dry_run"))
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def _model_problem(config: ExperimentConfig) -> str | None:
+    """Why the model cannot be read, or None. Weights are looked for, not loaded."""
+    path = config.model_path
+    advice = "with make: MODEL=folder or MODEL=name on the Hub (and REVISION=), or run once where the Hub can be reached"
+    if Path(path).is_dir():
+        there = {entry.name for entry in Path(path).iterdir()}
+        lacks = [what for what, found in _parts(there).items() if not found]
+        return f"model: {path} has no {' and no '.join(lacks)}; {advice}" if lacks else None
+    if Path(path).is_absolute() or path.startswith("."):
+        return f"model weights and tokenizer: there is no folder {path}; {advice}"
+    from huggingface_hub import HfApi, snapshot_download
+
+    try:
+        info = HfApi().model_info(path, revision=config.revision, timeout=HUB_TIMEOUT)
+        there = {sibling.rfilename for sibling in info.siblings or ()}
+        where = "on the Hub"
+    except Exception as error:  # the client has no common base for: no network, offline mode, no such name, no access
+        try:
+            cached = Path(snapshot_download(path, revision=config.revision, local_files_only=True))
+        except Exception:
+            reason = f"the Hub gives none ({type(error).__name__})"
+            return f"model weights and tokenizer: {path} is no folder, is not in the cache, and {reason}; {advice}"
+        there = {entry.name for entry in cached.iterdir()}
+        where = "in the cache"
+    lacks = [what for what, found in _parts(there).items() if not found]
+    return f"model: {path} has no {' and no '.join(lacks)} {where}; {advice}" if lacks else None
+
+
+def _parts(names: set[str]) -> dict[str, bool]:
+    return {
+        "config.json": "config.json" in names,
+        "*.safetensors weights": any(name.endswith(".safetensors") for name in names),
+        "tokenizer": bool(names & {"tokenizer.json", "vocab.json", "tokenizer.model"}),
+    }
+
+
+def _gpu_problem(configs: Sequence[ExperimentConfig]) -> str | None:
+    wanting = [c for c in configs if c.device.startswith("cuda") or (c.device == "auto" and not _is_small(c))]
+    if not wanting:
+        return None
+    import torch
+
+    if torch.cuda.is_available():
+        return None
+    return (
+        f"GPU: torch sees none, and {wanting[0].model} is too large for a CPU: use a machine with one CUDA GPU (24 GB are aimed "
+        "at), or MODEL=folder of a small model, or --set device=cpu to try all the same"
+    )
+
+
+def _is_small(config: ExperimentConfig) -> bool:
+    folder = Path(config.model_path)
+    return folder.is_dir() and sum(path.stat().st_size for path in folder.glob("*.safetensors")) < SMALL_MODEL
+
+
+def _memory_problems(configs: Sequence[ExperimentConfig]) -> list[str]:
+    """Whether the predicted peaks fit the GPU; judged once for each setting that memory depends on."""
+    import torch
+
+    configs = [config for config in configs if config.device != "cpu"]
+    if not configs or not torch.cuda.is_available():
+        return []
+    room = torch.cuda.get_device_properties(0).total_memory
+    names = ("model", "revision", "dtype", "lora_rank", "lora_targets", "lora_layers", "group_size", "prompts_per_step", "scoring")
+    names += ("max_new_tokens", "scoring_tokens", "rollout_rows", "activation_checkpointing")
+    distinct = {tuple(getattr(config, name) for name in names): config for config in configs if config.method != "base"}
+    return [problem for config in distinct.values() if (problem := memory_problem(config, room))]
+
+
+def memory_problem(config: ExperimentConfig, room: int) -> str | None:
+    """Why a run does not fit into ``room`` bytes, with the settings that would; None if it fits."""
+    peak = predicted_peak(config)
+    if peak.total <= room:
+        return None
+    said = f"memory: rank {config.lora_rank} is predicted to need {peak} of the GPU's {room / _GIB:.1f} GiB"
+    changes: dict[str, Any] = {}
+    for name, value in _savings(config):
+        tried = config.model_copy(update={name: value})
+        lower = predicted_peak(tried)
+        if lower.total >= peak.total:
+            continue
+        config, peak = tried, lower
+        changes[name] = value
+        if peak.total <= room:
+            words = " ".join(f"{name}={json.dumps(value)}" for name, value in changes.items())
+            return f"{said}; it would fit in {peak.total / _GIB:.1f} GiB with {words} (make: SET={words!r}; else --set for each)"
+    return f"{said}; no setting makes it fit: take a larger GPU, a smaller model or an adapter of smaller rank"
+
+
+def _savings(config: ExperimentConfig) -> Iterator[tuple[str, Any]]:
+    """Changes that lower memory and leave the result as it is, the cheapest in time first."""
+    for name, least in (("scoring_tokens", 1024), ("rollout_rows", config.group_size)):
+        value = getattr(config, name) // 2
+        while value >= least:
+            yield name, value
+            value //= 2
+        if name == "scoring_tokens" and not config.activation_checkpointing:
+            yield "activation_checkpointing", True
+
+
+def predicted_peak(config: ExperimentConfig) -> Peak:
+    """The most bytes a training step of a run is predicted to hold, from the shapes of its model alone (no weights are read).
+
+    The worst batch is assumed: completions as long as allowed that share nothing, all their tokens credited. Weights in the
+    config's dtype; gradient and both moments in that of what is trained; an update as the ledger predicts it for the largest
+    part of the batch; a rollout as the key-value cache and the float64 copies of the logits.
+    """
+    from replication.algorithms import every_token
+    from replication.ledger import rollout_cost, scoring_cost
+    from replication.scoring import micro_batches, unwrapped
+
+    model = shape_of(config)
+    causal_lm = unwrapped(model)
+    limit = config.max_new_tokens or config.load_task().max_new_tokens
+    prompts = [[index] * PROMPT_TOKENS for index in range(config.prompts_per_step)]
+    completions = [[[first] * limit for first in range(config.group_size)] for _ in prompts]
+    credits = [every_token(group) for group in completions]
+    parts = list(micro_batches(prompts, completions, credits, config.scoring_tokens))
+    largest = max(parts, key=len)
+    batch = [[column[i] for i in largest] for column in (prompts, completions, credits)]
+    update = scoring_cost(*batch, config.scoring, model=model).bytes or 0
+    if config.activation_checkpointing:
+        # One layer at a time is computed again; of the others only the input is kept.
+        one = shape_of(config.model_copy(update={"lora_layers": None}), layers=1)
+        tokens = sum(len(prompts[i]) + sum(map(len, completions[i])) for i in largest)
+        size = causal_lm.dtype.itemsize
+        inputs = causal_lm.config.num_hidden_layers * tokens * causal_lm.config.hidden_size * size
+        update = inputs + (scoring_cost(*batch, config.scoring, model=one).bytes or 0)
+    rows = min(max(config.rollout_rows, config.group_size), config.prompts_per_step * config.group_size)
+    groups = max(1, rows // config.group_size)
+    cache = rollout_cost(model, prompts[:groups], completions[:groups], rows).bytes
+    # log p, p, its float64 copy and cumulative sum, one of them gathered for each completion.
+    rollout = cache + rows * causal_lm.config.vocab_size * (4 + 4 + 8 + 8 + 8)
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    trained = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters() if parameter.requires_grad)
+    copies = 1 if config.lora_rank else 2
+    return Peak(weights * copies + 3 * trained, update, rollout)
+
+
+def shape_of(config: ExperimentConfig, layers: int | None = None) -> nn.Module:
+    """The model of a run with its adapter, on the meta device: shapes and dtypes without a byte of weights.
+
+    Args:
+        layers: another number of layers than the model has.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from replication.models.load import attach_lora
+
+    architecture = AutoConfig.from_pretrained(config.model_path, revision=config.revision, trust_remote_code=False)
+    if layers is not None:
+        architecture.num_hidden_layers = layers
+        if getattr(architecture, "layer_types", None):
+            architecture.layer_types = architecture.layer_types[:layers]
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(architecture, dtype=getattr(torch, config.dtype))
+        return attach_lora(model, config) if config.lora_rank and config.method != "base" else model
+
+
+def timed_steps(config: ExperimentConfig, steps: int = 3) -> tuple[float, float]:
+    """Seconds of one training step and of one evaluated item, from a short run in a process of its own.
+
+    The first step, which loads kernels, is left out.
+
+    Raises:
+        UserError: the short run failed; its last line says why.
+    """
+    items = min(config.eval_batch_size, config.eval_items)
+    short = config.model_copy(update={"steps": steps, "eval_every": steps, "eval_items": items, "test_items": 1})
+    with tempfile.TemporaryDirectory() as scratch:
+        words = short.command(Path(scratch) / "run").split(" ", 1)[1]
+        command = f"exec {sys.executable} {words}"
+        done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False, env=dict(os.environ))
+        if done.returncode:
+            last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+            raise UserError(f"the timed warm-up steps failed: {last}")
+        rows = [json.loads(line) for line in (Path(scratch) / "run/timings.jsonl").read_text().splitlines()]
+    stepped = [row["step_s"] for row in rows if "step_s" in row][1:]
+    first_evaluation = next(row["evaluation_s"] for row in rows if "evaluation_s" in row)
+    return sum(stepped) / len(stepped), first_evaluation / (2 * items)  # greedy and sampled
+
+
+def predicted_hours(configs: Sequence[ExperimentConfig], seconds: dict[str, tuple[float, float]], workers: int = 1) -> float:
+    """Hours of a plan from ``timed_steps`` of each task: steps, validations (greedy and sampled) and the final evaluation."""
+    total = 0.0
+    for config in configs:
+        step_s, item_s = seconds[config.task]
+        validations = 1 + config.steps // config.eval_every if config.steps else 0
+        items = 2 * validations * config.eval_items + 2 * config.test_items + 2 * config.eval_items
+        total += config.steps * step_s + items * item_s
+    return total / 3600 / workers
+
+
+def announce_hours(configs: Sequence[ExperimentConfig], runs_dir: str | Path) -> str | None:
+    """A line on how long what is missing will take, timed on this GPU; None without a GPU or without work."""
+    waiting = [config for config in dict.fromkeys(configs) if _is_demanding(config) and config.device != "cpu"]
+    if not waiting:
+        return None
+    import torch
+
+    waiting = [config for config in waiting if read_summary(Path(runs_dir) / config.run_id) is None]
+    if not waiting or not torch.cuda.is_available():
+        return None
+    seconds = {}
+    for task in dict.fromkeys(config.task for config in waiting):
+        own = [config for config in waiting if config.task == task and config.steps]
+        # Full-token GRPO costs most of all methods: the estimate is an upper one.
+        timed = next((config for config in own if config.method == "grpo"), own[0] if own else None)
+        seconds[task] = timed_steps(timed) if timed else (0.0, 0.0)
+    hours = predicted_hours(waiting, seconds, torch.cuda.device_count())
+    steps = ", ".join(f"{task} {step_s:.1f} s a step" for task, (step_s, _) in seconds.items())
+    return f"{len(waiting)} runs, about {hours:.1f} hours on {torch.cuda.device_count()} GPU (timed: {steps})"

@@ -1,0 +1,99 @@
+"""What is looked at before anything long: one message names everything missing, and memory is predicted from shapes alone."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tiny_runs import tiny_config
+from transformers import Qwen2Config
+
+from replication import preflight
+from replication.config import load_profile
+from replication.errors import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+GIB = 2**30
+
+
+@pytest.fixture(scope="module")
+def qwen2_shape(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with nothing but the config of Qwen2-1.5B: enough to predict with."""
+    folder = tmp_path_factory.mktemp("qwen2-shape")
+    Qwen2Config(
+        vocab_size=151936, hidden_size=1536, intermediate_size=8960, num_hidden_layers=28, num_attention_heads=12,
+        num_key_value_heads=2, max_position_embeddings=131072, tie_word_embeddings=True, eos_token_id=151643,
+    ).save_pretrained(folder)  # fmt: skip
+    return str(folder)
+
+
+def paper(model: str, **changes):
+    return load_profile("paper", task="multiplication", method="grpo", model=model, **changes)
+
+
+def test_with_nothing_at_hand_one_message_names_everything_within_seconds(tmp_path):
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "no-cache"), "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
+    words = ["-m", "replication", "sweep", "--profile", "paper", "--out", str(tmp_path / "out")]
+    started = time.monotonic()
+    done = subprocess.run([sys.executable, *words], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert time.monotonic() - started < 30
+    assert done.returncode == 2 and done.stdout == "" and not (tmp_path / "out/runs").exists()
+    (line,) = done.stderr.splitlines()
+    for part in ("SVAMP data", "SVAMP=", "model weights and tokenizer", "MODEL=", "GPU: torch sees none"):
+        assert part in line
+
+
+def test_a_plan_on_the_shipped_base_asks_for_nothing(monkeypatch):
+    monkeypatch.setattr(preflight, "_model_problem", lambda config: pytest.fail("looked"))
+    preflight.require([load_profile("nano", task="word_problems", method="grpo")])
+
+
+def test_device_decides_and_not_the_profile(random_base, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="GPU: torch sees none"):
+        preflight.require([tiny_config(random_base, device="cuda")])
+    preflight.require([tiny_config(random_base, device="auto")])  # small enough for a CPU
+    preflight.require([load_profile("paper", task="multiplication", method="grpo", model=str(random_base), device="cpu")])
+
+
+def test_a_folder_says_what_it_lacks(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    config = tiny_config("x").model_copy(update={"model": str(tmp_path)})
+    with pytest.raises(UserError, match=r"no \*\.safetensors weights and no tokenizer"):
+        preflight.require([config])
+    with pytest.raises(UserError, match="there is no folder"):
+        preflight.require([config.model_copy(update={"model": str(tmp_path / "none")})])
+
+
+def test_the_paper_profile_is_predicted_to_fit_24_gb(qwen2_shape):
+    peak = preflight.predicted_peak(paper(qwen2_shape))
+    assert 2.8 * GIB < peak.resident < 3.2 * GIB  # 1.54 billion weights in bfloat16, and the adapter's state
+    assert peak.total < 20 * GIB
+    assert preflight.memory_problem(paper(qwen2_shape), 24 * GIB) is None
+
+
+def test_what_does_not_fit_names_settings_that_do(qwen2_shape):
+    config = paper(qwen2_shape, scoring_tokens=16384)
+    problem = preflight.memory_problem(config, 16 * GIB)
+    assert "SET='scoring_tokens=4096'" in problem
+    assert preflight.memory_problem(config.model_copy(update={"scoring_tokens": 4096}), 16 * GIB) is None
+    assert "activation_checkpointing=true" in preflight.memory_problem(paper(qwen2_shape, max_new_tokens=1000), 16 * GIB)
+    assert "no setting makes it fit" in preflight.memory_problem(config, 2 * GIB)
+
+
+def test_hours_are_steps_and_evaluated_items():
+    config = load_profile("paper", task="multiplication", method="grpo", steps=100, eval_every=50, eval_items=10, test_items=20)
+    hours = preflight.predicted_hours([config], {"multiplication": (36.0, 3.6)})
+    assert hours == pytest.approx((100 * 36.0 + (2 * 3 * 10 + 2 * 20 + 2 * 10) * 3.6) / 3600)
+
+
+@pytest.mark.slow
+def test_warm_up_steps_are_timed(random_base):
+    step_s, item_s = preflight.timed_steps(tiny_config(random_base))
+    assert 0 < item_s < step_s < 60
