@@ -1,7 +1,8 @@
 """One function per figure, from tables alone: what is drawn can be redrawn from the committed CSV files, without a model.
 
-Each takes the tables by name (``runs``, ``curves``, ``items``) and returns a matplotlib Figure with its caption in it. Missing
-runs are left out, not drawn as zero; a figure without any run says "not run". Hollow dots are seeds, bars 95 % intervals.
+Each takes the tables by name (``runs``, ``curves``, ``items``, ``credit``, ...) and returns a matplotlib Figure with its caption
+in it. Missing runs are left out, not drawn as zero; a figure without any run says "not run". Hollow dots are seeds, bars 95 %
+intervals.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from matplotlib.figure import Figure
 from replication import plotting as p
 from replication.evidence import HEADLINE, Tables, table
 from replication.figures_ablations import learning_rate, lora_rank, token_fraction
+from replication.figures_diagnostics import credit_vs_truth, gradient_snr, worked_example
+from replication.figures_regularisation import price_of_accuracy, regularisation
 
 __all__ = ["FIGURES", "save_figure"]
 save_figure = p.save_figure
@@ -184,5 +187,8 @@ def _styled(draw: Callable[[Tables], Figure]) -> Callable[[Tables], Figure]:
 #: Every figure by name: ``FIGURES[name](tables)``.
 FIGURES: dict[str, Callable[[Tables], Figure]] = {
     draw.__name__: _styled(draw)
-    for draw in (full_vs_sparse, learning_curves, token_fraction, lora_rank, learning_rate, cost, cost_to_reach)
+    for draw in (
+        full_vs_sparse, learning_curves, token_fraction, lora_rank, learning_rate, regularisation, credit_vs_truth, worked_example,
+        gradient_snr, cost, cost_to_reach, price_of_accuracy,
+    )  # fmt: skip
 }

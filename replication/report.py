@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from replication import readings, summaries
+from replication import readings, readings_diagnostics, summaries
 from replication.figures import FIGURES
 from replication.files import atomic_write, read_json
 from replication.manifest import ROOT
@@ -32,6 +32,11 @@ _FIGURE_TEXTS: dict[str, tuple[str, str, Callable[[Tables, str], list[str]]]] = 
     "lora_rank": ("LoRA rank", "Where does the gap between sparse and full open or close?", readings.lora_rank),
     "cost": ("Cost of a training", "What does an accuracy cost in credited tokens?", readings.cost),
     "cost_to_reach": ("Cost to reach", "How many credited tokens until a given accuracy?", readings.cost_to_reach),
+    "regularisation": ("Regularisation", "Do sparse updates drift less and overfit less?", readings_diagnostics.regularisation),
+    "credit_vs_truth": ("Credit against the truth", "Does credit fall where it matters?", readings_diagnostics.credit_vs_truth),
+    "worked_example": ("One group, token by token", "Which tokens does each method credit?", readings_diagnostics.worked_example),
+    "gradient_snr": ("Signal and noise", "How much of a gradient is signal?", readings_diagnostics.gradient_snr),
+    "price_of_accuracy": ("The price of an accuracy", "What does it take to get there?", readings_diagnostics.price_of_accuracy),
 }
 
 

@@ -20,9 +20,12 @@ from PIL import Image
 from replication import plotting
 from replication.errors import UserError
 from replication.figures import FIGURES, save_figure
+from replication.figures_regularisation import prices
 from replication.statistics import tuning
 
 NAMES = ("full_vs_sparse", "learning_curves", "token_fraction", "lora_rank", "learning_rate", "cost", "cost_to_reach")
+#: What is drawn in other units than percent, and what ``diagnose`` measures.
+OTHERS = ("regularisation", "price_of_accuracy", "credit_vs_truth", "worked_example", "gradient_snr")
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +43,7 @@ def _words(figure: Figure) -> str:
 
 
 def test_every_figure_has_a_name_and_a_docstring():
-    assert tuple(sorted(FIGURES)) == tuple(sorted(NAMES))
+    assert sorted(FIGURES) == sorted((*NAMES, *OTHERS))
     assert all(draw.__doc__ and draw.__name__ == name for name, draw in FIGURES.items())
 
 
@@ -159,6 +162,23 @@ def test_tuning_chooses_on_validation_the_lower_of_equals_and_measures_the_width
     assert tuning({}).empty
 
 
+def test_a_price_is_what_was_spent_when_the_level_was_reached():
+    """80 % of the way from 0.4 to 0.9 is 0.8: half-way between 0.7 at step 50 and 0.9 at step 75, at 50 tokens a step."""
+    run = {"run_id": "r", "ablation": "full_vs_sparse", "profile": "nano", "task": "word_problems", "method": "grpo", "seed": 0}
+    run |= {"status": "done", "accuracy": 0.9, "validation_accuracy": 0.9, "steps_done": 75, "model": "nano"}
+    accuracy = {0: 0.4, 25: 0.6, 50: 0.7}
+    curves = [("r", step, "validation_accuracy", value) for step, value in accuracy.items()]
+    curves += [("r", step, "tokens_in_loss", 50.0) for step in range(1, 76)]
+    timings = pd.DataFrame([{"run_id": "r", "rollout_s": 6.0, "score_s": 2.0, "update_s": 1.0}])
+    tables = {"runs": pd.DataFrame([run]), "curves": pd.DataFrame(curves, columns=["run_id", "step", "metric", "value"])}
+    (row,) = prices(tables | {"timings": timings}).to_dict("records")
+    assert row["level"] == pytest.approx(80) and row["step"] == pytest.approx(62.5)  # half-way from 0.7 to the final 0.9
+    assert row["tokens_in_loss"] == pytest.approx(62.5 * 50)
+    assert row["update_seconds"] == pytest.approx(3.0 * 62.5 / 75) and row["seconds"] == pytest.approx(9.0 * 62.5 / 75)
+    never = prices({**tables, "timings": timings}, share=1.2).to_dict("records")[0]
+    assert np.isnan(never["step"]) and np.isnan(never["tokens_in_loss"]), "not reached is missing, not 0"
+
+
 def test_colours_are_told_apart_without_colour_vision():
     # Machado et al. 2009, severity 1.0, applied to linear RGB.
     blindness = {
@@ -219,7 +239,7 @@ def _drawn_texts(figure: Figure) -> list[Text]:
     return [text for text in texts if id(text) not in skipped and text.get_text().strip()]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", (*NAMES, "regularisation", "price_of_accuracy"))
 def test_no_text_lies_on_another_or_leaves_the_page(name: str, drawn: dict[str, Figure]):
     figure = drawn[name]
     with plotting.style():

@@ -1,0 +1,147 @@
+"""What the figures of the diagnostics say in words; like ``readings``, every number computed."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from replication.figures_diagnostics import CONTENDERS, base_credit, of
+from replication.figures_regularisation import PRICES, prices
+from replication.intervals import mean_over_seeds
+from replication.summaries import METHODS, TASKS, Tables, rows_of
+
+_MAIN = tuple(CONTENDERS)[:3]
+_TRAINED = ("grpo", "s_grpo", "t_spmo")
+
+
+def credit_vs_truth(tables: Tables, profile: str) -> list[str]:
+    """How much credit falls on decisive tokens with the right sign, and how much gradient comes from decisive tokens."""
+    credit = _credit(tables, profile)
+    if credit.empty:
+        return ["Not run."]
+    decisive = of(credit, ("generated", "generated"), "tokens_decisive")[0]
+    right = [f"{METHODS[name[0]]} {_interval(*of(credit, name, 'credit_right'), ' %')}" for name in _MAIN]
+    signs = [of(credit, name, "sign_right")[0] for name in _MAIN]
+    gradient = [f"{METHODS[name[0]]} {_interval(*of(credit, name, 'gradient_decisive'), ' %')}" for name in _MAIN]
+    second = f"Of the gradient, decisive tokens make {'; '.join(gradient)}."
+    if of(credit, _MAIN[0], "gradient_decisive")[1] > of(credit, _MAIN[0], "credit_decisive")[2]:
+        second += " A token that the policy is sure of has hardly any gradient, whatever its credit: so full-token GRPO's gradient"
+        second += " comes from decisive tokens far more than its credit alone would say."
+    return [
+        f"{decisive:.0f} % of the generated tokens are decisive in form; of a method's credit, the part on decisive tokens that "
+        f"changed the chance to be right, with the right sign, is {'; '.join(right)}. Where something was decided, at least "
+        f"{min(signs):.0f} % of the credit has the right sign.",
+        second,
+    ]
+
+
+def worked_example(tables: Tables, profile: str) -> list[str]:
+    """The token of the example that decided most, and what share of the completion's credit each method gives it."""
+    rows = tables.get("worked_example")
+    rows = rows if rows is None else rows[rows["profile"] == profile]
+    if rows is None or rows.empty:
+        return ["Not run."]
+    sentences = []
+    for _, own in rows.sort_values(["correct", "completion"], ascending=False, kind="stable").groupby("completion", sort=False):
+        worth = own.drop_duplicates("position").set_index("position")["worth"].dropna()
+        if worth.empty:
+            continue
+        place = int(worth.abs().idxmax())
+        token = own[own["position"] == place]["token"].iloc[0]
+        parts = []
+        for method, selector in _MAIN:
+            mine = own[(own["method"] == method) & (own["selector"] == selector)]
+            total = mine["credit"].abs().sum()
+            here = mine.loc[mine["position"] == place, "credit"].abs().sum()
+            parts.append(f"{METHODS[method]} {100 * here / total:.0f} %" if total > 0 else f"{METHODS[method]} no credit at all")
+        kind = "right" if own["correct"].iloc[0] else "wrong"
+        sentences.append(
+            f"In the {kind} completion the token {str(token).strip()!r} at position {place} changed the chance to be right "
+            f"most, by {100 * worth[place]:+.0f} points; of the completion's credit it gets from {', from '.join(parts)}."
+        )
+    return sentences or ["Not run."]
+
+
+def gradient_snr(tables: Tables, profile: str) -> list[str]:
+    """Signal to noise per update and per token, and which selector has the most signal."""
+    credit = _credit(tables, profile)
+    if credit.empty:
+        return ["Not run."]
+    update = [f"{METHODS[name[0]]} {_interval(*of(credit, name, 'snr_update'))}" for name in _MAIN]
+    tokens = {name: of(credit, name, "snr_per_1000_tokens")[0] for name in _MAIN}
+    best = max(CONTENDERS, key=lambda name: of(credit, name, "snr_update")[0])
+    worst = min(CONTENDERS, key=lambda name: of(credit, name, "snr_update")[0])
+    cosine = [f"{METHODS[name[0]]} {_interval(*of(credit, name, 'cosine_with_grpo'))}" for name in _MAIN[1:]]
+    ratios = [f"{METHODS[name[0]]} {tokens[name] / tokens[_MAIN[0]]:.2g} times" for name in _MAIN[1:]]
+    return [
+        f"The signal-to-noise ratio of an update is {'; '.join(update)}; of all rules it is highest for {CONTENDERS[best]} "
+        f"({_two(of(credit, best, 'snr_update')[0])}) and lowest for {CONTENDERS[worst]} "
+        f"({_two(of(credit, worst, 'snr_update')[0])}). Per token in the loss, {' and '.join(ratios)} that of full-token GRPO.",
+        f"The cosine between the expected gradient and that of full-token GRPO is {'; '.join(cosine)}: what differs from 1 is "
+        "another direction, which no number of samples averages out.",
+    ]
+
+
+def regularisation(tables: Tables, profile: str) -> list[str]:
+    """Per task, drift, gap and held-out accuracy beside the test accuracy that they must be judged at."""
+    rows = rows_of(tables, "full_vs_sparse", profile)
+    rows = rows[rows["method"] != "base"]
+    if rows.empty or "kl_to_base" not in rows:
+        return ["Not run."]
+    rows = rows.assign(gap=rows["train_accuracy"] - rows["accuracy"])
+    sentences = []
+    for task, own in rows.groupby("task", sort=False):
+        parts = []
+        for method in _TRAINED:
+            mine = own[own["method"] == method]
+            if mine.empty:
+                continue
+            text = f"{METHODS[method]} (test {100 * mine['accuracy'].mean():.1f} %) {_seeds(mine['kl_to_base'])} nats and "
+            text += f"{_seeds(100 * mine['gap'], '+.1f')} points"
+            held_out = mine["held_out_accuracy"].dropna() if "held_out_accuracy" in mine else []
+            parts.append(text + (f", held-out templates {100 * held_out.mean():.1f} %" if len(held_out) else ""))
+        sentences.append(f"Trained on {TASKS[task]}, drift from the base and train minus test accuracy: {'; '.join(parts)}.")
+    return sentences
+
+
+def price_of_accuracy(tables: Tables, profile: str) -> list[str]:
+    """Per task, what each sparse method spends until the level of the figure, in percent of what full-token GRPO does."""
+    runs = tables.get("runs")
+    if runs is None or not len(runs):
+        return ["Not run."]
+    table = prices({**tables, "runs": runs[runs["profile"] == profile]})
+    sentences = []
+    for task in [task for task in TASKS if (table["task"] == task).any()]:
+        own = table[table["task"] == task]
+        mean = own.groupby("method")[[name for name, _ in PRICES]].mean()
+        parts = []
+        for method in [method for method in _TRAINED[1:] if method in mean.index and "grpo" in mean.index]:
+            share = 100 * mean.loc[method] / mean.loc["grpo"]
+            words = [f"{_two(share[name])} % of the {' '.join(label.split())}" for name, label in PRICES if pd.notna(share[name])]
+            parts.append(f"{METHODS[method]} {', '.join(words)}" if words else f"{METHODS[method]}: not measured")
+        reached = own.groupby("method")["step"].agg(["count", "size"])
+        reached = reached[reached["count"] < reached["size"]]
+        short = [f"{METHODS[method]} {row['count']} of {row['size']}" for method, row in reached.iterrows()]
+        sentences.append(
+            f"Until {own['level'].iloc[0]:.0f} % on the validation items of {TASKS[task]}, of what full-token GRPO takes: "
+            f"{'; '.join(parts)}" + (f". Seeds that got there: {'; '.join(short)}." if short else ".")
+        )
+    return sentences or ["Not run."]
+
+
+def _credit(tables: Tables, profile: str) -> pd.DataFrame:
+    credit = base_credit(tables)
+    return credit[credit["profile"] == profile]
+
+
+def _two(value: float) -> str:
+    return f"{value:.0f}" if abs(value) >= 10 else f"{value:.2g}"
+
+
+def _interval(value: float, low: float, high: float, unit: str = "") -> str:
+    return f"{_two(value)}{unit} [{_two(low)}, {_two(high)}]"
+
+
+def _seeds(values: pd.Series, form: str = ".3f") -> str:
+    estimate = mean_over_seeds(values.dropna())
+    interval = f" [{estimate.low:{form}}, {estimate.high:{form}}]" if pd.notna(estimate.low) else ""
+    return f"{estimate.value:{form}}{interval}"
