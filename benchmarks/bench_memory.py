@@ -18,7 +18,7 @@ import pandas as pd
 from benchmarks import common, trl_side
 from benchmarks.common import METHODS, SPARSE, TRL
 
-REPETITIONS = 3
+REPETITIONS = 1
 SHAPE = {"vocabulary": 151936, "width": 256, "prompts": 1, "group_size": 8, "prompt_length": 32, "completion_length": 128}
 #: Share of TRL's peak that the design sets as its aim.
 AIMS = {"grpo": 1.0, "s_grpo": 0.5, "t_spmo": 0.2}

@@ -23,7 +23,7 @@ GRID = {
     "vocabulary": (1024, 8192, 32768, 151936),
     "width": (64, 128, 256, 512),
 }
-REPETITIONS = 5
+REPETITIONS = 3
 
 
 def main(out: Path, *, quick: bool = False, threads: int = 1) -> pd.DataFrame:

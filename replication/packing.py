@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from replication.algorithms import TokenCredit, Trie, build_trie
+from replication.algorithms import TokenCredit, build_trie
 
 #: A group with more tokens than this is split into several rows (its mask is quadratic in the row's length).
 MAX_ROW_TOKENS = 4096
@@ -24,30 +24,32 @@ MAX_ROW_TOKENS = 4096
 SPLIT_GAIN = 6
 #: Below this many nodes attention costs next to nothing, and a row is not split to save it.
 SMALL_ROW = 128
-#: Rows are batched, shorter ones padded, as long as the padded batch stays below this.
+#: Rows are batched, what is left of them padded, as long as the padded batch stays below this.
 MAX_BATCH_TOKENS = 8192
 
 
 @dataclass(frozen=True)
 class PackedRow:
-    """One row: a prompt and the trie nodes below it, and where in it the credited tokens are predicted.
+    """One row: a prompt and the trie nodes below it, or several such one behind the other, and where the credit is predicted.
 
     Attributes:
-        prompt: token ids of the prompt.
-        trie: the nodes after it.
+        token: (L,) token ids, each node right behind what is below its parent's earlier children (depth-first).
+        parent: (L,) index of the token before it, -1 for the first of a prompt.
+        position: (L,) how many tokens stand before it in its own sequence.
         source: (n,) index in the row whose hidden state predicts the credited token.
         target: (n,) the credited token.
         output: (n,) index of that token in the result.
     """
 
-    prompt: Sequence[int]
-    trie: Trie
+    token: np.ndarray
+    parent: np.ndarray
+    position: np.ndarray
     source: np.ndarray
     target: np.ndarray
     output: np.ndarray
 
     def __len__(self) -> int:
-        return len(self.prompt) + len(self.trie)
+        return len(self.token)
 
 
 def pack_groups(
@@ -92,7 +94,17 @@ def _pack_group(
         later = where > 0
         node[later] = trie.path[path_start[who[later]] + where[later] - 1]
         target = np.array([group[i][t] for i, t in zip(who, where, strict=True)], dtype=np.int64)
-        rows.append(PackedRow(prompt, trie, len(prompt) + node, target, output[mine]))
+        size = len(prompt)  # a first token's parent is -1 in the trie: the prompt's last token in the row
+        rows.append(
+            PackedRow(
+                token=np.concatenate([np.asarray(prompt, dtype=np.int64), trie.token]),
+                parent=np.concatenate([np.arange(-1, size - 1), size + trie.parent]),
+                position=np.concatenate([np.arange(size), size - 1 + trie.depth]),
+                source=size + node,
+                target=target,
+                output=output[mine],
+            )
+        )
     return rows
 
 
@@ -107,24 +119,25 @@ def _room(prompt: int, max_row_tokens: int, width: int | None) -> int:
 
 
 def _split(group: Sequence[Sequence[int]], needed: np.ndarray, members: np.ndarray, room: int) -> list[np.ndarray]:
-    """The credited completions of a group, in as few and as even parts as the room in a row asks for."""
-    if needed[members].sum() <= room:
-        return [members]
-    # Neighbours in lexicographic order share the longest prefixes, so cutting there repeats the fewest nodes.
+    """The credited completions of a group, in as few and as even parts as the room in a row asks for.
+
+    In lexicographic order: neighbours then share the longest prefixes, so cutting between them repeats the fewest nodes, and
+    the nodes of a trie built in this order are numbered depth-first.
+    """
     order = sorted(members.tolist(), key=lambda i: list(group[i][: needed[i]]))
-    fresh = [int(needed[order[0]])]
+    fresh = [int(needed[order[0]])]  # the nodes that each adds to those before it
     for i, j in zip(order, order[1:], strict=False):
         fresh.append(int(needed[j]) - _shared(group[i][: needed[i]], group[j][: needed[j]]))
     share = sum(fresh) / max(1, math.ceil(sum(fresh) / max(room, 1)))
     parts: list[list[int]] = [[]]
     nodes = 0
     for i, new in zip(order, fresh, strict=True):
-        if parts[-1] and (nodes >= share or nodes + new > room):
+        if parts[-1] and new and (nodes >= share or nodes + new > room):
             parts.append([])
             nodes, new = 0, int(needed[i])
         parts[-1].append(i)
         nodes += new
-    return [np.sort(np.array(part)) for part in parts]
+    return [np.array(part) for part in parts]
 
 
 def _shared(one: Sequence[int], other: Sequence[int]) -> int:
@@ -138,27 +151,52 @@ def _shared(one: Sequence[int], other: Sequence[int]) -> int:
 
 
 def batch_rows(rows: Sequence[PackedRow], max_batch_tokens: int = MAX_BATCH_TOKENS) -> list[list[PackedRow]]:
-    """Rows of similar length together, so that padding stays small and no padded batch is over the limit (unless one row is)."""
-    batches: list[list[PackedRow]] = []
+    """Batches of rows, the longest first in each; short rows stand one behind the other where the longest would pad them.
+
+    No padded batch is over the limit, unless one row is.
+    """
+    batches: list[list[list[PackedRow]]] = []
     for row in sorted(rows, key=len, reverse=True):
-        if batches and len(batches[-1][0]) * (len(batches[-1]) + 1) <= max_batch_tokens:
-            batches[-1].append(row)
-        else:
-            batches.append([row])
-    return batches
+        if batches:
+            bins = batches[-1]
+            length = sum(map(len, bins[0]))
+            fits = next((joined for joined in bins if sum(map(len, joined)) + len(row) <= length), None)
+            if fits is not None:
+                fits.append(row)
+                continue
+            if length * (len(bins) + 1) <= max_batch_tokens:
+                bins.append([row])
+                continue
+        batches.append([[row]])
+    return [[_joined(parts) for parts in bins] for bins in batches]
+
+
+def _joined(rows: Sequence[PackedRow]) -> PackedRow:
+    """Rows one behind the other; none sees another."""
+    starts = np.cumsum([0, *map(len, rows[:-1])])
+    return PackedRow(
+        token=np.concatenate([row.token for row in rows]),
+        parent=np.concatenate([np.where(row.parent < 0, -1, row.parent + at) for row, at in zip(rows, starts, strict=True)]),
+        position=np.concatenate([row.position for row in rows]),
+        source=np.concatenate([row.source + at for row, at in zip(rows, starts, strict=True)]),
+        target=np.concatenate([row.target for row in rows]),
+        output=np.concatenate([row.output for row in rows]),
+    )
+
+
+def subtree_end(parent: np.ndarray) -> np.ndarray:
+    """(L,) index behind the last token that comes after each one in some sequence; in depth-first order those are neighbours."""
+    end = np.arange(1, len(parent) + 1)
+    for child in range(len(parent) - 1, -1, -1):
+        if parent[child] >= 0:
+            end[parent[child]] = max(end[parent[child]], end[child])
+    return end
 
 
 def ancestor_mask(row: PackedRow) -> np.ndarray:
     """(L, L) bool, True where the query (first axis) may see the key: itself, the prompt before it, its own prefix."""
-    prompt, nodes = len(row.prompt), len(row.trie)
-    mask = np.zeros((prompt + nodes, prompt + nodes), dtype=bool)
-    mask[:prompt, :prompt] = np.tri(prompt, dtype=bool)
-    mask[prompt:, :prompt] = True
-    for node, parent in enumerate(row.trie.parent.tolist(), start=prompt):
-        if parent >= 0:
-            mask[node] = mask[prompt + parent]
-        mask[node, node] = True
-    return mask
+    place, end = np.arange(len(row)), subtree_end(row.parent)
+    return (place[None, :] <= place[:, None]) & (place[:, None] < end[None, :])
 
 
 def collate(rows: Sequence[PackedRow], device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
@@ -169,10 +207,9 @@ def collate(rows: Sequence[PackedRow], device: torch.device, dtype: torch.dtype)
     allowed = np.zeros((len(rows), 1, length, length), dtype=bool)
     allowed[:, 0, np.arange(length), np.arange(length)] = True  # padding sees itself: a row without a key would be NaN
     for index, row in enumerate(rows):
-        size, prompt = len(row), len(row.prompt)
-        tokens[index, :size] = np.concatenate([np.asarray(row.prompt, dtype=np.int64), row.trie.token])
-        positions[index, :size] = np.concatenate([np.arange(prompt), prompt - 1 + row.trie.depth])
-        allowed[index, 0, :size, :size] = ancestor_mask(row)
+        tokens[index, : len(row)] = row.token
+        positions[index, : len(row)] = row.position
+        allowed[index, 0, : len(row), : len(row)] = ancestor_mask(row)
     blocked = torch.from_numpy(~allowed).to(device)
     mask = torch.zeros(blocked.shape, dtype=dtype, device=device).masked_fill_(blocked, torch.finfo(dtype).min)
     return torch.from_numpy(tokens).to(device), torch.from_numpy(positions).to(device), mask
