@@ -1,4 +1,4 @@
-"""The parts of the README that are generated: verdicts, plan and file tree, put between markers.
+"""The parts of the README that are generated: verdicts, plan, cost and file tree, put between markers.
 
 `python -m replication.readme` brings them up to date.
 """
@@ -12,6 +12,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import pandas as pd
+
 from replication.errors import UserError
 from replication.files import atomic_write, explained
 from replication.manifest import ROOT
@@ -21,7 +23,8 @@ from replication.tables import read_tables
 
 README = ROOT / "README.md"
 COMMITTED = ROOT / "results" / "nano"
-BLOCKS = ("verdicts", "plan", "tree")
+BENCH = ROOT / "results" / "bench"
+BLOCKS = ("verdicts", "plan", "cost", "tree")
 #: The package in the order of the data's way, then what serves it; files not named here follow by name.
 _ORDER = (
     "config.py", "profiles/", "ablations.py", "tasks/", "models/", "rollout.py", "groups.py", "algorithms/", "packing.py",
@@ -83,6 +86,33 @@ def plan_block() -> str:
     from replication.summaries import plan_frame
 
     return plan_sentence(plan_frame(plan("nano")))
+
+
+def cost_block(folder: Path = BENCH) -> str:
+    """How many times faster than TRL an update and a step are, and the share of its memory; what was not measured is not run."""
+    from replication.figures_bench import headline
+    from replication.figures_bench import read_tables as read_bench
+
+    tables = read_bench(folder)
+    if "ratios" not in tables:
+        return "not run"
+    ratios = tables["ratios"]
+    untied = ratios[ratios["work"].str.endswith("no ties")].assign(phase="update, no group tied")
+    shown = pd.concat([headline(ratios), untied])
+    lines = ["| threads | method | part | times faster than TRL [quartiles] | aim |", "|---|---|---|---|---|"]
+    for row in shown.sort_values(["threads", "method"], kind="stable").itertuples():
+        aim = f"{row.aim:g}{'' if row.ratio >= row.aim else ' (missed)'}"
+        spread = f"{row.ratio:.1f} [{row.ratio_q1:.1f}, {row.ratio_q3:.1f}]"
+        lines.append(f"| {row.threads} | {row.method} | {row.phase.replace('step', 'whole step')} | {spread} | {aim} |")
+    if "memory" in tables:
+        packed = tables["memory"][tables["memory"]["implementation"] == "packed"]
+        worst = packed.groupby("method")["share_of_trl_at_its_best"].max()
+        lines += ["", "Peak memory of an update, as a share of TRL's at its best: "
+                  + ", ".join(f"{method} {share:.2f}" for method, share in worst.items()) + "."]  # fmt: skip
+    figure = folder / "figures" / "ratios.png"
+    if figure.exists():
+        lines += ["", f"![Speed of an update and of a step as a ratio to TRL]({figure.relative_to(folder.parents[1]).as_posix()})"]
+    return "\n".join(lines)
 
 
 def tracked_files() -> list[str]:
@@ -194,7 +224,7 @@ def write_readme(readme: Path = README, committed: Path = COMMITTED) -> bool:
     with explained(readme):
         text = readme.read_text("utf-8")
     new = text
-    for name, content in zip(BLOCKS, (verdict_block(committed), plan_block(), tree_block()), strict=True):
+    for name, content in zip(BLOCKS, (verdict_block(committed), plan_block(), cost_block(), tree_block()), strict=True):
         new = with_block(new, name, content)
     if new != text:
         atomic_write(readme, new)

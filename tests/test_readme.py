@@ -112,3 +112,11 @@ def test_a_tree_is_read_back_as_it_was_written():
     assert sorted(readme.listed_files(readme.tree_block(files))) == sorted([*files[:3], "data/nano-base/", files[4]])
     with pytest.raises(UserError, match="no gloss"):
         readme.tree_block(["mystery.bin"])
+
+
+def test_the_cost_is_that_of_the_committed_benchmark():
+    assert readme.block(TEXT, "cost") == readme.cost_block()
+
+
+def test_a_cost_that_was_not_measured_is_not_run(tmp_path: Path):
+    assert readme.cost_block(tmp_path) == "not run"
