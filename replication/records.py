@@ -30,6 +30,7 @@ from replication.files import (
     make_folder,
     read_json,
     remove_leftovers,
+    sync_folder,
     to_json,
     write_all,
 )
@@ -232,6 +233,20 @@ class RunDirectory:
                     os.truncate(self.path / name, length)
 
     # The end ----------------------------------------------------------------------------------------------------------
+
+    def write_adapter(self, model: Any) -> None:
+        """Save the trained weights into adapter/, in safetensors, on the disk before the summary that says they are there."""
+        from safetensors import SafetensorError
+
+        folder = self.path / "adapter"
+        with explained(folder):
+            try:
+                model.save_pretrained(folder)
+            except SafetensorError as error:  # safetensors words what the system said
+                raise OSError(0, str(error)) from None
+            for path in folder.iterdir():
+                sync_folder(path)
+            sync_folder(folder)
 
     def write_items(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Write items.csv: a row per evaluated item with split, item_id, correct, truncated and parsed (None = empty)."""

@@ -233,6 +233,9 @@ def _number(text: str | None, path: Path, column: str, row: int) -> int | float 
     if text is None and column not in _WHOLE:
         return None
     try:
-        return int(text or "") if column in _WHOLE else float(text or "")
+        value = int(text or "") if column in _WHOLE else float(text or "")
+        if abs(value) >= 2**63 and column in _WHOLE:
+            raise ValueError
+        return value
     except ValueError:
         raise UserError(f"{path}, column {column}, row {row} is {text!r} and should be a number: {_REBUILD}") from None
