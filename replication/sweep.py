@@ -106,7 +106,7 @@ def run_plan(
         raise UserError(f"workers must be 1 or more, not {workers}")
     configs = [run.config for run in planned]
     preflight.require(configs, runs_dir)
-    makefolder(Path(runs_dir))
+    make_folder(Path(runs_dir))
     if progress and (line := preflight.announce_hours(configs, runs_dir)):
         print(line, file=sys.stderr)
     with signals.handled():
