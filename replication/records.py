@@ -279,7 +279,8 @@ class RunDirectory:
         with explained(self.path):
             for descriptor in self._descriptors.values():
                 os.fsync(descriptor)
-        self.write_manifest(finished=now(), files={name: _sha256(self.path / name) for name in _CHECKED if (self.path / name).exists()})
+        sums = {name: _sha256(self.path / name) for name in _CHECKED if (self.path / name).exists()}
+        self.write_manifest(finished=now(), files=sums)
         atomic_write(self.path / "summary.json", to_json(result.model_dump(), indent=2) + "\n")
         self.summary = result
         checkpoints.remove(self._checkpoints)
@@ -314,13 +315,14 @@ def read_summary(path: str | Path) -> RunSummary | None:
 
 
 def check_files(path: str | Path) -> None:
-    """Raise UserError if a file of a finished run is not the one its manifest has the checksum of (cut off between two lines, say)."""
+    """Raise UserError if a file of a finished run has not the checksum in its manifest (cut off between two lines, say)."""
     file = Path(path) / "manifest.json"
     found = read_json(file, "a manifest") if file.exists() else {}
     sums = found.get("files") if isinstance(found, dict) else None
     for name, then in (sums if isinstance(sums, dict) else {}).items():
-        if name in _CHECKED and (not (Path(path) / name).exists() or _sha256(Path(path) / name) != then):
-            raise UserError(f"{Path(path) / name} is not as its run left it (cut off, edited?): remove the folder {path} and start again")
+        other = Path(path) / name
+        if name in _CHECKED and (not other.exists() or _sha256(other) != then):
+            raise UserError(f"{other} is not as its run left it (cut off, edited?): remove the folder {path} and start again")
 
 
 def _sha256(path: Path) -> str:

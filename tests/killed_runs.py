@@ -1,8 +1,8 @@
 """Kills runs of one method at random points and resumes them: ``python killed_runs.py BASE FOLDER KIND POINTS``.
 
-Each run is a fork of this process, which has everything imported already. Half of the points are calls of the system (a write, of
-which half the bytes still reach the file; a sync; a rename; a removal), counted in a run never interrupted; half are moments. So kills
-fall into steps, into evaluations and into the writing of checkpoints alike, all between 5 and 95 % of the run.
+Each run is a fork of this process, which has everything imported already. Half of the points are calls of the system (a write,
+of which half the bytes still reach the file; a sync; a rename; a removal), counted in a run never interrupted; half are moments. So
+kills fall into steps, into evaluations and into the writing of checkpoints alike, all between 5 and 95 % of the run.
 """
 
 from __future__ import annotations

@@ -197,7 +197,8 @@ import sys
 import pandas as pd
 from replication.tables import write_tables
 for number in range(60):
-    write_tables({name: pd.DataFrame({"claim": [f"{sys.argv[2]}{number}"] * 50, "verdict": ["x"] * 50}) for name in "ab"}, sys.argv[1], {})
+    table = pd.DataFrame({"claim": [f"{sys.argv[2]}{number}"] * 50, "verdict": ["x"] * 50})
+    write_tables({"a": table, "b": table}, sys.argv[1], {})
 """
 
 

@@ -1,4 +1,4 @@
-"""SIGKILL at random points of a run, within the writing of checkpoints too: resumed, it gives the bytes of one never interrupted."""
+"""SIGKILL at random points of a run, also while a checkpoint is written: resumed, it is the same run byte for byte."""
 
 from __future__ import annotations
 

@@ -109,7 +109,8 @@ def test_a_cluster_is_named_to_the_sweep_alone():
     words = " ".join(make("-n", "all", "ENGINE=ray", "ADDRESS=head:6379").stdout.split())
     assert "--engine 'ray' --address 'head:6379'" in words and words.count("--engine") == 1
     assert "--engine" not in make("-n", "all").stdout
-    assert "tests/fuzz '5'" in make("-n", "fuzz", "SECONDS=5").stdout and "tests/soak.py '2'" in make("-n", "soak", "MINUTES=2").stdout
+    assert "tests/fuzz '5'" in make("-n", "fuzz", "SECONDS=5").stdout
+    assert "tests/soak.py '2'" in make("-n", "soak", "MINUTES=2").stdout
 
 
 def test_an_old_python_is_one_line(tmp_path):
