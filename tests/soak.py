@@ -1,8 +1,8 @@
 """Smoke runs killed and resumed at random for MINUTES: ``python tests/soak.py MINUTES``; status 1 if anything was lost or grew.
 
 Rounds alternate. In one this process sweeps, and its workers are killed; in the other the sweep is a process of its own, and is
-killed whole or told to stop. After each round every run has the bytes of the first, undisturbed round. Between rounds this process must
-not have grown by more than 64 MiB, nor by one open file, since its second round.
+killed whole or told to stop. After each round every run has the bytes of the first, undisturbed round. Between rounds this process
+must not have grown by more than 64 MiB, nor by one open file, since its second round.
 """
 
 from __future__ import annotations
