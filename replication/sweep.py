@@ -104,13 +104,20 @@ def run_plan(
     """
     if workers is not None and workers < 1:
         raise UserError(f"workers must be 1 or more, not {workers}")
+    if engine not in ("local", "ray"):
+        raise UserError(f"unknown engine {engine!r}: choose local or ray")
     configs = [run.config for run in planned]
     preflight.require(configs, runs_dir)
     make_folder(Path(runs_dir))
     if progress and (line := preflight.announce_hours(configs, runs_dir)):
         print(line, file=sys.stderr)
     with signals.handled():
-        return Sweep(planned, Path(runs_dir), workers, progress, target).run()
+        sweep = Sweep(planned, Path(runs_dir), workers, progress, target)
+        if engine == "ray":
+            from replication import ray_engine
+
+            return ray_engine.run(sweep, address, target)
+        return sweep.run()
 
 
 class Sweep:

@@ -27,7 +27,8 @@ GROWTH = 64 * 2**20
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {f"{run.name}/{name}": (run / name).read_bytes() for run in sorted(folder.iterdir()) if run.is_dir() for name in NAMES}
+    paths = [path for name in NAMES for path in sorted(folder.glob(f"*/{name}"))]  # a run of the base has no metrics
+    return {f"{path.parent.name}/{path.name}": path.read_bytes() for path in paths}
 
 
 def resident() -> int:
@@ -66,7 +67,7 @@ def main(minutes: float) -> int:
         found = contents(folder / "runs")
         wanted = wanted or found
         counts["rounds"] += 1
-        counts["runs"] += len(found) // len(NAMES)
+        counts["runs"] += sum(name.endswith("summary.json") for name in found)
         now = (resident(), len(os.listdir("/proc/self/fd")))
         first = now if counts["rounds"] == 2 else first
         print(f"{counts}; {now[0] / 2**20:.0f} MiB, {now[1]} open files", flush=True)
