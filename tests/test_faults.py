@@ -182,6 +182,7 @@ def test_a_run_out_of_memory_is_failed_with_that_reason(tmp_path):
     assert read_failure(tmp_path / bad.run_id)["reason"] == "MemoryError"
 
 
+@pytest.mark.slow
 def test_a_kernel_killed_in_the_middle_of_a_notebook_is_named_and_the_others_run(tmp_path):
     folder, results = tmp_path / "notebooks", tmp_path / "results"
     write(folder, "01_dies", PARAMETERS, "print('before')", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
@@ -196,12 +197,13 @@ WRITER = """
 import sys
 import pandas as pd
 from replication.tables import write_tables
-for number in range(60):
+for number in range(20):
     table = pd.DataFrame({"claim": [f"{sys.argv[2]}{number}"] * 50, "verdict": ["x"] * 50})
     write_tables({"a": table, "b": table}, sys.argv[1], {})
 """
 
 
+@pytest.mark.slow
 def test_two_writers_and_a_reader_never_meet_a_torn_table(tmp_path):
     write_tables({name: pd.DataFrame({"claim": ["start"], "verdict": ["x"]}) for name in "ab"}, tmp_path, {})
     writers = [subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path), name]) for name in ("one", "two")]
@@ -210,7 +212,7 @@ def test_two_writers_and_a_reader_never_meet_a_torn_table(tmp_path):
         found = read_tables(tmp_path)
         assert found["a"]["claim"].tolist() == found["b"]["claim"].tolist()
         read += 1
-    assert [writer.returncode for writer in writers] == [0, 0] and read > 10
+    assert [writer.returncode for writer in writers] == [0, 0] and read > 3
 
 
 # Hostile input -----------------------------------------------------------------------------------------------------------
