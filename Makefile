@@ -1,5 +1,5 @@
 # The whole replication by name. `make` alone lists the targets; each makes .venv when it is missing.
-# Variables: PROFILE, PLAN, SEEDS, WORKERS, OUT, MODEL, SVAMP, SET, PYTHON, VENV (see README.md).
+# Variables: PROFILE, PLAN, SEEDS, WORKERS, ENGINE, ADDRESS, SECONDS, MINUTES, OUT, MODEL, SVAMP, SET, PYTHON, VENV (see README.md).
 
 .DEFAULT_GOAL := help
 SHELL := bash
@@ -11,6 +11,9 @@ PROFILE ?= nano
 PLAN ?= default
 SEEDS ?=
 WORKERS ?=
+ENGINE ?= local
+ADDRESS ?=
+MINUTES ?= 60
 MODEL ?=
 SVAMP ?=
 SET ?=
@@ -26,16 +29,19 @@ PLAN_OPTIONS := --plan '$(PLAN)' $(if $(SEEDS),--seeds '$(SEEDS)') \
 	$(if $(MODEL),--set 'model=$(MODEL)') $(if $(REVISION),--set 'revision=$(REVISION)') $(if $(SVAMP),--svamp '$(SVAMP)') \
 	$(foreach setting,$(SET),--set '$(setting)')
 NOTEBOOK_OPTIONS := --set 'variant=$(PLAN)' $(if $(SEEDS),--set 'seeds=$(SEEDS)')
-SWEEP_OPTIONS := $(PLAN_OPTIONS) $(if $(WORKERS),--workers '$(WORKERS)')
+SWEEP_OPTIONS := $(PLAN_OPTIONS) $(if $(WORKERS),--workers '$(WORKERS)') \
+	$(if $(filter-out local,$(ENGINE)),--engine '$(ENGINE)') $(if $(ADDRESS),--address '$(ADDRESS)')
+# SECONDS is bash's own clock: only one that was given counts.
+FUZZ_SECONDS := $(if $(filter command line environment,$(origin SECONDS)),$(SECONDS),60)
 PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PY) -m pytest
 
-.PHONY: help setup all smoke test test-full figures report verify publish paper paper-dryrun base bench lab lint clean
+.PHONY: help setup all smoke test test-full fuzz soak figures report verify publish paper paper-dryrun base bench lab lint clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo "  PROFILE=$(PROFILE) (smoke, nano, paper)  PLAN=$(PLAN) (default, full)  OUT=$(OUT)"
-	@echo "  SEEDS=n  WORKERS=n  MODEL=folder or Hub name  SVAMP=path of SVAMP.json  PYTHON=$(PYTHON)"
+	@echo "  SEEDS=n  WORKERS=n  ENGINE=local or ray  ADDRESS=host:port  MODEL=folder or Hub name  SVAMP=path of SVAMP.json  PYTHON=$(PYTHON)"
 
 setup: $(STAMP) ## make the virtual environment with the pinned packages
 
@@ -63,6 +69,13 @@ test: $(STAMP) ## the quick tests
 
 test-full: $(STAMP) ## all tests, also the slow ones
 	$(PYTEST) -n $(TEST_WORKERS) tests
+
+fuzz: $(STAMP) ## coverage-guided fuzzing of all that reads input, SECONDS= for each target (installs the extra fuzz)
+	$(PY) -m pip install --quiet -e '.[fuzz]'
+	PYTHONPATH=. $(PY) tests/fuzz '$(FUZZ_SECONDS)'
+
+soak: $(STAMP) ## smoke runs killed and resumed at random for MINUTES=: nothing lost, nothing grows
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 PYTHONPATH=. $(PY) tests/soak.py '$(MINUTES)'
 
 figures: $(STAMP) ## draw the figures again from the tables in OUT
 	$(CLI) figures $(RESULTS)

@@ -65,7 +65,7 @@ def parameters(name: str, folder: Path = FOLDER) -> dict[str, Any]:
         UserError: there is no such notebook, or its first code cell is not tagged ``parameters`` or holds more than literals.
     """
     path = folder / f"{name}.ipynb"
-    if not path.exists():
+    if not path.exists() or folder.resolve() not in path.resolve().parents:  # nothing is read or written beside the folder
         raise UserError(f"there is no notebook {name}: choose from {', '.join(notebook_names(folder))}")
     cells = [cell for cell in read_json(path, "a notebook").get("cells", []) if cell.get("cell_type") == "code"]
     if not cells or "parameters" not in cells[0].get("metadata", {}).get("tags", []):
@@ -181,6 +181,7 @@ class _CellFailed(Exception):
 def _execute(name: str, given: Mapping[str, Any], folder: Path, target: Path) -> Executed:
     import nbformat
     import papermill
+    from nbclient.exceptions import DeadKernelError
 
     logging.getLogger("papermill").setLevel(logging.ERROR)
     failed = target / f"{name}.failed.ipynb"
@@ -203,6 +204,11 @@ def _execute(name: str, given: Mapping[str, Any], folder: Path, target: Path) ->
             stopped = cleaned(nbformat.read(copy, as_version=4))
             atomic_write(failed, nbformat.writes(stopped) + "\n")
             raise _CellFailed(_code_cell_at_error(stopped), f"{error.ename}: {_one_line(error.evalue)}") from None
+        except DeadKernelError as error:
+            stopped = cleaned(nbformat.read(copy, as_version=4))
+            atomic_write(failed, nbformat.writes(stopped) + "\n")
+            reason = f"its kernel died: {_one_line(str(error))}; runs that were finished or saved are kept"
+            raise _CellFailed(_code_cell_at_error(stopped), reason) from None
         notebook = cleaned(nbformat.read(copy, as_version=4))
     paths = Executed(name, target / f"{name}.ipynb", target / f"{name}.html")
     atomic_write(paths.notebook, nbformat.writes(notebook) + "\n")

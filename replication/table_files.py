@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import io
 import json
 import math
+import os
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -159,10 +161,17 @@ def read_tables(folder: str | Path) -> dict[str, pd.DataFrame]:
         UserError: naming file and column, if there are none, or one is cut off, garbled, edited or of another schema version.
     """
     folder = Path(folder)
+    # Between two files of a writer a reader would take half of the old tables and half of the new.
+    with Lock(folder / ".lock", wait=True) if os.access(folder / ".lock", os.W_OK) else contextlib.nullcontext():
+        return _read_tables(folder)
+
+
+def _read_tables(folder: Path) -> dict[str, pd.DataFrame]:
     sums = {}
     if (folder / "manifest.json").exists():
         found = read_json(folder / "manifest.json", "a manifest")
-        sums = found.get("tables") or {} if isinstance(found, dict) else {}
+        sums = found.get("tables") if isinstance(found, dict) else None
+        sums = sums if isinstance(sums, dict) else {}
     tables = {}
     for path in sorted(folder.glob("*.csv")):
         if path.name in sums and hashlib.sha256(_bytes(path)).hexdigest() != sums[path.name]:
@@ -233,6 +242,9 @@ def _number(text: str | None, path: Path, column: str, row: int) -> int | float 
     if text is None and column not in _WHOLE:
         return None
     try:
-        return int(text or "") if column in _WHOLE else float(text or "")
+        value = int(text or "") if column in _WHOLE else float(text or "")
+        if abs(value) >= 2**63 and column in _WHOLE:
+            raise ValueError
+        return value
     except ValueError:
         raise UserError(f"{path}, column {column}, row {row} is {text!r} and should be a number: {_REBUILD}") from None

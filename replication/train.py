@@ -86,7 +86,7 @@ def run(config: ExperimentConfig, run_dir: str | Path, *, progress: bool | None 
         record.append_timings({"step": config.steps, "evaluation_s": time.perf_counter() - started, **_peak_memory()})
         record.write_items(items)
         if policy.trainable:
-            policy.model.save_pretrained(Path(run_dir) / "adapter")
+            record.write_adapter(policy.model)
         totals = _totals(Path(run_dir) / "metrics.jsonl")
         return record.finish({"status": status, "reason": reason, **totals, **final})
 

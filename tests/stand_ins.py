@@ -89,5 +89,7 @@ def _fault(fault: str, run: RunDirectory) -> None:
         os._exit(7)
     if fault.startswith("user"):
         raise UserError("set this differently")
+    if fault.startswith("memory"):
+        bytearray(1 << 60)
     if fault.startswith("hangs"):
         time.sleep(1000)

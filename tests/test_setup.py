@@ -16,7 +16,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-TARGETS = ["help", "setup", "all", "smoke", "test", "test-full", "figures", "report", "verify", "publish"]
+TARGETS = ["help", "setup", "all", "smoke", "test", "test-full", "fuzz", "soak", "figures", "report", "verify", "publish"]
 TARGETS += ["paper", "paper-dryrun", "base", "bench", "lab", "lint", "clean"]
 
 
@@ -28,7 +28,7 @@ def test_every_direct_dependency_is_pinned_exactly():
     pins = PROJECT["dependencies"] + [pin for extra in PROJECT["optional-dependencies"].values() for pin in extra]
     assert all(re.fullmatch(r"[A-Za-z0-9_.-]+==[0-9][0-9a-z.]*", pin) for pin in pins), pins
     assert len({name_of(pin) for pin in pins}) == len(pins)
-    assert set(PROJECT["optional-dependencies"]) == {"bench", "cluster", "dev"}
+    assert set(PROJECT["optional-dependencies"]) == {"bench", "cluster", "dev", "fuzz"}
 
 
 def test_conda_users_get_the_same_pins():
@@ -103,6 +103,14 @@ def test_variables_reach_the_command_line():
     words = " ".join(words.split())
     assert "sweep --profile 'paper' --out '/o' --plan 'full' --seeds '2' --set 'model=/m' --svamp '/s.json' --workers '3'" in words
     assert "notebooks --profile 'paper' --out '/o' --no-train --set 'variant=full' --set 'seeds=2'" in words
+
+
+def test_a_cluster_is_named_to_the_sweep_alone():
+    words = " ".join(make("-n", "all", "ENGINE=ray", "ADDRESS=head:6379").stdout.split())
+    assert "--engine 'ray' --address 'head:6379'" in words and words.count("--engine") == 1
+    assert "--engine" not in make("-n", "all").stdout
+    assert "tests/fuzz '5'" in make("-n", "fuzz", "SECONDS=5").stdout
+    assert "tests/soak.py '2'" in make("-n", "soak", "MINUTES=2").stdout
 
 
 def test_an_old_python_is_one_line(tmp_path):

@@ -84,7 +84,7 @@ def _load_file(path: Path, size: int, changed: int) -> Task:
         raise UserError(f"cannot read SVAMP from {path}: {error.strerror}; {_ADVICE}") from None
     try:
         rows = json.loads(content)
-    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError alike
+    except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are values
         raise UserError(f"{path} is not whole JSON ({error}): download the official SVAMP.json again") from None
     records = parse(rows, str(path))
     if len(records) != COUNT:
@@ -167,6 +167,8 @@ def _load_hub() -> Task:
         raise
     except Exception as error:  # the client's errors have no common base: no network, offline mode, no access, ...
         raise UserError(f"cannot download {HUB} from the Hub ({type(error).__name__}): {_ADVICE}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"the Hub's {HUB} is not whole JSON ({error}): {_ADVICE}") from None
     records = {split: parse(rows, f"{HUB} {split}") for split, rows in parts.items()}
     parse(parts["train"] + parts["test"], HUB)  # no item in both
     ranked = {
