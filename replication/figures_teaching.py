@@ -162,7 +162,7 @@ def computed_tokens(group: ShownGroup, credit: TokenCredit) -> tuple[set[tuple[i
 def _prefixes(trie: Trie) -> list[tuple[int, ...]]:
     found: list[tuple[int, ...]] = []
     for parent, token in zip(trie.parent.tolist(), trie.token.tolist(), strict=True):
-        found.append(((*found[parent], token) if parent >= 0 else (token,)))
+        found.append((*found[parent], token) if parent >= 0 else (token,))
     return found
 
 

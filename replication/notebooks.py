@@ -248,6 +248,8 @@ def cleaned(notebook: Any) -> Any:
         # stderr holds progress bars and warnings: seconds and paths, nothing that a notebook shows.
         cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr" and not _is_progress(output)]
         for output in cell.outputs:
+            if "image/png" in output.get("data", {}):  # a picture with controls: without a kernel only the picture is left
+                output.data.pop("application/vnd.jupyter.widget-view+json", None)
             _in_texts(output, without_paths)
     return notebook
 

@@ -27,7 +27,8 @@ _ORDER = (
     "config.py", "profiles/", "ablations.py", "tasks/", "models/", "rollout.py", "groups.py", "algorithms/", "packing.py",
     "scoring.py", "objective.py", "ledger.py", "train.py", "evaluate.py", "records.py", "checkpoints.py", "sweep.py", "worker.py",
     "tables.py", "table_files.py", "intervals.py", "claims.py", "evidence.py", "verdicts.py", "statistics.py", "summaries.py",
-    "readings.py", "plotting.py", "figures.py", "figures_ablations.py", "figures_teaching.py", "figures_trie.py", "pages.py", "report.py",
+    "readings.py", "plotting.py", "figures.py", "figures_ablations.py", "figures_teaching.py", "figures_trie.py",
+    "pages.py", "report.py",
     "templates/", "readme.py", "display.py", "notebooks.py", "publish.py", "__main__.py", "commands.py",
 )  # fmt: skip
 _TOP = ("Makefile", "README.md", "replication/", "notebooks/", "data/", "results/", "tests/", "benchmarks/", ".ci/")

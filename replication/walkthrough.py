@@ -56,7 +56,8 @@ def learning(tables: dict[str, pd.DataFrame]) -> Figure:
         mine = curves[curves["run_id"] == run.run_id]
         look = {"color": p.COLOURS[run.method], "label": p.LABELS[run.method], "marker": p.MARKERS[run.method], "markersize": 4}
         reward = mine[mine["metric"] == "reward"].sort_values("step")
-        axes[0, 0].plot(reward["step"], 100 * reward["value"].astype(float).rolling(5, min_periods=1).mean(), **look | {"marker": ""})
+        smooth = 100 * reward["value"].astype(float).rolling(5, min_periods=1).mean()
+        axes[0, 0].plot(reward["step"], smooth, **look | {"marker": ""})
         greedy = mine[mine["metric"] == "validation_accuracy"].sort_values("step")
         steps, values = greedy["step"].tolist(), (100 * greedy["value"].astype(float)).tolist()
         if not pd.isna(run.validation_accuracy):  # the last one is in the run's summary
