@@ -29,7 +29,7 @@ NOTEBOOK_OPTIONS := --set 'variant=$(PLAN)' $(if $(SEEDS),--set 'seeds=$(SEEDS)'
 SWEEP_OPTIONS := $(PLAN_OPTIONS) $(if $(WORKERS),--workers '$(WORKERS)')
 PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PY) -m pytest
 
-.PHONY: help setup all smoke test test-full figures report verify publish paper paper-dryrun base bench lab lint clean
+.PHONY: help setup all smoke test test-full test-browser figures report verify publish paper paper-dryrun base bench lab lint clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -59,10 +59,18 @@ smoke: $(STAMP) ## every notebook through papermill with a handful of training s
 	$(CLI) notebooks --profile smoke --out results/local/smoke
 
 test: $(STAMP) ## the quick tests
-	$(PYTEST) -n $(TEST_WORKERS) -m 'not slow' tests
+	$(PYTEST) -n $(TEST_WORKERS) -m 'not slow and not browser' tests
 
 test-full: $(STAMP) ## all tests, also the slow ones
-	$(PYTEST) -n $(TEST_WORKERS) tests
+	$(PYTEST) -n $(TEST_WORKERS) -m 'not browser' tests
+
+# Chromium comes from the system: installed where apt-get may, named where not.
+test-browser: $(STAMP) ## every notebook in a real JupyterLab in headless Chromium (installs the extra browser)
+	$(PY) -m pip install --quiet -e '.[browser]'
+	@command -v chromedriver >/dev/null && { command -v chromium || command -v google-chrome; } >/dev/null \
+		|| { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get -qq update && apt-get -qq install -y chromium chromium-driver; } \
+		|| { echo "error: no Chromium with its driver: install the system's packages chromium and chromium-driver, then try again" >&2; exit 2; }
+	$(PYTEST) -m browser tests/browser
 
 figures: $(STAMP) ## draw the figures again from the tables in OUT
 	$(CLI) figures $(RESULTS)
@@ -90,7 +98,7 @@ bench: $(STAMP) ## measure cost beside another implementation (installs the extr
 	$(CLI) bench
 
 lab: $(STAMP) ## open JupyterLab at the overview
-	$(VENV)/bin/jupyter lab notebooks/00_overview.ipynb
+	JUPYTER_PREFER_ENV_PATH=1 $(PY) -m jupyterlab notebooks/00_overview.ipynb
 
 lint: $(STAMP) ## check code and notebooks
 	$(PY) -m ruff check .

@@ -133,5 +133,5 @@ def _output(output: Any, ansi2html: Any) -> Markup | None:
     if kind == "text/markdown":
         from nbconvert.filters import markdown2html
 
-        return Markup(markdown2html(with_formulas(text)))
+        return Markup(_NOTEBOOK_LINK.sub(r'href="\1.html"', markdown2html(with_formulas(text))))
     return Markup("<pre>{}</pre>").format(Markup(ansi2html(text)))

@@ -16,7 +16,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-TARGETS = ["help", "setup", "all", "smoke", "test", "test-full", "figures", "report", "verify", "publish"]
+TARGETS = ["help", "setup", "all", "smoke", "test", "test-full", "test-browser", "figures", "report", "verify", "publish"]
 TARGETS += ["paper", "paper-dryrun", "base", "bench", "lab", "lint", "clean"]
 
 
@@ -28,7 +28,7 @@ def test_every_direct_dependency_is_pinned_exactly():
     pins = PROJECT["dependencies"] + [pin for extra in PROJECT["optional-dependencies"].values() for pin in extra]
     assert all(re.fullmatch(r"[A-Za-z0-9_.-]+==[0-9][0-9a-z.]*", pin) for pin in pins), pins
     assert len({name_of(pin) for pin in pins}) == len(pins)
-    assert set(PROJECT["optional-dependencies"]) == {"bench", "cluster", "dev"}
+    assert set(PROJECT["optional-dependencies"]) == {"bench", "browser", "cluster", "dev"}
 
 
 def test_conda_users_get_the_same_pins():
