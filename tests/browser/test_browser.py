@@ -74,6 +74,8 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         known = {key: value for key, value in given.items() if key in notebooks.parameters(name)}
         copy = nbformat.read(notebooks.FOLDER / f"{name}.ipynb", as_version=4)
         copy.metadata["papermill"] = {}
+        for cell in copy.cells:
+            cell.metadata.setdefault("tags", [])
         nbformat.write(parameterize_notebook(copy, known) if known else copy, copies / f"{name}.ipynb")
     home = tmp_path_factory.mktemp("jupyter")
     for place, values in SETTINGS.items():
