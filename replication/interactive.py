@@ -12,9 +12,6 @@ from matplotlib.figure import Figure
 
 from replication.display import picture
 
-#: What JupyterLab shows as a widget; executed copies drop it, since a page has no kernel behind it.
-WIDGET = "application/vnd.jupyter.widget-view+json"
-
 
 class Explorer:
     """A picture with controls: one output with two faces, the widget for a live front end and an image for everything else."""

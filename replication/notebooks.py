@@ -29,6 +29,8 @@ from replication.signals import raise_if_stopped
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "notebooks"
+#: A widget of a live front end; dropped from executed copies, since a page has no kernel behind it.
+WIDGET = "application/vnd.jupyter.widget-view+json"
 #: Parameters of notebooks that are no fields of ExperimentConfig.
 OPTIONS = {
     "results_dir": "folder of run directories and tables, seen from notebooks/",
@@ -287,7 +289,7 @@ def cleaned(notebook: Any) -> Any:
         cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr" and not _is_progress(output)]
         for output in cell.outputs:
             if "image/png" in output.get("data", {}):  # a picture with controls: without a kernel only the picture is left
-                output.data.pop("application/vnd.jupyter.widget-view+json", None)
+                output.data.pop(WIDGET, None)
             _in_texts(output, without_paths)
     return notebook
 
@@ -295,7 +297,7 @@ def cleaned(notebook: Any) -> Any:
 def _is_progress(output: Any) -> bool:
     """Whether an output is a progress bar, which tqdm and transformers show as a widget."""
     data = output.get("data", {})
-    return "application/vnd.jupyter.widget-view+json" in data and re.search(r"\d+%\|", data.get("text/plain", "")) is not None
+    return WIDGET in data and re.search(r"\d+%\|", data.get("text/plain", "")) is not None
 
 
 def _in_texts(node: Any, change: Callable[[str], str]) -> None:

@@ -146,6 +146,7 @@ def _screenshot(browser, name: str, width: int, height: int) -> None:
     browser.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride", {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
     )
+    browser.execute_script("document.querySelectorAll('.jp-WindowedPanel-outer').forEach(e => { e.scrollTop = 0 })")
     time.sleep(1.0)
     browser.save_screenshot(str(OUT / f"{name}.png"))
 
