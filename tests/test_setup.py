@@ -93,6 +93,18 @@ def test_every_target_makes_the_environment_it_needs(target, tmp_path):
     assert ("-m venv" in done.stdout) == (target not in ("help", "clean"))
 
 
+def test_lab_opens_the_overview_from_either_environment(tmp_path):
+    conda = make("-n", "lab", "CONDA_DEFAULT_ENV=replication", f"CONDA_PREFIX={tmp_path}").stdout
+    assert f"{tmp_path}/bin/python -m jupyterlab notebooks/00_overview.ipynb" in conda
+    assert "\nJUPYTER_PREFER_ENV_PATH=1 .venv/bin/python -m jupyterlab notebooks/00_overview.ipynb" in f"\n{make('-n', 'lab').stdout}"
+
+
+def test_the_browser_is_left_out_of_the_other_tests():
+    for target in ("test", "test-full"):
+        assert "not browser" in make("-n", target).stdout
+    assert "-m browser tests/browser" in make("-n", "test-browser").stdout
+
+
 def test_clean_never_touches_results_or_another_environment(tmp_path):
     text = make("-n", "clean", f"VENV={tmp_path}/mine").stdout
     assert "results" not in text and "mine" not in text
