@@ -35,7 +35,8 @@ SWEEP_OPTIONS := $(PLAN_OPTIONS) $(if $(WORKERS),--workers '$(WORKERS)') \
 FUZZ_SECONDS := $(if $(filter command line environment,$(origin SECONDS)),$(SECONDS),60)
 PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PY) -m pytest
 
-.PHONY: help setup all smoke test test-full fuzz soak figures report verify publish paper paper-dryrun base bench lab lint clean
+.PHONY: help setup all smoke test test-full test-browser fuzz soak figures report verify publish paper paper-dryrun base bench \
+	lab lint clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -65,10 +66,18 @@ smoke: $(STAMP) ## every notebook through papermill with a handful of training s
 	$(CLI) notebooks --profile smoke --out results/local/smoke
 
 test: $(STAMP) ## the quick tests
-	$(PYTEST) -n $(TEST_WORKERS) -m 'not slow' tests
+	$(PYTEST) -n $(TEST_WORKERS) -m 'not slow and not browser' tests
 
 test-full: $(STAMP) ## all tests, also the slow ones
-	$(PYTEST) -n $(TEST_WORKERS) tests
+	$(PYTEST) -n $(TEST_WORKERS) -m 'not browser' tests
+
+# Chromium comes from the system: installed where apt-get may, named where not.
+test-browser: $(STAMP) ## every notebook in a real JupyterLab in headless Chromium (installs the extra browser)
+	$(PY) -m pip install --quiet -e '.[browser]'
+	@command -v chromedriver >/dev/null && { command -v chromium || command -v google-chrome; } >/dev/null \
+		|| { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get -qq update && apt-get -qq install -y chromium chromium-driver; } \
+		|| { echo "error: no Chromium with its driver: install the system's packages chromium and chromium-driver, then try again" >&2; exit 2; }
+	$(PYTEST) -m browser tests/browser
 
 fuzz: $(STAMP) ## coverage-guided fuzzing of all that reads input, SECONDS= for each target (installs the extra fuzz)
 	$(PY) -m pip install --quiet -e '.[fuzz]'
@@ -103,7 +112,7 @@ bench: $(STAMP) ## measure cost beside another implementation (installs the extr
 	$(CLI) bench
 
 lab: $(STAMP) ## open JupyterLab at the overview
-	$(VENV)/bin/jupyter lab notebooks/00_overview.ipynb
+	JUPYTER_PREFER_ENV_PATH=1 $(PY) -m jupyterlab notebooks/00_overview.ipynb
 
 lint: $(STAMP) ## check code and notebooks
 	$(PY) -m ruff check .

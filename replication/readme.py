@@ -31,8 +31,9 @@ _ORDER = (
     "scoring.py", "objective.py", "ledger.py", "train.py", "evaluate.py", "records.py", "checkpoints.py", "sweep.py", "worker.py",
     "ray_engine.py",
     "tables.py", "table_files.py", "intervals.py", "claims.py", "evidence.py", "verdicts.py", "statistics.py", "summaries.py",
-    "readings.py", "plotting.py", "figures.py", "figures_ablations.py", "figures_teaching.py", "pages.py", "report.py",
-    "templates/", "readme.py", "display.py", "notebooks.py", "publish.py", "__main__.py", "commands.py",
+    "readings.py", "plotting.py", "figures.py", "figures_ablations.py", "figures_teaching.py", "figures_trie.py",
+    "walkthrough.py", "exercises.py", "interactive.py", "pages.py", "report.py", "templates/", "readme.py", "display.py",
+    "notebooks.py", "publish.py", "__main__.py", "commands.py",
 )  # fmt: skip
 _TOP = ("Makefile", "README.md", "replication/", "notebooks/", "data/", "results/", "tests/", "benchmarks/", ".ci/")
 #: Files that hold no docstring, and folders that are not opened.

@@ -16,7 +16,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-TARGETS = ["help", "setup", "all", "smoke", "test", "test-full", "fuzz", "soak", "figures", "report", "verify", "publish"]
+TARGETS = ["help", "setup", "all", "smoke", "test", "test-full", "test-browser", "fuzz", "soak", "figures", "report", "verify", "publish"]
 TARGETS += ["paper", "paper-dryrun", "base", "bench", "lab", "lint", "clean"]
 
 
@@ -28,7 +28,7 @@ def test_every_direct_dependency_is_pinned_exactly():
     pins = PROJECT["dependencies"] + [pin for extra in PROJECT["optional-dependencies"].values() for pin in extra]
     assert all(re.fullmatch(r"[A-Za-z0-9_.-]+==[0-9][0-9a-z.]*", pin) for pin in pins), pins
     assert len({name_of(pin) for pin in pins}) == len(pins)
-    assert set(PROJECT["optional-dependencies"]) == {"bench", "cluster", "dev", "fuzz"}
+    assert set(PROJECT["optional-dependencies"]) == {"bench", "browser", "cluster", "dev", "fuzz"}
 
 
 def test_conda_users_get_the_same_pins():
@@ -91,6 +91,19 @@ def test_every_target_makes_the_environment_it_needs(target, tmp_path):
     done = make("-n", target, f"VENV={tmp_path}/fresh")
     assert done.returncode == 0, done.stderr
     assert ("-m venv" in done.stdout) == (target not in ("help", "clean"))
+
+
+def test_lab_opens_the_overview_from_either_environment(tmp_path):
+    conda = make("-n", "lab", "CONDA_DEFAULT_ENV=replication", f"CONDA_PREFIX={tmp_path}").stdout
+    assert f"{tmp_path}/bin/python -m jupyterlab notebooks/00_overview.ipynb" in conda
+    plain = make("-n", "lab").stdout
+    assert "JUPYTER_PREFER_ENV_PATH=1 .venv/bin/python -m jupyterlab notebooks/00_overview.ipynb" in plain
+
+
+def test_the_browser_is_left_out_of_the_other_tests():
+    for target in ("test", "test-full"):
+        assert "not browser" in make("-n", target).stdout
+    assert "-m browser tests/browser" in make("-n", "test-browser").stdout
 
 
 def test_clean_never_touches_results_or_another_environment(tmp_path):
