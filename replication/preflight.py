@@ -6,7 +6,7 @@ Decided by the configs alone (device, model, task), never by a profile's name. A
 from __future__ import annotations
 
 import json
-import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -279,9 +279,8 @@ def timed_steps(config: ExperimentConfig, steps: int = 3) -> tuple[float, float]
     items = min(config.eval_batch_size, config.eval_items)
     short = config.model_copy(update={"steps": steps, "eval_every": steps, "eval_items": items, "test_items": 1})
     with tempfile.TemporaryDirectory() as scratch:
-        words = short.command(Path(scratch) / "run").split(" ", 1)[1]
-        command = f"exec {sys.executable} {words}"
-        done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False, env=dict(os.environ))
+        words = shlex.split(short.command(Path(scratch) / "run"))
+        done = subprocess.run([sys.executable, *words[1:]], capture_output=True, text=True, check=False)
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
             raise UserError(f"the timed warm-up steps failed: {last}")

@@ -102,6 +102,11 @@ class RunDirectory:
     def finished(self) -> bool:
         return self.summary is not None
 
+    @property
+    def manifest(self) -> Mapping[str, Any]:
+        """What manifest.json says."""
+        return self._manifest
+
     @classmethod
     def open(cls, path: str | Path, config: ExperimentConfig) -> RunDirectory:
         """Create the folder of a run, or open that of an earlier start of the same run.
