@@ -61,6 +61,7 @@ class RunSummary(BaseModel):
     reason: str | None = None
     steps_done: int = 0
     accuracy: float | None = None
+    accuracy_new_stories: float | None = None
     sampled_accuracy: float | None = None
     validation_accuracy: float | None = None
     held_out_accuracy: float | None = None
@@ -245,7 +246,7 @@ class RunDirectory:
         writer.writerow(["schema_version", *ITEM_COLUMNS])
         for row in rows:
             correct, truncated = int(row["correct"]), int(row["truncated"])
-            parsed = "" if row.get("parsed") is None else str(row["parsed"])
+            parsed = "" if row.get("parsed") is None else int(row["parsed"])
             writer.writerow([SCHEMA_VERSION, row["split"], row["item_id"], correct, truncated, parsed])
         atomic_write(self.path / "items.csv", text.getvalue())
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _LICENCE_OF_BASE = "The licence is that of the base model."
 #: What else a reader wants to know of the training, by field of the config; what is not set is left out.
 _SETTINGS = ("learning_rate", "prompts_per_step", "group_size", "temperature", "max_new_tokens", "lora_rank", "lora_alpha")
-_SETTINGS += ("lora_targets", "selector", "cutoff", "keep_probability", "max_kept_tokens", "beta", "l2", "dtype")
+_SETTINGS += ("lora_targets", "selector", "cutoff", "keep_probability", "max_kept_tokens", "beta", "l2", "dtype", "prompt_template")
 
 
 def base_name(config: ExperimentConfig) -> str:
