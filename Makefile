@@ -25,9 +25,9 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 CLI := $(PY) -m replication
 RESULTS := --profile '$(PROFILE)' --out '$(OUT)'
-PLAN_OPTIONS := --plan '$(PLAN)' $(if $(SEEDS),--seeds '$(SEEDS)') \
-	$(if $(MODEL),--set 'model=$(MODEL)') $(if $(REVISION),--set 'revision=$(REVISION)') $(if $(SVAMP),--svamp '$(SVAMP)') \
-	$(foreach setting,$(SET),--set '$(setting)')
+SETTINGS := $(if $(MODEL),--set 'model=$(MODEL)') $(if $(REVISION),--set 'revision=$(REVISION)') \
+	$(if $(SVAMP),--svamp '$(SVAMP)') $(foreach setting,$(SET),--set '$(setting)')
+PLAN_OPTIONS := --plan '$(PLAN)' $(if $(SEEDS),--seeds '$(SEEDS)') $(SETTINGS)
 NOTEBOOK_OPTIONS := --set 'variant=$(PLAN)' $(if $(SEEDS),--set 'seeds=$(SEEDS)')
 SWEEP_OPTIONS := $(PLAN_OPTIONS) $(if $(WORKERS),--workers '$(WORKERS)') \
 	$(if $(filter-out local,$(ENGINE)),--engine '$(ENGINE)') $(if $(ADDRESS),--address '$(ADDRESS)')
@@ -35,8 +35,8 @@ SWEEP_OPTIONS := $(PLAN_OPTIONS) $(if $(WORKERS),--workers '$(WORKERS)') \
 FUZZ_SECONDS := $(if $(filter command line environment,$(origin SECONDS)),$(SECONDS),60)
 PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PY) -m pytest
 
-.PHONY: help setup all smoke test test-full test-browser fuzz soak figures report verify publish paper paper-dryrun base bench \
-	lab lint clean
+.PHONY: help setup all smoke test test-full test-browser fuzz soak figures report verify publish prompts paper paper-dryrun base \
+	bench lab lint clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -99,7 +99,10 @@ publish: $(STAMP) ## copy tables, figures and pages of OUT over the committed on
 	$(CLI) publish $(RESULTS)
 
 paper: ## the replication at the paper's scale: a GPU, MODEL= and SVAMP= or the Hub
-	@$(MAKE) --no-print-directory all PROFILE=paper
+	@$(MAKE) --no-print-directory prompts PROFILE=paper && $(MAKE) --no-print-directory all PROFILE=paper
+
+prompts: $(STAMP) ## measure the base under each prompt template on the validation split
+	@$(CLI) prompts $(RESULTS) $(SETTINGS)
 
 paper-dryrun: $(STAMP) ## the paper profile in minutes, offline: a random model, two steps a run (no evidence)
 	HF_HUB_OFFLINE=1 $(CLI) dryrun --out results/local/dryrun $(if $(SVAMP),--svamp '$(SVAMP)') $(if $(WORKERS),--workers '$(WORKERS)')

@@ -78,6 +78,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     diagnose.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="another value of a config field")
 
+    prompts = command("prompts", "measure the base under each prompt template on the validation split into prompts.csv")
+    results(prompts)
+    settings(prompts)
+
     figures = command("figures", "draw every figure from the tables")
     results(figures)
 

@@ -185,6 +185,24 @@ def diagnose(options: argparse.Namespace) -> int:
     return 0
 
 
+def prompts(options: argparse.Namespace) -> int:
+    out = _results(options)
+    overrides = parse_settings(options.set)
+    for name in (*_OWN, "prompt_template"):
+        if name in overrides:
+            raise UserError(f"--set {name}: every task of the profile is measured with the base under every template")
+    if options.svamp is not None:
+        overrides["svamp_source"] = options.svamp
+    from replication.prompting import measure
+
+    table = measure(options.profile, out, **overrides)
+    shares = ["accuracy", "parsable_share", "accuracy_of_parsable", "truncated_share"]
+    shown = table[["task", "template", "chosen", "items", *shares, "reason"]].astype({"items": "Int64"})
+    print(shown.to_string(index=False, na_rep="", float_format="{:.3f}".format))
+    print(out / "prompts.csv", file=sys.stderr)
+    return 0
+
+
 def figures(options: argparse.Namespace) -> int:
     out = _results(options)
     from replication.figures import FIGURES, save_figure

@@ -65,6 +65,7 @@ class RunSummary(BaseModel):
     reason: str | None = None
     steps_done: int = 0
     accuracy: float | None = None
+    accuracy_new_stories: float | None = None
     sampled_accuracy: float | None = None
     validation_accuracy: float | None = None
     held_out_accuracy: float | None = None
@@ -105,6 +106,11 @@ class RunDirectory:
     @property
     def finished(self) -> bool:
         return self.summary is not None
+
+    @property
+    def manifest(self) -> Mapping[str, Any]:
+        """What manifest.json says."""
+        return self._manifest
 
     @classmethod
     def open(cls, path: str | Path, config: ExperimentConfig) -> RunDirectory:
@@ -258,7 +264,7 @@ class RunDirectory:
         writer.writerow(["schema_version", *ITEM_COLUMNS])
         for row in rows:
             correct, truncated = int(row["correct"]), int(row["truncated"])
-            parsed = "" if row.get("parsed") is None else str(row["parsed"])
+            parsed = "" if row.get("parsed") is None else int(row["parsed"])
             writer.writerow([SCHEMA_VERSION, row["split"], row["item_id"], correct, truncated, parsed])
         atomic_write(self.path / "items.csv", text.getvalue())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pandas as pd
 import yaml
 
 from replication import readings, readings_diagnostics, summaries
+from replication.config import ExperimentConfig
 from replication.figures import FIGURES
 from replication.files import atomic_write, read_json
 from replication.manifest import ROOT
@@ -91,6 +93,8 @@ def _context(tables: Tables, judged: pd.DataFrame, manifest: Mapping[str, Any], 
         "summary": _summary(judged, profile),
         "figures": _figures(tables, profile),
         "headline": _headline(tables, profile),
+        "prompts": summaries.prompt_table(tables, profile).to_dict("records"),
+        "gains": _gains(tables, profile),
         "spread": _spread(tables, profile),
         "power": readings.power(tables, profile),
         "tuning": _tuning(tables, profile),
@@ -99,6 +103,7 @@ def _context(tables: Tables, judged: pd.DataFrame, manifest: Mapping[str, Any], 
         "states": summaries.state_table(runs).to_dict("records") if len(runs) else [],
         "troubled": _troubled(runs),
         "deviations": _deviations(runs),
+        "settings": _settings(runs),
         "not_run": _ledger()["not_run"],
         "provenance": _provenance(manifest),
         "packages": ", ".join(f"{name} {version}" for name, version in (manifest.get("packages") or {}).items()),
@@ -176,7 +181,7 @@ def _headline(tables: Tables, profile: str) -> list[dict[str, str]]:
     rows = []
     for row in summaries.headline_table(tables, profile).to_dict("records"):
         interval = f"{row['accuracy']:.1f} [{row['low']:.1f}, {row['high']:.1f}]"
-        percents = ("sampled_accuracy", "held_out_accuracy", "other_task_accuracy")
+        percents = ("sampled_accuracy", "accuracy_new_stories", "held_out_accuracy", "other_task_accuracy")
         rows.append(
             {
                 "task": TASKS[row["task"]],
@@ -191,6 +196,14 @@ def _headline(tables: Tables, profile: str) -> list[dict[str, str]]:
             }  # fmt: skip
         )
     return rows
+
+
+def _gains(tables: Tables, profile: str) -> list[dict[str, str]]:
+    names = ("parsable_before", "parsable_after", "gain", "gain_of_form", "gain_of_correctness")
+    return [
+        {"task": TASKS[row["task"]], "method": METHODS[row["method"]], **{name: _number(row[name], 1) for name in names}}
+        for row in summaries.gain_table(tables, profile).to_dict("records")
+    ]
 
 
 def _spread(tables: Tables, profile: str) -> list[dict[str, str]]:
@@ -250,6 +263,18 @@ def _deviations(runs: pd.DataFrame) -> list[dict[str, Any]]:
     return [
         {**entry, "values": "; ".join(_value_of(headline, name) for name in entry["fields"])} for entry in _ledger()["deviations"]
     ]
+
+
+def _settings(runs: pd.DataFrame) -> list[dict[str, str]]:
+    """Every field of the config with its source mark and the values of the headline runs."""
+    headline = runs[runs["ablation"] == "full_vs_sparse"] if len(runs) else runs
+    rows = []
+    for name, field in ExperimentConfig.model_fields.items():
+        text = field.description or ""
+        marks = re.findall(r"\[([PSR])\]", text)
+        value = _value_of(headline, name).removeprefix(f"{name} = ").removeprefix(f"{name}: ")
+        rows.append({"name": name, "mark": ", ".join(marks), "text": re.sub(r"\s*\[[PSR]\]", "", text), "value": value})
+    return rows
 
 
 def _value_of(runs: pd.DataFrame, name: str) -> str:

@@ -97,14 +97,61 @@ def headline_table(tables: Tables, profile: str) -> pd.DataFrame:
             estimate = bootstrap(matrix, None, numpy_stream(0, "bootstrap", "headline", task, method)).scaled(100)
             row: dict[str, Any] = {"task": task, "method": method, "seeds": estimate.seeds, "items": estimate.items}
             row |= {"accuracy": estimate.value, "low": estimate.low, "high": estimate.high}
-            columns = ("sampled_accuracy", "held_out_accuracy", "other_task_accuracy", "kept_fraction")
+            columns = ("sampled_accuracy", "accuracy_new_stories", "held_out_accuracy", "other_task_accuracy", "kept_fraction")
             row |= {name: 100 * evidence.per_seed(task, method, name).mean() for name in columns}
             row["kl_to_base"] = evidence.per_seed(task, method, "kl_to_base").mean()
             row["tokens_in_loss"] = evidence.per_seed(task, method, "tokens_in_loss").mean()
             row["diverged"] = evidence.diverged([task], [method])
             rows.append(row)
-    names = ["task", "method", "seeds", "items", "accuracy", "low", "high", "sampled_accuracy", "held_out_accuracy"]
+    names = ["task", "method", "seeds", "items", "accuracy", "low", "high", "sampled_accuracy"]
+    names += ["accuracy_new_stories", "held_out_accuracy"]
     return pd.DataFrame(rows, columns=[*names, "other_task_accuracy", "kept_fraction", "kl_to_base", "tokens_in_loss", "diverged"])
+
+
+def gain_table(tables: Tables, profile: str) -> pd.DataFrame:
+    """Per task and method: the gain in test accuracy over the base in points, split by what an answer has to achieve.
+
+    Accuracy is a · c, with a the share of parsable answers (ended by themselves, with a number) and c the accuracy among them.
+    gain = (a − a₀)(c + c₀)/2 + (c − c₀)(a + a₀)/2: from producing a parsable answer, and from answering correctly. Where one of
+    the two answers nothing parsable its c does not exist, and the whole gain is one of form. Empty without ``parsed`` in the items.
+    """
+    evidence, rows = Evidence(tables, profile), []
+    for task in [task for task in TASKS if (evidence.runs["task"] == task).any()]:
+        shares = {method: evidence.parsable(task, method) for method in METHODS}
+        if shares["base"] is None:
+            continue
+        a0, right0 = shares["base"]
+        for method, share in shares.items():
+            if method == "base" or share is None:
+                continue
+            a, right = share
+            gain = right - right0
+            correctness = (right / a - right0 / a0) * (a + a0) / 2 if a and a0 else 0.0
+            rows.append(
+                {
+                    "task": task, "method": method, "parsable_before": 100 * a0, "parsable_after": 100 * a, "gain": 100 * gain,
+                    "gain_of_form": 100 * (gain - correctness), "gain_of_correctness": 100 * correctness,
+                }
+            )  # fmt: skip
+    columns = ["task", "method", "parsable_before", "parsable_after", "gain", "gain_of_form", "gain_of_correctness"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def prompt_table(tables: Tables, profile: str) -> pd.DataFrame:
+    """prompts.csv of a profile as it is shown: shares in percent with their intervals as text, the chosen template first."""
+    table = tables.get("prompts")
+    if table is None or not len(table):
+        return pd.DataFrame()
+    rows = []
+    for row in table[table["profile"] == profile].to_dict("records"):
+        shown = {"task": TASKS[row["task"]], "template": row["template"] + " (used)" * bool(row["chosen"])}
+        shown["items"] = "" if pd.isna(row["items"]) else str(int(row["items"]))
+        for name in ("accuracy", "parsable_share", "accuracy_of_parsable", "truncated_share"):
+            value, low, high = (100 * row[f"{name}{end}"] for end in ("", "_low", "_high"))
+            shown[name] = "" if pd.isna(value) else f"{value:.1f} [{low:.1f}, {high:.1f}]"
+        shown["note"] = "" if row["status"] == "done" else f"{row['status']}: {row['reason']}"
+        rows.append(shown)
+    return pd.DataFrame(rows)
 
 
 def tuning_table(tables: Tables, profile: str) -> pd.DataFrame:

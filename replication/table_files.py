@@ -48,8 +48,18 @@ _RESULTS = {name: kind for name, kind in _SUMMARY.items() if name not in ("run_i
 KINDS: dict[str, dict[str, str]] = {
     "runs": {"run_id": "str", "ablation": "str", "seed": "int", "command": "str", "status": "str", "reason": "str", **_RESULTS},
     "curves": {"run_id": "str", "step": "int", "metric": "str", "value": "float"},
-    "items": {"run_id": "str", "item_id": "str", "correct": "int", "truncated": "int"},
+    "items": {"run_id": "str", "item_id": "str", "correct": "int", "truncated": "int", "parsed": "int"},
     "timings": {"run_id": "str", "seconds": "float", **dict.fromkeys(SECONDS, "float"), **dict.fromkeys(PEAKS, "int")},
+    # Optional: made by `prompts`, from the base under each prompt template.
+    "prompts": {
+        **dict.fromkeys(("profile", "model", "task", "template"), "str"),
+        **{"chosen": "bool", "run_id": "str", "status": "str", "reason": "str", "items": "int"},
+        **{
+            f"{share}{end}": "float"
+            for share in ("accuracy", "parsable_share", "accuracy_of_parsable", "truncated_share")
+            for end in ("", "_low", "_high")
+        },
+    },
     # Optional: made by `diagnose`, from groups sampled afresh and not from runs.
     "credit": {
         **dict.fromkeys(("profile", "task", "policy", "method", "selector", "quantity", "unit"), "str"),
@@ -64,6 +74,7 @@ KINDS: dict[str, dict[str, str]] = {
 }
 _REQUIRED = {name: tuple(kinds) for name, kinds in KINDS.items()}
 _REQUIRED["runs"] = ("run_id", "ablation", "task", "method", "seed", "status", "accuracy")
+_REQUIRED["items"] = ("run_id", "item_id", "correct", "truncated")
 _REQUIRED["timings"] = ("run_id",)
 _REBUILD = "rebuild it with `make report`"
 #: Integer columns without holes; the others are float64 in a frame, since NaN is a float.

@@ -99,7 +99,9 @@ def _curve_rows(run_id: str, folder: Path) -> Iterable[dict[str, Any]]:
 def _item_rows(run_id: str, folder: Path) -> Iterable[dict[str, Any]]:
     for row in read_csv(folder / "items.csv", ("split", "item_id", "correct", "truncated")).to_dict("records"):
         if row["split"] == "test":
-            yield {"run_id": run_id, "item_id": row["item_id"], "correct": int(row["correct"]), "truncated": int(row["truncated"])}
+            parsed = int(row["parsed"]) if row.get("parsed") else None
+            numbers = {"correct": int(row["correct"]), "truncated": int(row["truncated"]), "parsed": parsed}
+            yield {"run_id": run_id, "item_id": row["item_id"], **numbers}
 
 
 def _timing_row(run_id: str, folder: Path) -> dict[str, Any]:
