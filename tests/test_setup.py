@@ -16,7 +16,8 @@ import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-TARGETS = ["help", "setup", "all", "smoke", "test", "test-full", "test-browser", "fuzz", "soak", "figures", "report", "verify", "publish"]
+TARGETS = ["help", "setup", "all", "smoke", "test", "test-full", "test-browser", "fuzz", "soak"]
+TARGETS += ["figures", "report", "verify", "publish"]
 TARGETS += ["paper", "prompts", "paper-dryrun", "base", "bench", "lab", "lint", "clean"]
 
 
