@@ -33,9 +33,9 @@ def cluster(monkeypatch):
     # Nodes inherit it: their workers find the stand-ins, as those of a real cluster find the installed project.
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), str(TESTS.parent)]))
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    small = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "node_ip_address": "127.0.0.1", "include_dashboard": False}
+    small = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False}
     made = Cluster(initialize_head=True, head_node_args=small)
-    yield made, made.add_node(num_cpus=1, object_store_memory=80 * 2**20, node_ip_address="127.0.0.1")
+    yield made, made.add_node(num_cpus=1, object_store_memory=80 * 2**20)
     made.shutdown()
 
 
