@@ -37,7 +37,7 @@ def readable(frame: pd.DataFrame) -> HTML:
 def _tag(name: str, text: str, numeric: bool) -> Markup:
     # The alignment is written out, since JupyterLab would align everything to the right; the class is for the pages.
     kind = "number" if numeric else "words" if len(text) > 30 else "nowrap"
-    where = "right" if numeric else "left"
+    where = "right; white-space: nowrap" if numeric else "left"
     return Markup('<{0} class="{1}" style="text-align: {2}">{3}</{0}>').format(Markup(name), kind, where, text)
 
 

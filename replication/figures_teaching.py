@@ -21,8 +21,8 @@ from matplotlib.patches import Rectangle
 from scipy import stats
 from torch import Tensor
 
-from replication.algorithms import SGRPO, TokenCredit, Trie
-from replication.packing import pack_groups
+from replication.algorithms import SGRPO, TokenCredit
+from replication.packing import PackedRow, pack_groups
 from replication.plotting import style
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ def work_map(group: ShownGroup, credit: TokenCredit, *, title: str | None = None
 def computed_tokens(group: ShownGroup, credit: TokenCredit) -> tuple[set[tuple[int, int]], set[tuple[int, int]]]:
     """(answer, position) of the tokens that packed scoring computes, and of those whose prefix an earlier answer has computed."""
     rows = pack_groups([[0]], [[list(tokens) for tokens in group.tokens]], [credit])
-    prefixes = {prefix for row in rows for prefix in _prefixes(row.trie)}
+    prefixes = {prefix for row in rows for prefix in _prefixes(row)}
     computed, shared, seen = set(), set(), set()
     for index, tokens in enumerate(group.tokens):
         for position in range(len(tokens)):
@@ -159,10 +159,11 @@ def computed_tokens(group: ShownGroup, credit: TokenCredit) -> tuple[set[tuple[i
     return computed, shared
 
 
-def _prefixes(trie: Trie) -> list[tuple[int, ...]]:
+def _prefixes(row: PackedRow) -> list[tuple[int, ...]]:
+    """The generated prefix that each token of a row ends, behind a prompt of one token."""
     found: list[tuple[int, ...]] = []
-    for parent, token in zip(trie.parent.tolist(), trie.token.tolist(), strict=True):
-        found.append((*found[parent], token) if parent >= 0 else (token,))
+    for parent, token in zip(row.parent.tolist(), row.token.tolist(), strict=True):
+        found.append((*found[parent], token) if parent >= 0 else ())
     return found
 
 
