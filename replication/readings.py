@@ -5,7 +5,8 @@ Used by the notebooks and the report, so that no number in prose is ever typed. 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -163,6 +164,8 @@ def learning_rate(tables: Tables, profile: str) -> list[str]:
                 f"within {CLOSE:g} points of its best)"
             )
         sentences.append(f"On {TASKS[task]} validation chooses, for {_and(parts)}.")
+    tuned = table[table["chosen"]]
+    sentences.append(_edges([(f"{METHODS[r['method']]} on {TASKS[r['task']]}", r) for r in tuned.to_dict("records")]))
     grpo = table[(table["method"] == "grpo")].groupby("task")["accuracy"].agg(["min", "max"])
     for task, ends in grpo.iterrows():
         sentences.append(
@@ -211,7 +214,18 @@ def lora_rank(tables: Tables, profile: str) -> list[str]:
             sentences.append(
                 f"{sparse} minus full-token GRPO is {gaps[0]:+.1f} points at {_rank(low)} and {gaps[1]:+.1f} at {_rank(high)}."
             )
+    tuned = table[table["rates_tried"] > 1].to_dict("records")
+    if tuned:
+        sentences.append(_edges([(f"{row['method']} at {_rank(row['rank'])}", row) for row in tuned]))
     return sentences or ["Not run."]
+
+
+def _edges(points: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
+    """Which points were tuned at the end of their grid, so that a better rate may lie outside."""
+    at = [f"{name} ({row['learning_rate']:g}, the {row['edge']} tried)" for name, row in points if row["edge"]]
+    if not at:
+        return "No chosen rate lies at the edge of its grid."
+    return f"Tuned at the edge of the grid, so that a better rate may lie outside: {_and(at)}."
 
 
 def _extreme_ranks(table: pd.DataFrame) -> tuple[int, int]:

@@ -28,6 +28,7 @@ __all__ = [
     "VERDICTS",
     "Claim",
     "Estimate",
+    "best_rate",
     "bootstrap",
     "compare_tables",
     "detectable_gap",
@@ -151,6 +152,21 @@ def tuning(tables: Tables) -> pd.DataFrame:
             points.loc[best, "chosen"] = True
             points.loc[group.index, "forgiving"] = rates.max() / rates.min()
     return points[columns]
+
+
+def best_rate(runs: pd.DataFrame) -> float:
+    """The learning rate of the best mean validation accuracy, the lower of equals, over the seeds that every rate was run under.
+
+    A rate is not to be judged by luckier seeds than another; without a common seed all seeds count. A rate without validation
+    accuracy cannot be chosen; where none has one, the lowest rate stands.
+
+    Args:
+        runs: ended runs that differ in learning_rate and seed alone, with validation_accuracy.
+    """
+    values = runs.pivot_table(index="learning_rate", columns="seed", values="validation_accuracy", dropna=False).astype(float)
+    common = runs.groupby("seed")["learning_rate"].nunique() == runs["learning_rate"].nunique()
+    means = (values[common.index[common]] if common.any() else values).mean(axis=1).round(9).sort_index()
+    return float(means.idxmax() if means.notna().any() else means.index[0])
 
 
 def compare_tables(mine: Mapping[str, Any] | pd.DataFrame, committed: Mapping[str, Any] | pd.DataFrame) -> pd.DataFrame:

@@ -10,7 +10,7 @@ import pandas as pd
 from replication.evidence import Evidence
 from replication.intervals import bootstrap
 from replication.randomness import numpy_stream
-from replication.statistics import tuning
+from replication.statistics import best_rate, tuning
 
 if TYPE_CHECKING:
     from replication.ablations import PlannedRun
@@ -155,13 +155,17 @@ def prompt_table(tables: Tables, profile: str) -> pd.DataFrame:
 
 
 def tuning_table(tables: Tables, profile: str) -> pd.DataFrame:
-    """``statistics.tuning`` in percent, with ``used``: whether full against sparse runs at that rate."""
+    """``statistics.tuning`` in percent, with ``used``: whether full against sparse runs at that rate, and ``edge``."""
     table = tuning({**tables, "runs": rows_of(tables, "learning_rate", profile)})
     table = table.sort_values("task", key=lambda tasks: tasks.map(list(TASKS).index), kind="stable", ignore_index=True)
     table[["validation_accuracy", "accuracy"]] *= 100
     headline = rows_of(tables, "full_vs_sparse", profile)
     used = set(zip(headline["task"], headline["method"], headline.get("learning_rate", []), strict=False))
     table["used"] = [key in used for key in zip(table["task"], table["method"], table["learning_rate"], strict=True)]
+    table["edge"] = ""
+    for _, own in table.groupby(["task", "method"]):
+        for place in own.index[own["chosen"]]:
+            table.loc[place, "edge"] = edge(own.loc[place, "learning_rate"], own["learning_rate"])
     return table
 
 
@@ -210,10 +214,7 @@ def lora_rank_table(tables: Tables, profile: str) -> pd.DataFrame:
     rows = rows_of(tables, "lora_rank", profile)
     out = []
     for (task, method, rank), own in rows.groupby(["task", "method", "lora_rank"], sort=True) if len(rows) else ():
-        # Rates are compared under the seed that all of them were run with, so that none is judged by luckier seeds.
-        first = own[own["seed"] == own["seed"].min()].sort_values("learning_rate")
-        validation = first["validation_accuracy"]
-        rate = first.loc[validation.idxmax(), "learning_rate"] if validation.notna().any() else first["learning_rate"].iloc[0]
+        rate = best_rate(own)
         at_rate = own[own["learning_rate"] == rate].drop_duplicates("run_id")
         accuracy = 100 * at_rate["accuracy"]
         out.append(
@@ -223,14 +224,25 @@ def lora_rank_table(tables: Tables, profile: str) -> pd.DataFrame:
                 "rank": int(rank),
                 "learning_rate": rate,
                 "rates_tried": own["learning_rate"].nunique(),
+                "edge": edge(rate, own["learning_rate"]),
                 "seeds": at_rate["seed"].nunique(),
                 "accuracy": accuracy.mean(),
                 "lowest": accuracy.min(),
                 "highest": accuracy.max(),
             }  # fmt: skip
         )
-    columns = ["task", "method", "rank", "learning_rate", "rates_tried", "seeds", "accuracy", "lowest", "highest"]
+    columns = ["task", "method", "rank", "learning_rate", "rates_tried", "edge", "seeds", "accuracy", "lowest", "highest"]
     return pd.DataFrame(out, columns=columns)
+
+
+def edge(rate: float, tried: pd.Series) -> str:
+    """ "lowest" or "highest" if the rate is at that end of those tried, so that a better one may lie beyond; else empty.
+
+    A single rate has no ends: it was tuned elsewhere.
+    """
+    if tried.nunique() < 2:
+        return ""
+    return "lowest" if rate == tried.min() else "highest" if rate == tried.max() else ""
 
 
 def listed(values: pd.Series) -> str:

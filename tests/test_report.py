@@ -183,10 +183,31 @@ def test_rank_points_are_read_at_the_rate_that_validation_chooses():
         rest = {"status": "done", "learning_rate": rate, "seed": seed, "validation_accuracy": validation, "accuracy": accuracy}
         return {"run_id": name, **shared, **rest}
 
-    runs = pd.DataFrame([row(1e-3, 0, 0.6, 0.1), row(1e-2, 0, 0.5, 0.9), row(1e-3, 1, 0.2, 0.3), row(1e-2, 1, 0.9, 0.9)])
+    # The second seed of one rate alone counts in its test accuracy, not in the choice.
+    runs = pd.DataFrame([row(1e-3, 0, 0.6, 0.1), row(1e-2, 0, 0.5, 0.9), row(1e-3, 1, 0.2, 0.3)])
     (point,) = summaries.lora_rank_table({"runs": runs}, "nano").to_dict("records")
     assert (point["learning_rate"], point["seeds"], point["rates_tried"]) == (1e-3, 2, 2)
     assert point["accuracy"] == pytest.approx(20.0)
+    runs = pd.concat([runs, pd.DataFrame([row(1e-2, 1, 0.9, 0.8)])])
+    (point,) = summaries.lora_rank_table({"runs": runs}, "nano").to_dict("records")
+    assert point["learning_rate"] == 1e-2 and point["accuracy"] == pytest.approx(85.0)
+
+
+def test_a_rate_tuned_at_the_edge_of_its_grid_is_named():
+    def row(method, rate, validation):
+        shared = {"ablation": "lora_rank", "profile": "nano", "task": "word_problems", "lora_rank": 0, "status": "done", "seed": 0}
+        shared |= {"method": method, "learning_rate": rate, "validation_accuracy": validation, "accuracy": 0.5}
+        return {"run_id": f"{method}-{rate}", **shared}
+
+    low, middle = [(1e-4, 0.9), (3e-4, 0.8), (1e-3, 0.7)], [(1e-4, 0.8), (3e-4, 0.9), (1e-3, 0.7)]
+    at_edge = [row("grpo", *point) for point in low]
+    inside = [row("s_grpo", *point) for point in middle]
+    said = readings.lora_rank({"runs": pd.DataFrame(at_edge + inside)}, "nano")[-1]
+    assert "GRPO at full fine-tuning (0.0001, the lowest tried)" in said and "S-GRPO" not in said
+    assert readings.lora_rank({"runs": pd.DataFrame(inside)}, "nano")[-1].startswith("No chosen rate lies at the edge")
+    # A rank run at one rate was tuned elsewhere: nothing can be said of an edge.
+    alone = readings.lora_rank({"runs": pd.DataFrame(at_edge[:1])}, "nano")
+    assert not any("edge" in sentence for sentence in alone)
 
 
 def test_a_plan_says_how_many_runs_of_how_many_steps():
