@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from replication.claims import Claim, load_claims
 from replication.errors import UserError
@@ -22,6 +23,7 @@ from replication.intervals import (
     sign_test,
     wilson,
 )
+from replication.randomness import numpy_stream
 from replication.verdicts import VERDICTS, verdicts
 
 __all__ = [
@@ -31,6 +33,7 @@ __all__ = [
     "best_rate",
     "bootstrap",
     "compare_tables",
+    "detectable_differences",
     "detectable_gap",
     "holm",
     "load_claims",
@@ -116,6 +119,36 @@ def paired_tests(tables: Tables, scale: str = "nano") -> pd.DataFrame:
             for pair, adjusted in zip(pairs, holm([pair["p"] for pair in pairs]), strict=True):
                 rows.append(pair | {"p_holm": adjusted})
     return pd.DataFrame(rows, columns=["task", "a", "b", "seed", "items", "only_a", "only_b", "p", "p_holm"])
+
+
+def detectable_differences(tables: Tables, scale: str = "nano", power: float = 0.8) -> pd.DataFrame:
+    """The smallest difference of each sparse method to full-token GRPO that these seeds and items would show with this power.
+
+    The half-width of the 95 % interval of the paired difference, times 1 + z(power) / z(0.975): a true difference of that size
+    has an interval without 0 so often. Columns task, method, seeds, items, difference, low, high, detectable, in points.
+    """
+    evidence = Evidence(tables, scale)
+    rows = []
+    for task in sorted(evidence.runs["task"].unique()):
+        for method in ("s_grpo", "t_spmo"):
+            a, b = evidence.pair(task, method, "grpo")
+            if a.size == 0 or b.size == 0:
+                continue
+            rng = numpy_stream(0, "bootstrap", "power", task, method)
+            gap = bootstrap(a, b, rng, paired_seeds=list(a.index) == list(b.index)).scaled(100)
+            rows.append(
+                {
+                    "task": task,
+                    "method": method,
+                    "seeds": min(len(a), len(b)),
+                    "items": gap.items,
+                    "difference": gap.value,
+                    "low": gap.low,
+                    "high": gap.high,
+                    "detectable": (gap.high - gap.low) / 2 * (1 + stats.norm.ppf(power) / stats.norm.ppf(0.975)),
+                }  # fmt: skip
+            )
+    return pd.DataFrame(rows, columns=["task", "method", "seeds", "items", "difference", "low", "high", "detectable"])
 
 
 def tuning(tables: Tables) -> pd.DataFrame:

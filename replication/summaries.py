@@ -97,15 +97,16 @@ def headline_table(tables: Tables, profile: str) -> pd.DataFrame:
             estimate = bootstrap(matrix, None, numpy_stream(0, "bootstrap", "headline", task, method)).scaled(100)
             row: dict[str, Any] = {"task": task, "method": method, "seeds": estimate.seeds, "items": estimate.items}
             row |= {"accuracy": estimate.value, "low": estimate.low, "high": estimate.high}
-            columns = ("sampled_accuracy", "accuracy_new_stories", "held_out_accuracy", "other_task_accuracy", "kept_fraction")
+            columns = ("sampled_accuracy", "accuracy_new_stories", "held_out_accuracy", "longer_numbers_accuracy")
+            columns += ("other_task_accuracy", "kept_fraction")
             row |= {name: 100 * evidence.per_seed(task, method, name).mean() for name in columns}
             row["kl_to_base"] = evidence.per_seed(task, method, "kl_to_base").mean()
-            row["tokens_in_loss"] = evidence.per_seed(task, method, "tokens_in_loss").mean()
+            row |= {name: evidence.per_seed(task, method, name).mean() for name in ("tokens_in_loss", "predicted_flops")}
             row["diverged"] = evidence.diverged([task], [method])
             rows.append(row)
-    names = ["task", "method", "seeds", "items", "accuracy", "low", "high", "sampled_accuracy"]
-    names += ["accuracy_new_stories", "held_out_accuracy"]
-    return pd.DataFrame(rows, columns=[*names, "other_task_accuracy", "kept_fraction", "kl_to_base", "tokens_in_loss", "diverged"])
+    names = ["task", "method", "seeds", "items", "accuracy", "low", "high", "sampled_accuracy", "accuracy_new_stories"]
+    names += ["held_out_accuracy", "longer_numbers_accuracy", "other_task_accuracy", "kept_fraction", "kl_to_base"]
+    return pd.DataFrame(rows, columns=[*names, "tokens_in_loss", "predicted_flops", "diverged"])
 
 
 def gain_table(tables: Tables, profile: str) -> pd.DataFrame:
@@ -173,7 +174,7 @@ def token_fraction_table(tables: Tables, profile: str) -> pd.DataFrame:
     """Per setting: kept fraction and accuracy in percent, mean and range over seeds, from the fewest tokens to the most."""
     rows = rows_of(tables, "token_fraction", profile)
     if rows.empty:
-        return pd.DataFrame(columns=["method", "setting", "seeds", "kept_fraction", "accuracy", "lowest", "highest"])
+        return pd.DataFrame(columns=["task", "method", "setting", "seeds", "kept_fraction", "accuracy", "lowest", "highest"])
     out = []
     keys = ["task", "method", "selector", "keep_probability", "max_kept_tokens", "token_share", "denominator"]
     keys = [key for key in keys if key in rows]
@@ -185,6 +186,8 @@ def token_fraction_table(tables: Tables, profile: str) -> pd.DataFrame:
                 "task": named["task"],
                 "method": METHODS[named["method"]],
                 "setting": _setting(named),
+                "selector": named.get("selector"),
+                "share": named.get("token_share", float("nan")),
                 "seeds": own["seed"].nunique(),
                 "kept_fraction": 100 * own["kept_fraction"].mean(),
                 "accuracy": accuracy.mean(),
@@ -206,7 +209,8 @@ def _setting(named: Mapping[str, Any]) -> str:
     limit = named.get("max_kept_tokens")
     cap = "no cap" if limit is None or pd.isna(limit) else f"at most {limit:g}"
     probability = named.get("keep_probability")
-    return "rule" if probability is None or pd.isna(probability) else f"rule, keep probability {probability:g}, {cap}"
+    text = "rule" if probability is None or pd.isna(probability) else f"rule, keep probability {probability:g}, {cap}"
+    return text + (", divided by the completion" if named.get("denominator") == "completion" else "")
 
 
 def lora_rank_table(tables: Tables, profile: str) -> pd.DataFrame:
