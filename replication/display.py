@@ -81,6 +81,12 @@ def paper_says(*claims: str) -> HTML:
     return readable(pd.DataFrame(rows, columns=columns))
 
 
+def not_as_thought(tables: Tables) -> HTML:
+    """The log of negative results, with the verdicts on these tables of the claims each touches."""
+    rows = report.negative_results(verdicts(report.CLAIMS, tables))
+    return readable(pd.DataFrame(rows)[["date", "what", "expected", "found", "follows", "now"]])
+
+
 def judged(tables: Tables, *claims: str) -> HTML:
     """The verdicts of some claims (default: all) on these tables."""
     rows = report.verdict_rows(verdicts(report.CLAIMS, tables))

@@ -50,6 +50,7 @@ _GLOSSES = {
     "data/README.md": "sources, licences, checksums",
     "data/claims.yaml": "the claims and the rule each is judged by",
     "data/deviations.yaml": "every choice that the paper leaves open to us",
+    "data/negative_results.yaml": "what did not come out as thought, dated",
     "data/nano-base/": "the base model: weights, tokenizer, card, measurements",
     "results/nano/": "tables, figures, report and notebooks of our own run",
     "results/bench/": "cost of a step beside TRL: tables, figures, summary",
@@ -81,13 +82,22 @@ def verdict_block(committed: Path = COMMITTED) -> str:
     return "\n".join(lines)
 
 
-def plan_block() -> str:
-    """How many runs of how many steps a default `make all` is."""
+def plan_block(committed: Path = COMMITTED) -> str:
+    """How many runs of how many steps `make all` is, by default and with PLAN=full, and how long the latter should train.
+
+    The time is the mean of the committed runs, times the runs, over two cores.
+    """
     from replication.ablations import plan
     from replication.readings import plan_sentence
     from replication.summaries import plan_frame
 
-    return plan_sentence(plan_frame(plan("nano")))
+    full = plan_frame(plan("nano", variant="full"))
+    text = f"{plan_sentence(plan_frame(plan('nano')))}\n\nWith `PLAN=full`: {plan_sentence(full)}"
+    if (committed / "timings.csv").exists():
+        seconds = read_tables(committed)["timings"]["seconds"].mean()
+        minutes = full["run_id"].nunique() * seconds / 2 / 60
+        text += f" At {seconds:.1f} s a run, as in the committed results, that is about {minutes:.0f} minutes on 2 cores."
+    return text
 
 
 def cost_block(folder: Path = BENCH) -> str:
