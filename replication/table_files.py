@@ -212,6 +212,8 @@ def read_csv(path: Path, required: Sequence[str]) -> pd.DataFrame:
     for column in ("schema_version", *required):
         if column not in header:
             raise UserError(f"{path} has no column {column}, so it is garbled or of an older schema: {_REBUILD}")
+    if len(set(header)) < len(header):
+        raise UserError(f"{path} has a column twice: {_REBUILD}")
     place = header.index("schema_version")
     for number, row in enumerate(rows[1:], start=2):
         if len(row) != len(header):

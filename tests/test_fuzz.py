@@ -18,6 +18,7 @@ FOUND = [
     ("claims", b"\xff"),
     ("claims", b"[" * 5_000),
     ("tables", b"c\nschema_version,run_id,step,metric,value\n1,a,99999999999999999999,reward,1\n"),
+    ("tables", b"c\nschema_version,run_id,step,metric,value,value\n1,a,1,reward,1,1\n"),
 ]
 ANY = st.binary(max_size=300) | st.text(max_size=300).map(lambda text: text.encode("utf-8", "surrogatepass"))
 TEXTS = {
