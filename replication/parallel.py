@@ -1,8 +1,8 @@
 """Several processes on one run, by accelerate: data parallel over prompts, every group whole on one process.
 
 Every process runs the same program. What is long (sampling, scoring, evaluation) is shared out and put together again, so that
-all go on with the same numbers: those of one process, up to the order of float sums. Only the first process's records are kept.
-Started by ``accelerate launch -m replication run ...`` or torchrun; in one process every function here does nothing.
+all go on with the same numbers: those of one process, up to float rounding. Only the first process's records are kept.
+Started by torchrun or ``accelerate launch --multi_gpu``, as the README shows; in one process every function here does nothing.
 """
 
 from __future__ import annotations
