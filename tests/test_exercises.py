@@ -74,7 +74,7 @@ def test_an_unsolved_exercise_says_so_and_wrong_answers_say_what_is_off(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("answer", ["?", object(), [], lambda *rest: None, float("nan"), {"a": 1}], ids=str)
+@pytest.mark.parametrize("answer", ["?", object(), [], lambda *rest: None, float("nan"), {"a": 1}], ids=["text", "object", "list", "function", "nan", "dict"])
 def test_no_answer_makes_a_checking_cell_raise(name, answer):
     assert getattr(exercises, name)(answer).right is False
 
