@@ -106,6 +106,7 @@ def main(out: Path, *, quick: bool = False) -> pd.DataFrame:
     shape = {**SHAPE, "vocabulary": 4096, "completion_length": 32} if quick else SHAPE
     cases = [(likeness, *case) for likeness in (COMMON[:1] if quick else COMMON) for case in CASES]
     measured: dict[tuple[float, str, str], dict[str, Any]] = {}
+    common.write_manifest(out, "memory", threads=1, cases_done=0, cases=len(cases))
     for done, (likeness, implementation, method) in enumerate(cases, start=1):
         runs: list[dict[str, Any]] = []
         started = time.perf_counter()

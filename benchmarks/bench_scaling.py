@@ -35,6 +35,7 @@ def main(out: Path, *, quick: bool = False, threads: int = 1) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     with common.threads(threads):
         peak = common.matrix_peak()
+        common.write_manifest(out, "scaling", threads=threads, matrix_peak_flops=peak, cases_done=0, cases=len(points))
         for done, (grows, value) in enumerate(points, start=1):
             measured = point({**BASE, grows: value}, peak, quick=quick)
             rows += [{"grows": grows, "value": value, **row} for row in measured]
