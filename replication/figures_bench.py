@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from replication import plotting as p
 from replication.files import atomic_write, read_json
@@ -46,6 +47,9 @@ def ratios(tables: Bench) -> Figure:
                 axis.annotate(text, (x, row["ratio_q3"]), xytext=(0, 4), textcoords="offset points", ha="center", fontsize=8)
         axis.set_yscale("log")
         axis.set_ylim(1, 2.2 * table["ratio_q3"].max())
+        ticks = [tick for tick in (1, 2, 5, 10, 20, 50, 100) if tick < axis.get_ylim()[1]]
+        axis.set_yticks(ticks, [str(tick) for tick in ticks])
+        axis.yaxis.set_minor_formatter(NullFormatter())
         axis.set_xticks(range(3), [p.LABELS[method] for method in p.TRAINED])
         axis.set_title(f"{count} thread{'s' if count > 1 else ''}", loc="left")
         axis.set_ylabel("times faster than TRL (log scale)")
@@ -93,7 +97,7 @@ def _processes(table: pd.DataFrame) -> str:
 def _implementation(row) -> str:
     if row.implementation == "packed":
         return f"packed: {p.LABELS[row.method]}"
-    return row.implementation.replace("dense", "plain logits")
+    return row.implementation.replace("dense", "plain logits").replace("trl", "TRL")
 
 
 def scaling(tables: Bench) -> Figure:
@@ -146,8 +150,12 @@ def ledger(tables: Bench) -> Figure:
         low, high = held["predicted_bytes"].min() / 2**21, held["peak_bytes"].max() / 2**19
         right.plot([low, high], [low, high], color="#777777", linestyle="--")
     right.set(xscale="log", yscale="log", xlabel="predicted peak (MB)", ylabel="measured peak (MB)")
+    for axis in (left.xaxis, left.yaxis, right.xaxis, right.yaxis):
+        axis.set_minor_formatter(NullFormatter())  # over one decade matplotlib writes all of them, one over the other
     p.legend_beside(figure, axes)
-    return p.caption(figure, "Each dot is one measured update. Grey dot on the right: plain logits, dense scoring.", _NO_RUNS)
+    return p.caption(
+        figure, "Each dot is one measured update. Right: dashed where both are equal; grey: plain logits, dense scoring.", _NO_RUNS
+    )
 
 
 def _updates(tables: Bench) -> pd.DataFrame:
