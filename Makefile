@@ -1,5 +1,5 @@
 # The whole replication by name. `make` alone lists the targets; each makes .venv when it is missing.
-# Variables: PROFILE, PLAN, SEEDS, WORKERS, OUT, MODEL, SVAMP, SET, PYTHON, VENV (see README.md).
+# Variables: PROFILE, PLAN, SEEDS, WORKERS, ENGINE, ADDRESS, SECONDS, MINUTES, OUT, MODEL, SVAMP, SET, PYTHON, VENV (see README.md).
 
 .DEFAULT_GOAL := help
 SHELL := bash
@@ -11,6 +11,9 @@ PROFILE ?= nano
 PLAN ?= default
 SEEDS ?=
 WORKERS ?=
+ENGINE ?= local
+ADDRESS ?=
+MINUTES ?= 60
 MODEL ?=
 SVAMP ?=
 SET ?=
@@ -22,20 +25,24 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 CLI := $(PY) -m replication
 RESULTS := --profile '$(PROFILE)' --out '$(OUT)'
-PLAN_OPTIONS := --plan '$(PLAN)' $(if $(SEEDS),--seeds '$(SEEDS)') \
-	$(if $(MODEL),--set 'model=$(MODEL)') $(if $(REVISION),--set 'revision=$(REVISION)') $(if $(SVAMP),--svamp '$(SVAMP)') \
-	$(foreach setting,$(SET),--set '$(setting)')
+SETTINGS := $(if $(MODEL),--set 'model=$(MODEL)') $(if $(REVISION),--set 'revision=$(REVISION)') \
+	$(if $(SVAMP),--svamp '$(SVAMP)') $(foreach setting,$(SET),--set '$(setting)')
+PLAN_OPTIONS := --plan '$(PLAN)' $(if $(SEEDS),--seeds '$(SEEDS)') $(SETTINGS)
 NOTEBOOK_OPTIONS := --set 'variant=$(PLAN)' $(if $(SEEDS),--set 'seeds=$(SEEDS)')
-SWEEP_OPTIONS := $(PLAN_OPTIONS) $(if $(WORKERS),--workers '$(WORKERS)')
+SWEEP_OPTIONS := $(PLAN_OPTIONS) $(if $(WORKERS),--workers '$(WORKERS)') \
+	$(if $(filter-out local,$(ENGINE)),--engine '$(ENGINE)') $(if $(ADDRESS),--address '$(ADDRESS)')
+# SECONDS is bash's own clock: only one that was given counts.
+FUZZ_SECONDS := $(if $(filter command line environment,$(origin SECONDS)),$(SECONDS),60)
 PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PY) -m pytest
 
-.PHONY: help setup all smoke test test-full figures report verify publish paper paper-dryrun base bench lab lint clean
+.PHONY: help setup all smoke test test-full test-browser fuzz soak figures report verify publish prompts paper paper-dryrun base \
+	bench lab lint clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo "  PROFILE=$(PROFILE) (smoke, nano, paper)  PLAN=$(PLAN) (default, full)  OUT=$(OUT)"
-	@echo "  SEEDS=n  WORKERS=n  MODEL=folder or Hub name  SVAMP=path of SVAMP.json  PYTHON=$(PYTHON)"
+	@echo "  SEEDS=n  WORKERS=n  ENGINE=local or ray  ADDRESS=host:port  MODEL=folder or Hub name  SVAMP=path of SVAMP.json  PYTHON=$(PYTHON)"
 
 setup: $(STAMP) ## make the virtual environment with the pinned packages
 
@@ -49,9 +56,11 @@ $(STAMP): pyproject.toml
 	touch $@
 
 # A failed run (status 1) is shown in tables and report, and makes the whole end with 1; anything else stops at once.
+# Credit against the truth is measured where it is known, in the nano lab; remove credit.csv to measure it again.
 all: $(STAMP) ## the whole replication: train what is missing, tables, notebooks, figures, verdicts, report.html
 	@status=0; $(CLI) sweep $(RESULTS) $(SWEEP_OPTIONS) || status=$$?; \
 	if [ $$status -gt 1 ]; then exit $$status; fi; \
+	if [ '$(PROFILE)$(MODEL)' = nano ] && [ ! -e '$(OUT)/credit.csv' ]; then $(CLI) diagnose $(RESULTS) || exit $$?; fi; \
 	$(CLI) notebooks $(RESULTS) --no-train $(NOTEBOOK_OPTIONS) && $(CLI) figures $(RESULTS) && $(CLI) report $(RESULTS) || exit $$?; \
 	exit $$status
 
@@ -59,10 +68,25 @@ smoke: $(STAMP) ## every notebook through papermill with a handful of training s
 	$(CLI) notebooks --profile smoke --out results/local/smoke
 
 test: $(STAMP) ## the quick tests
-	$(PYTEST) -n $(TEST_WORKERS) -m 'not slow' tests
+	$(PYTEST) -n $(TEST_WORKERS) -m 'not slow and not browser' tests
 
 test-full: $(STAMP) ## all tests, also the slow ones
-	$(PYTEST) -n $(TEST_WORKERS) tests
+	$(PYTEST) -n $(TEST_WORKERS) -m 'not browser' tests
+
+# Chromium comes from the system: installed where apt-get may, named where not.
+test-browser: $(STAMP) ## every notebook in a real JupyterLab in headless Chromium (installs the extra browser)
+	$(PY) -m pip install --quiet -e '.[browser]'
+	@command -v chromedriver >/dev/null && { command -v chromium || command -v google-chrome; } >/dev/null \
+		|| { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get -qq update && apt-get -qq install -y chromium chromium-driver; } \
+		|| { echo "error: no Chromium with its driver: install the system's packages chromium and chromium-driver, then try again" >&2; exit 2; }
+	$(PYTEST) -m browser tests/browser
+
+fuzz: $(STAMP) ## coverage-guided fuzzing of all that reads input, SECONDS= for each target (installs the extra fuzz)
+	$(PY) -m pip install --quiet -e '.[fuzz]'
+	PYTHONPATH=. $(PY) tests/fuzz '$(FUZZ_SECONDS)'
+
+soak: $(STAMP) ## smoke runs killed and resumed at random for MINUTES=: nothing lost, nothing grows
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 PYTHONPATH=. $(PY) tests/soak.py '$(MINUTES)'
 
 figures: $(STAMP) ## draw the figures again from the tables in OUT
 	$(CLI) figures $(RESULTS)
@@ -77,7 +101,10 @@ publish: $(STAMP) ## copy tables, figures and pages of OUT over the committed on
 	$(CLI) publish $(RESULTS)
 
 paper: ## the replication at the paper's scale: a GPU, MODEL= and SVAMP= or the Hub
-	@$(MAKE) --no-print-directory all PROFILE=paper
+	@$(MAKE) --no-print-directory prompts PROFILE=paper && $(MAKE) --no-print-directory all PROFILE=paper
+
+prompts: $(STAMP) ## measure the base under each prompt template on the validation split
+	@$(CLI) prompts $(RESULTS) $(SETTINGS)
 
 paper-dryrun: $(STAMP) ## the paper profile in minutes, offline: a random model, two steps a run (no evidence)
 	HF_HUB_OFFLINE=1 $(CLI) dryrun --out results/local/dryrun $(if $(SVAMP),--svamp '$(SVAMP)') $(if $(WORKERS),--workers '$(WORKERS)')
@@ -90,7 +117,7 @@ bench: $(STAMP) ## measure cost beside another implementation (installs the extr
 	$(CLI) bench
 
 lab: $(STAMP) ## open JupyterLab at the overview
-	$(VENV)/bin/jupyter lab notebooks/00_overview.ipynb
+	JUPYTER_PREFER_ENV_PATH=1 $(PY) -m jupyterlab notebooks/00_overview.ipynb
 
 lint: $(STAMP) ## check code and notebooks
 	$(PY) -m ruff check .

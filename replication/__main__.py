@@ -60,6 +60,8 @@ def _parser() -> argparse.ArgumentParser:
     results(sweep)
     sweep.add_argument("--ablation", action="append", metavar="A", help="only this ablation (may be repeated; default: all)")
     sweep.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core, or per GPU)")
+    sweep.add_argument("--engine", default="local", choices=("local", "ray"), help="processes of this machine, or a Ray cluster")
+    sweep.add_argument("--address", metavar="HOST:PORT", help="of the Ray cluster (default: auto, the one this machine belongs to)")
     sweep.add_argument("--list", action="store_true", help="print the planned runs and their commands, and run nothing")
     plan(sweep)
 
@@ -75,6 +77,10 @@ def _parser() -> argparse.ArgumentParser:
         "--run", type=Path, action="append", default=[], metavar="DIR", help="also at the end of this finished run"
     )
     diagnose.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="another value of a config field")
+
+    prompts = command("prompts", "measure the base under each prompt template on the validation split into prompts.csv")
+    results(prompts)
+    settings(prompts)
 
     figures = command("figures", "draw every figure from the tables")
     results(figures)

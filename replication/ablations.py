@@ -106,24 +106,30 @@ def _learning_rate(profile: str, grid: dict[str, Any], overrides: dict[str, Any]
 
 
 def _lora_rank(profile: str, grid: dict[str, Any], overrides: dict[str, Any]) -> Iterator[ExperimentConfig]:
-    """Every method at every rank, alpha / rank fixed at the profile's, the learning rate tuned for each rank with the first seed.
+    """Every method at every rank, alpha / rank fixed at the profile's, the learning rate tuned for each rank.
 
-    Rank 0 is full fine-tuning.
+    Rank 0 is full fine-tuning. A rank with a list of rates under ``grids`` is run at each of them with every seed. Any other is
+    tuned with the first seed, and the other seeds run at its rate under ``chosen`` (not given: that of the profile).
     """
     own = grid["lora_rank"]
+    seeds = range(min(grid["seeds"], own.get("seeds", grid["seeds"])))
     for method in TRAINED:
         default = load_profile(profile, task=own["task"], method=method, **overrides)
         for rank in own["ranks"]:
             values = {"lora_rank": rank} | overrides
             if values["lora_rank"]:
                 values["lora_alpha"] = values["lora_rank"] * default.lora_alpha / default.lora_rank
-            tuned = default.learning_rate
-            if rank != default.lora_rank:
-                tuned = (own["chosen"].get(rank) or {}).get(method, tuned)
-                for learning_rate in own["grid"] if rank else own["grid_without_adapter"]:
-                    yield load_profile(profile, task=own["task"], method=method, **({"learning_rate": learning_rate} | values))
-            for seed in range(min(grid["seeds"], own.get("seeds", grid["seeds"]))):
-                yield load_profile(profile, task=own["task"], method=method, seed=seed, **({"learning_rate": tuned} | values))
+            rates: dict[float, range] = {}
+            if rank in own.get("grids", {}):
+                rates = dict.fromkeys(own["grids"][rank], seeds)
+            else:
+                if rank != default.lora_rank:
+                    rates = dict.fromkeys(own["grid"] if rank else own["grid_without_adapter"], range(1))
+                rates[(own["chosen"].get(rank) or {}).get(method, default.learning_rate)] = seeds
+            for learning_rate, under in rates.items():
+                for seed in under:
+                    setting = {"learning_rate": learning_rate} | values
+                    yield load_profile(profile, task=own["task"], method=method, seed=seed, **setting)
 
 
 _PLANS = {

@@ -88,7 +88,7 @@ def load_claims(source: str | PathLike[str] | Mapping[str, Any] | Sequence[Any])
             content = yaml.safe_load(Path(source).read_text(encoding="utf-8"))
         except OSError as error:
             raise UserError(f"cannot read the claims file {source}: {error.strerror}") from None
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError, RecursionError) as error:  # values: no UTF-8, an impossible date
             raise UserError(f"{source} is not YAML: {' '.join(str(error).split())}") from None
     if isinstance(content, Mapping):
         if content.get("schema_version") != SCHEMA_VERSION:

@@ -105,12 +105,12 @@ def sweep(options: argparse.Namespace) -> int:
     if options.list:
         configs = list(dict.fromkeys(planned_run.config for planned_run in planned))
         for config in configs:
-            print(config.command(out / "runs" / "RUN_ID"))
+            print(config.command(out / "runs" / _run_id(config)))
         print(f"{len(configs)} runs, {sum(config.steps for config in configs)} steps", file=sys.stderr)
         return 0
     from replication.sweep import run_plan
 
-    result = run_plan(planned, out / "runs", workers=options.workers)
+    result = run_plan(planned, out / "runs", workers=options.workers, **_engine(options))
     # The tables always cover the whole plan: what this sweep left out is pending there, and cannot be overlooked.
     _write_tables(_plan(options), out, {"profile": options.profile, "plan": _plan_of(options)})
     for run_id in result.missing:
@@ -119,6 +119,20 @@ def sweep(options: argparse.Namespace) -> int:
     diverged = f", {len(result.diverged)} of them diverged" if result.diverged else ""
     print(f"{finished}{diverged}; tables in {out}", file=sys.stderr)
     return 0 if result.ok else 1
+
+
+def _run_id(config: Any) -> str:
+    try:
+        return config.run_id
+    except UserError:  # it covers the data and the base, which are not here
+        return "RUN_ID"
+
+
+def _engine(options: argparse.Namespace) -> dict[str, str]:
+    """Where a sweep runs, if not in processes of this machine."""
+    if options.engine == "local" and options.address is not None:
+        raise UserError("--address is that of a Ray cluster: give --engine ray too")
+    return {"engine": options.engine, "address": options.address or "auto"} if options.engine != "local" else {}
 
 
 def _plan_of(options: argparse.Namespace) -> dict[str, Any]:
@@ -168,6 +182,24 @@ def diagnose(options: argparse.Namespace) -> int:
     )  # fmt: skip
     write_tables(tables, out, _manifest(out) | {"diagnostics": manifest() | took})
     print(f"{out / 'credit.csv'} and worked_example.csv, {took['seconds']} s", file=sys.stderr)
+    return 0
+
+
+def prompts(options: argparse.Namespace) -> int:
+    out = _results(options)
+    overrides = parse_settings(options.set)
+    for name in (*_OWN, "prompt_template"):
+        if name in overrides:
+            raise UserError(f"--set {name}: every task of the profile is measured with the base under every template")
+    if options.svamp is not None:
+        overrides["svamp_source"] = options.svamp
+    from replication.prompting import measure
+
+    table = measure(options.profile, out, **overrides)
+    shares = ["accuracy", "parsable_share", "accuracy_of_parsable", "truncated_share"]
+    shown = table[["task", "template", "chosen", "items", *shares, "reason"]].astype({"items": "Int64"})
+    print(shown.to_string(index=False, na_rep="", float_format="{:.3f}".format))
+    print(out / "prompts.csv", file=sys.stderr)
     return 0
 
 

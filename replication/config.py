@@ -58,6 +58,9 @@ class ExperimentConfig(BaseModel):
     digits: int = Field(2, ge=1, le=6, description="digits of each factor (multiplication only); 3 in the paper [S]")
     svamp_source: str | None = Field(None, description="path to the official SVAMP.json; none = download from the Hub")
     model: str = Field("nano", min_length=1, description='"nano", a local folder, or a name on the Hub')
+    prompt_template: Literal["plain", "question_answer", "chat"] | None = Field(
+        None, description="how a question is put to the model (replication/tasks/prompts.py); none = the task's own [R]"
+    )
     revision: str | None = Field(None, description="commit, tag or branch on the Hub; none = its main branch")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="dtype of the frozen weights; adapters are float32")
     method: Literal["base", "grpo", "s_grpo", "t_spmo"] = Field(description="base = evaluation only")
@@ -141,8 +144,8 @@ class ExperimentConfig(BaseModel):
                 raise ValueError("S-GRPO's rule needs cutoff and keep_probability, and no token_share")
             if not rule and self.token_share is None:
                 raise ValueError(f"selector {self.selector} needs token_share")
-            # SVAMP is not looked at here: building a config must not download.
-            limit = self.max_new_tokens or (None if self.task == "svamp" else self.load_task().max_new_tokens)
+            # SVAMP is not looked at here: building a config must not download. Nor is a tokenizer: no template changes the limit.
+            limit = self.max_new_tokens or (None if self.task == "svamp" else self._bare().load_task().max_new_tokens)
             if rule and limit is not None and self.cutoff > limit:
                 raise ValueError(f"cutoff {self.cutoff} is over the {limit} tokens a completion can have: lower the cutoff")
         if self.svamp_source is not None and self.task != "svamp":
@@ -172,7 +175,17 @@ class ExperimentConfig(BaseModel):
 
         name = name or self.task
         options = {"multiplication": {"digits": self.digits}, "svamp": {"source": self.svamp_source}}
-        return get_task(name, **options.get(name, {}))
+        return self._put(get_task(name, **options.get(name, {})))
+
+    def _bare(self) -> ExperimentConfig:
+        """This config with the task's own prompts."""
+        return self if self.prompt_template is None else self.model_copy(update={"prompt_template": None})
+
+    def _put(self, task: Task) -> Task:
+        """The task under this run's prompt template."""
+        from replication.tasks.prompts import with_template
+
+        return task if self.prompt_template is None else with_template(task, self.prompt_template, self.model_path, self.revision)
 
     def other_task(self) -> Task | None:
         """The other generated task: what training on one costs the other."""
@@ -184,9 +197,9 @@ class ExperimentConfig(BaseModel):
         from replication.tasks import get_task
 
         if self.task == "word_problems":
-            return get_task("word_problems", longer_numbers=True)
+            return self._put(get_task("word_problems", longer_numbers=True))
         if self.task == "multiplication" and self.digits < 4:
-            return get_task("multiplication", digits=self.digits + 1)
+            return self._put(get_task("multiplication", digits=self.digits + 1))
         return None
 
     def build_method(self):

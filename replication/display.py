@@ -37,7 +37,7 @@ def readable(frame: pd.DataFrame) -> HTML:
 def _tag(name: str, text: str, numeric: bool) -> Markup:
     # The alignment is written out, since JupyterLab would align everything to the right; the class is for the pages.
     kind = "number" if numeric else "words" if len(text) > 30 else "nowrap"
-    where = "right" if numeric else "left"
+    where = "right; white-space: nowrap" if numeric else "left"
     return Markup('<{0} class="{1}" style="text-align: {2}">{3}</{0}>').format(Markup(name), kind, where, text)
 
 
@@ -79,6 +79,12 @@ def paper_says(*claims: str) -> HTML:
     columns = ["claim", "mark", "text", "the paper's number", "supported if"]
     rows = [(c.id, c.mark, c.text, "" if c.paper_value is None else c.paper_value, c.rule_text) for c in chosen]
     return readable(pd.DataFrame(rows, columns=columns))
+
+
+def not_as_thought(tables: Tables) -> HTML:
+    """The log of negative results, with the verdicts on these tables of the claims each touches."""
+    rows = report.negative_results(verdicts(report.CLAIMS, tables))
+    return readable(pd.DataFrame(rows)[["date", "what", "expected", "found", "follows", "now"]])
 
 
 def judged(tables: Tables, *claims: str) -> HTML:

@@ -121,11 +121,11 @@ def steps(out: Path, model: Path, svamp: str, workers: int | None, seeds: int) -
     """The commands of `make paper`, with what makes them small."""
     results = ["--profile", PROFILE, "--out", str(out)]
     settings = [f"{name}={json.dumps(value)}" for name, value in ({"model": str(model)} | SETTINGS).items()]
-    sweep = ["sweep", *results, "--seeds", str(seeds), "--svamp", svamp]
-    sweep += [word for setting in settings for word in ("--set", setting)]
+    chosen = ["--svamp", svamp, *(word for setting in settings for word in ("--set", setting))]
+    sweep = ["sweep", *results, "--seeds", str(seeds), *chosen]
     sweep += ["--workers", str(workers)] if workers else []
     notebooks = ["notebooks", *results, *NOTEBOOKS, "--no-train"]
-    return [sweep, notebooks, ["figures", *results], ["report", *results]]
+    return [["prompts", *results, *chosen], sweep, notebooks, ["figures", *results], ["report", *results]]
 
 
 def run(out: Path, svamp: str | None = None, workers: int | None = None, seeds: int = 1) -> int:

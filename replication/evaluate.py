@@ -91,8 +91,8 @@ def final_evaluation(policy: Policy, config: ExperimentConfig, task: Task) -> tu
     """Everything that a finished run reports, once: summary fields and one row for each greedy item.
 
     Greedy accuracy on test, validation, held-out templates, training items, the task that was not trained and the same task
-    with longer numbers; on the test items also one sampled completion each, which gives sampled accuracy, entropy and KL to
-    the base.
+    with longer numbers; on the test items also that of those whose story no training item shares (None where the task does not
+    say), and one sampled completion each, which gives sampled accuracy, entropy and KL to the base.
     """
     splits = {
         "test": task.test[: config.test_items],
@@ -105,6 +105,7 @@ def final_evaluation(policy: Policy, config: ExperimentConfig, task: Task) -> tu
     tokens = [entropy for result in sampled for entropy in result.sample.entropies]
     summary = {
         "accuracy": accuracy(greedy["test"]),
+        "accuracy_new_stories": accuracy([r for r in greedy["test"] if r.problem.meta.get("story_in_train") is False]),
         "sampled_accuracy": accuracy(sampled),
         "validation_accuracy": accuracy(greedy["validation"]),
         "held_out_accuracy": accuracy(greedy["held_out"]),

@@ -118,6 +118,17 @@ class Evidence:
         shared = left.columns.intersection(right.columns)
         return left[shared], right[shared]
 
+    def parsable(self, task: str, method: str) -> tuple[float, float] | None:
+        """The shares of a method's test answers, all seeds together, that are parsable and that are right; None if not recorded.
+
+        Parsable: ended by itself and holding a number.
+        """
+        items = self._items[self._items["run_id"].isin(self.rows(task, method)["run_id"])]
+        if not len(items) or "parsed" not in items or items["parsed"].isna().any():
+            return None
+        parsable = (items["parsed"] == 1) & (items["truncated"] == 0)
+        return float(parsable.mean()), float(items["correct"].mean())
+
     def per_seed(self, task: str, method: str, column: str) -> pd.Series:
         """One number of runs.csv per seed, without the seeds where it is empty; empty if there is no such column."""
         rows = self.rows(task, method)

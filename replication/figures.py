@@ -33,6 +33,7 @@ def full_vs_sparse(tables: Tables) -> Figure:
     if not tasks:
         return p.not_run(title, "no run of full_vs_sparse has ended")
     figure, axes = p.panels(title, len(tasks))
+    has_longer = False
     for axis, task in zip(axes[0], tasks, strict=True):
         p.base_line(axis, tables, task, label=None)
         for place, method in enumerate(p.METHODS):
@@ -45,6 +46,10 @@ def full_vs_sparse(tables: Tables) -> Figure:
             centre = place + (0.22 if method != "base" else 0.0)  # the base has no seeds beside it
             axis.plot([centre] * 2, [low, high], color=colour, linewidth=2.2, zorder=3)
             axis.plot(centre, value, p.MARKERS[method], color=colour, markersize=7, zorder=4)
+            longer = pd.to_numeric(mine.get("longer_numbers_accuracy", pd.Series(dtype=float)), errors="coerce").mean()
+            if np.isfinite(longer):
+                has_longer = True
+                axis.plot(centre, 100 * longer, "_", color=colour, markersize=13, markeredgewidth=1.6, zorder=3)
             if method != "base":
                 p.seed_dots(axis, place - 0.12, mine, colour, p.MARKERS[method], spread=0.16)
             # Above the interval, unless the interval reaches the top.
@@ -63,7 +68,9 @@ def full_vs_sparse(tables: Tables) -> Figure:
     text = f"{p.scale_text(runs)} Hollow: one dot per seed ({p.seeds_text(runs)}); "
     text += "filled: mean with its 95 % seed × item bootstrap interval"
     text += f", {items:.0f} test items a task" if np.isfinite(items) else ""
-    return p.caption(figure, text + ". Dashed: the base." + p.diverged_text(runs), runs)
+    text += ". Dashed: the base. "
+    text += "Short line: with longer numbers than any trained on, mean." if has_longer else "Longer numbers: not measured."
+    return p.caption(figure, text + p.diverged_text(runs), runs)
 
 
 def learning_curves(tables: Tables) -> Figure:

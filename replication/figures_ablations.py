@@ -11,7 +11,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from replication import plotting as p
 from replication.evidence import Tables
-from replication.statistics import tuning
+from replication.statistics import best_rate, tuning
 
 
 def token_fraction(tables: Tables) -> Figure:
@@ -127,12 +127,10 @@ def learning_rate(tables: Tables) -> Figure:
 
 
 def _tuned(runs: pd.DataFrame) -> pd.DataFrame:
-    """Of each task, method and rank, the learning rate with the most seeds; at a tie the best on validation (then the lower)."""
+    """Of each task, method and rank, the runs at the learning rate that validation chooses."""
     keep = []
     for _, group in runs.groupby(["task", "method", "lora_rank"]):
-        rates = group.groupby("learning_rate").agg(seeds=("seed", "nunique"), validation=("validation_accuracy", "mean"))
-        rate = rates.sort_values(["seeds", "validation"], ascending=False, kind="stable").index[0]
-        keep.append(group[group["learning_rate"] == rate])
+        keep.append(group[group["learning_rate"] == best_rate(group)])
     return pd.concat(keep) if keep else runs
 
 

@@ -79,6 +79,7 @@ def _measure(axis: Axes, runs: pd.DataFrame, column: str, label: str, factor: fl
 PRICES = (
     ("tokens_in_loss", "tokens in the loss"),
     ("tokens_forwarded", "tokens through the model\nin the updates"),
+    ("predicted_flops", "FLOPs, predicted\n(sampling included)"),
     ("update_seconds", "seconds in the updates"),
     ("seconds", "seconds of training\n(sampling included)"),
 )
@@ -138,7 +139,7 @@ def _first_step(accuracy: pd.Series, level: float) -> float:
 
 def _spent(run_id: str, step: float, steps: int, curves: pd.DataFrame, timings: pd.DataFrame) -> dict[str, float]:
     spent = {}
-    for metric in ("tokens_in_loss", "tokens_forwarded"):
+    for metric in ("tokens_in_loss", "tokens_forwarded", "predicted_flops"):
         mine = curves[(curves["run_id"] == run_id) & (curves["metric"] == metric)].sort_values("step")
         total = np.concatenate([[0.0], mine["value"].astype(float).fillna(0.0).cumsum()])
         at = np.concatenate([[0], mine["step"]])
@@ -151,7 +152,7 @@ def _spent(run_id: str, step: float, steps: int, curves: pd.DataFrame, timings: 
 
 
 def price_of_accuracy(tables: Tables) -> Figure:
-    """Tokens in the loss, tokens through the model and seconds until a given validation accuracy, per method and seed."""
+    """Tokens in the loss, tokens through the model, FLOPs and seconds until a given validation accuracy, per method and seed."""
     title = "The price of an accuracy"
     table_ = prices(tables)
     tasks = [task for task in p.TASKS if len(table_) and (table_["task"] == task).any()]
@@ -159,7 +160,7 @@ def price_of_accuracy(tables: Tables) -> Figure:
         return p.not_run(title, "no curve of a run of full_vs_sparse")
     runs = p.ended(tables.get("runs"), HEADLINE)
     runs = runs[runs["run_id"].astype(str).isin(table_["run_id"])]
-    figure, axes = p.panels(title, len(PRICES), rows=len(tasks), width=2.9, height=2.3)
+    figure, axes = p.panels(title, len(PRICES), rows=len(tasks), width=2.5, height=2.3)
     levels, missed = [], 0
     for row, task in zip(axes, tasks, strict=True):
         here = table_[table_["task"] == task]
@@ -168,16 +169,24 @@ def price_of_accuracy(tables: Tables) -> Figure:
         for axis, (name, label) in zip(row, PRICES, strict=True):
             _price(axis, here, name)
             if axis.get_subplotspec().is_last_row():
-                axis.set_xlabel(f"{label} (log scale)", fontsize=8.5)
+                axis.set_xlabel(label, fontsize=8.5)
             axis_names(axis, [p.LABELS[m] for m in p.TRAINED] if axis is row[0] else [""] * 3)
         row[0].set_title(p.TASKS[task], loc="left")
     text = (
-        f"{p.scale_text(runs)} Until the validation accuracy first reaches {' and '.join(levels)} (80 % of the way from the "
-        f"base to the best method; linear between evaluations). Hollow: {p.seeds_text(runs)}; filled: geometric mean. Every token "
-        "through the model costs about the same FLOPs. Seconds: of the machine that trained, other work on it included."
+        f"{p.scale_text(runs)} Log scales. Until the validation accuracy first reaches {' and '.join(levels)} (80 % of the way "
+        f"from the base to the best method; linear between evaluations). Hollow: {p.seeds_text(runs)}; filled: geometric mean. "
+        "FLOPs: counted from the shapes of every step, not timed. Seconds: of the machine that trained, other work on it included."
     )
     text += f" {missed} run{'s' if missed > 1 else ''} never got there, so the mean of the others flatters." if missed else ""
     return p.caption(figure, text, runs)
+
+
+def amount(value: float) -> str:
+    """A number in few digits: 0.45, 27, 12,345, and from a hundred million on a power of ten."""
+    if value >= 1e8:
+        digits, exponent = f"{value:.1e}".split("e")
+        return f"{digits}·$10^{{{int(exponent)}}}$"
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
 
 
 def _price(axis: Axes, rows: pd.DataFrame, name: str) -> None:
@@ -185,19 +194,22 @@ def _price(axis: Axes, rows: pd.DataFrame, name: str) -> None:
     values = rows[name][rows[name] > 0]
     if values.empty:
         axis.text(0.5, 0.5, "not measured", ha="center", va="center", fontsize=8, color="#777777", transform=axis.transAxes)
-        axis.set_xlim(1, 10)
+        axis.set_xticks([], minor=True)
+        axis.set_xticks([])
         return
+    p.whole_decades(axis, values)
     for place, method in enumerate(p.TRAINED):
         mine = rows[(rows["method"] == method)][name]
         mine = mine[mine > 0]
         if mine.empty:
+            where = axis.get_yaxis_transform()
+            axis.text(0.5, place, "no seed got there", ha="center", va="center", fontsize=8, color="#777777", transform=where)
             continue
         colour, marker = p.COLOURS[method], p.MARKERS[method]
         axis.scatter(mine, place + 0.16 + 0 * mine, s=18, marker=marker, facecolors="white", edgecolors=colour, lw=1.0, zorder=3)
         mean = float(np.exp(np.log(mine).mean()))
         axis.plot(mean, place - 0.1, marker, color=colour, markersize=7, zorder=4)
-        text = f"{mean:,.0f}" if mean >= 10 else f"{mean:.2g}"
+        text = amount(mean)
         whole = int((rows["method"] == method).sum())
         text += f" ({len(mine)} of {whole})" if len(mine) < whole else ""
         axis.annotate(text, (mean, place - 0.1), xytext=(0, 5), textcoords="offset points", ha="center", fontsize=8.5, color=colour)
-    p.whole_decades(axis, values)

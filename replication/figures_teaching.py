@@ -1,4 +1,4 @@
-"""Pictures of one group: its tokens with their credit, its prefix trie, and S-GRPO's keep probability by position.
+"""Pictures of one group: its tokens with their credit, what of them is computed, and S-GRPO's keep probability by position.
 
 They draw what the methods return and know no method by name. Blue credit makes a token more likely, orange less likely; a white
 token does not enter the loss.
@@ -6,9 +6,9 @@ token does not enter the loss.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,7 +21,8 @@ from matplotlib.patches import Rectangle
 from scipy import stats
 from torch import Tensor
 
-from replication.algorithms import SGRPO, TokenCredit, build_trie
+from replication.algorithms import SGRPO, TokenCredit
+from replication.packing import PackedRow, pack_groups
 from replication.plotting import style
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from replication.models.load import Policy
 
 #: Orange to white to blue: told apart by the colour-blind, and the two ends differ in print too.
-_COLOURS = LinearSegmentedColormap.from_list("credit", ["#D55E00", "#ffffff", "#0072B2"])
+CREDIT_COLOURS = LinearSegmentedColormap.from_list("credit", ["#D55E00", "#ffffff", "#0072B2"])
 _INCH_PER_LETTER, _LINE, _WIDEST = 0.078, 0.30, 8.4
 
 
@@ -112,6 +113,62 @@ def credit_map(group: ShownGroup, credit: TokenCredit, *, title: str, by: str = 
     value = {(c, p): a for c, p, a in zip(credit.completion.tolist(), credit.position.tolist(), _shares(credit, by), strict=True)}
     limit = max((abs(number) for number in value.values()), default=1.0) or 1.0
     scale = Normalize(-limit, limit)
+
+    def look(completion: int, position: int) -> tuple[Any, str, str]:
+        share = value.get((completion, position))
+        if share is None:
+            return "#ffffff", "#cccccc", "#888888"
+        return CREDIT_COLOURS(scale(share)), "#333333", "#ffffff" if abs(scale(share) - 0.5) > 0.33 else "#000000"
+
+    word = "advantage" if by == "advantage" else "weight · advantage"
+    note = f"colour: {word}, from -{limit:.2g} (orange) to +{limit:.2g} (blue); white: not in the loss"
+    return _token_rows(group, look, title, note)
+
+
+def work_map(group: ShownGroup, credit: TokenCredit, *, title: str | None = None) -> Figure:
+    """Which tokens of a group go through the model in packed scoring, and which need not.
+
+    Dark: computed, read by a token that is credited. Grey: the same prefix is computed once, in an answer above. White: skipped,
+    since no token behind it is credited. A frame marks a credited token. The title counts what is computed, as the ledger does.
+    """
+    computed, shared = computed_tokens(group, credit)
+    credited = set(zip(credit.completion.tolist(), credit.position.tolist(), strict=True))
+
+    def look(completion: int, position: int) -> tuple[Any, str, str]:
+        edge = "#D55E00" if (completion, position) in credited else "#cccccc"
+        if (completion, position) in computed:
+            return "#3b6ea5", edge, "#ffffff"
+        return ("#dcdcdc", edge, "#555555") if (completion, position) in shared else ("#ffffff", edge, "#888888")
+
+    title = title or f"{len(credit)} of {group.size} tokens are credited, {len(computed)} go through the model"
+    note = "blue: computed; grey: shared with an answer above; white: skipped; orange frame: credited"
+    return _token_rows(group, look, title, note)
+
+
+def computed_tokens(group: ShownGroup, credit: TokenCredit) -> tuple[set[tuple[int, int]], set[tuple[int, int]]]:
+    """(answer, position) of the tokens that packed scoring computes, and of those whose prefix an earlier answer has computed."""
+    rows = pack_groups([[0]], [[list(tokens) for tokens in group.tokens]], [credit])
+    prefixes = {prefix for row in rows for prefix in _prefixes(row)}
+    computed, shared, seen = set(), set(), set()
+    for index, tokens in enumerate(group.tokens):
+        for position in range(len(tokens)):
+            prefix = tuple(tokens[: position + 1])
+            if prefix in prefixes:
+                (shared if prefix in seen else computed).add((index, position))
+                seen.add(prefix)
+    return computed, shared
+
+
+def _prefixes(row: PackedRow) -> list[tuple[int, ...]]:
+    """The generated prefix that each token of a row ends, behind a prompt of one token."""
+    found: list[tuple[int, ...]] = []
+    for parent, token in zip(row.parent.tolist(), row.token.tolist(), strict=True):
+        found.append((*found[parent], token) if parent >= 0 else ())
+    return found
+
+
+def _token_rows(group: ShownGroup, look: Callable[[int, int], tuple[Any, str, str]], title: str, note: str) -> Figure:
+    """The answers as rows of boxes; ``look(answer, position)`` gives face, edge and ink."""
     lines = sum(_lines(pieces) for pieces in group.pieces)
     longest = max((sum(map(_width, pieces)) for pieces in group.pieces), default=0.0)
     wide = 1.2 + min(max(longest, 5.2), _WIDEST)
@@ -126,9 +183,7 @@ def credit_map(group: ShownGroup, credit: TokenCredit, *, title: str, by: str = 
         top = 0.62
         for index, pieces in enumerate(group.pieces):
             axis.text(0.1, top + 0.13, f"R = {group.rewards[index].item():g}", fontsize=9, va="center", color="#333333")
-            top = _draw_tokens(axis, pieces, [value.get((index, position)) for position in range(len(pieces))], scale, top)
-        word = "advantage" if by == "advantage" else "weight · advantage"
-        note = f"colour: {word}, from -{limit:.2g} (orange) to +{limit:.2g} (blue); white: not in the loss"
+            top = _draw_tokens(axis, pieces, [look(index, position) for position in range(len(pieces))], top)
         axis.text(0.1, top + 0.12, note, fontsize=8.5, va="center", color="#555555")
     return figure
 
@@ -152,125 +207,18 @@ def _lines(pieces: Sequence[str]) -> int:
     return lines
 
 
-def _draw_tokens(axis: Axes, pieces: Sequence[str], values: Sequence[float | None], scale: Normalize, top: float) -> float:
+def _draw_tokens(axis: Axes, pieces: Sequence[str], looks: Sequence[tuple[Any, str, str]], top: float) -> float:
     x = 0.0
-    for piece, value in zip(pieces, values, strict=True):
+    for piece, (face, edge, ink) in zip(pieces, looks, strict=True):
         width = _width(piece)
         if x + width > _WIDEST:
             x, top = 0.0, top + _LINE
-        colour = "#ffffff" if value is None else _COLOURS(scale(value))
-        edge = "#cccccc" if value is None else "#333333"
-        axis.add_patch(Rectangle((0.95 + x, top), width - 0.02, 0.25, facecolor=colour, edgecolor=edge, linewidth=0.8))
-        dark = value is not None and abs(scale(value) - 0.5) > 0.33
-        ink = "#888888" if value is None else "#ffffff" if dark else "#000000"
+        box = Rectangle((0.95 + x + 0.01, top), width - 0.04, 0.25, facecolor=face, edgecolor=edge, linewidth=1.0)
+        axis.add_patch(box)
         axis.text(0.95 + x + width / 2 - 0.01, top + 0.13, piece.strip() or "·", fontsize=9, family="DejaVu Sans Mono",
                   ha="center", va="center", color=ink)  # fmt: skip
         x += width
     return top + _LINE
-
-
-def trie(group: ShownGroup, credit: TokenCredit, *, title: str) -> Figure:
-    """The prefix trie of a group: on its nodes how many answers pass and their mean reward, on its edges the credited advantage.
-
-    Chains in which no answer parts and nothing is credited are drawn as one edge with all their tokens.
-    """
-    built = build_trie(group.tokens)
-    starts = np.cumsum([0, *map(len, group.tokens)])
-    passing: list[set[int]] = [set() for _ in range(len(built))]
-    words = {}
-    for index, pieces in enumerate(group.pieces):
-        for position, piece in enumerate(pieces):
-            node = int(built.path[starts[index] + position])
-            passing[node].add(index)
-            words[node] = piece.strip() or "·"
-    credited = {
-        int(built.path[starts[c] + p]): a
-        for c, p, a in zip(credit.completion.tolist(), credit.position.tolist(), credit.advantage.tolist(), strict=True)
-    }
-    children: dict[int, list[int]] = {}
-    for node, parent in enumerate(built.parent.tolist()):
-        children.setdefault(parent, []).append(node)
-    segments = _segments(children, credited, words)
-    rewards = group.rewards.tolist()
-    facts = {-1: set(range(len(group.tokens))), **dict(enumerate(passing))}
-    return _draw_trie(segments, credited, {node: (len(own), [rewards[i] for i in own]) for node, own in facts.items()}, title)
-
-
-def _segments(
-    children: dict[int, list[int]], credited: dict[int, float], words: dict[int, str]
-) -> dict[int, list[tuple[int, str]]]:
-    """parent -> [(end node, text)], with chains of single uncredited children joined."""
-    found: dict[int, list[tuple[int, str]]] = {}
-    waiting = [-1]
-    while waiting:
-        parent = waiting.pop()
-        for child in children.get(parent, []):
-            text, end = [words[child]], child
-            while len(children.get(end, [])) == 1 and children[end][0] not in credited:
-                end = children[end][0]
-                text.append(words[end])
-            found.setdefault(parent, []).append((end, " ".join(text)))
-            credited.setdefault(end, credited.get(child, 0.0))
-            waiting.append(end)
-    return found
-
-
-def _draw_trie(
-    segments: dict[int, list[tuple[int, str]]], credited: dict[int, float], facts: dict[int, tuple[int, list[float]]], title: str
-) -> Figure:
-    place: dict[int, tuple[float, float]] = {}
-    edges: list[tuple[int, int, str]] = []
-    leaves = 0
-
-    def lay_out(node: int, x: float) -> None:
-        nonlocal leaves
-        below = segments.get(node, [])
-        for end, text in below:
-            edges.append((node, end, text))
-            lay_out(end, x + max(0.9, 0.085 * len(_shorter(text)) + 0.55))
-        if below:
-            y = float(np.mean([place[end][1] for end, _ in below]))
-        else:
-            y, leaves = float(leaves), leaves + 1
-        place[node] = (x, y)
-
-    lay_out(-1, 0.4)
-    width = max(x for x, _ in place.values()) + 1.1
-    limit = max((abs(a) for a in credited.values()), default=1.0) or 1.0
-    scale = Normalize(-limit, limit)
-    with style(), rc_context({"text.parse_math": False}):
-        figure = Figure(figsize=(max(width, 7.6), 0.62 * leaves + 1.15))
-        FigureCanvasAgg(figure)
-        axis = figure.add_axes((0, 0, 1, 1))
-        axis.set_axis_off()
-        axis.set_xlim(0, max(width, 7.6))
-        axis.set_ylim(leaves - 0.1, -1.1)
-        axis.text(0.1, -0.85, title, fontsize=11, va="center")
-        for parent, end, text in edges:
-            (x0, y0), (x1, y1) = place[parent], place[end]
-            advantage = credited.get(end, 0.0)
-            colour = "#bbbbbb" if advantage == 0 else _COLOURS(scale(advantage))
-            axis.plot([x0, x1], [y0, y1], color="#999999", linewidth=4.2 if advantage else 1.4, zorder=1)
-            if advantage:
-                axis.plot([x0, x1], [y0, y1], color=colour, linewidth=3.2, zorder=1.1)
-            label = _shorter(text) + (f"\n{advantage:+.2f}" if advantage else "")
-            axis.text((x0 + x1) / 2 + 0.08, (y0 + y1) / 2, label, fontsize=8.5, ha="center", va="center", zorder=3,
-                      bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.2, "alpha": 0.92})  # fmt: skip
-        for node, (x, y) in place.items():
-            count, rewards = facts[node]
-            axis.plot(x, y, "o", markersize=15, color="white", markeredgecolor="#333333", zorder=4)
-            axis.text(x, y, str(count), fontsize=8.5, ha="center", va="center", zorder=5)
-            axis.text(x, y + 0.33, f"{np.mean(rewards):.2f}", fontsize=7.5, ha="center", va="center", color="#555555", zorder=5)
-        note = (
-            "circle: answers that pass, below it their mean reward; edge: next tokens, and the advantage of the first of them "
-            "if it is credited"
-        )
-        axis.text(0.1, leaves - 0.3, note, fontsize=8, va="center", color="#555555")
-    return figure
-
-
-def _shorter(text: str, longest: int = 24) -> str:
-    return text if len(text) <= longest else text[: longest // 2] + " … " + text[-longest // 2 :]
 
 
 def keep_probabilities(rule: SGRPO, length: int) -> np.ndarray:
@@ -320,7 +268,7 @@ def gradient_table(group: Toy, gradient: Tensor, *, title: str) -> Figure:
         figure = Figure(figsize=(5.8, 4.6), layout="constrained")
         FigureCanvasAgg(figure)
         axis = figure.subplots()
-        axis.imshow(values, cmap=_COLOURS, vmin=-limit, vmax=limit, aspect="auto")
+        axis.imshow(values, cmap=CREDIT_COLOURS, vmin=-limit, vmax=limit, aspect="auto")
         for row, column in np.argwhere(np.abs(values) > 0.0005):
             axis.text(column, row, f"{values[row, column]:+.2f}", fontsize=7, ha="center", va="center")
         axis.set_xticks(range(len(group.vocabulary)), group.vocabulary)

@@ -85,7 +85,7 @@ def atomic_write(path: str | Path, data: bytes | str) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Make new, renamed and removed names of a folder durable."""
+    """Make new, renamed and removed names of a folder durable; of a file, its bytes."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

@@ -79,16 +79,22 @@ def _packages() -> dict[str, str | None]:
     return {name: _version(name) for name in PACKAGES}
 
 
+def _command() -> str:
+    name, package = Path(sys.argv[0]).name, Path(sys.argv[0]).parent.name
+    return shlex.join([*(["python", "-m", package] if name == "__main__.py" else [name]), *sys.argv[1:]])
+
+
 def manifest() -> dict[str, Any]:
-    """Commit and dirty flag, package versions, python, cpu, cores, gpu, and the command of this process."""
+    """Commit and dirty flag, package versions, python, cpu, cores, memory, gpu, and the command of this process."""
     return {
         "commit": commit(),
         "dirty": dirty(),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": _command(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": dict(_packages()),
         "cpu": _cpu(),
         "cores": cores(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "gpu": _gpu(),
     }

@@ -12,11 +12,13 @@ import os
 import re
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from tqdm import tqdm
 
 from replication.config import ExperimentConfig, profile_plan
@@ -27,6 +29,8 @@ from replication.signals import raise_if_stopped
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "notebooks"
+#: A widget of a live front end; dropped from executed copies, since a page has no kernel behind it.
+WIDGET = "application/vnd.jupyter.widget-view+json"
 #: Parameters of notebooks that are no fields of ExperimentConfig.
 OPTIONS = {
     "results_dir": "folder of run directories and tables, seen from notebooks/",
@@ -65,7 +69,7 @@ def parameters(name: str, folder: Path = FOLDER) -> dict[str, Any]:
         UserError: there is no such notebook, or its first code cell is not tagged ``parameters`` or holds more than literals.
     """
     path = folder / f"{name}.ipynb"
-    if not path.exists():
+    if not path.exists() or folder.resolve() not in path.resolve().parents:  # nothing is read or written beside the folder
         raise UserError(f"there is no notebook {name}: choose from {', '.join(notebook_names(folder))}")
     cells = [cell for cell in read_json(path, "a notebook").get("cells", []) if cell.get("cell_type") == "code"]
     if not cells or "parameters" not in cells[0].get("metadata", {}).get("tags", []):
@@ -152,7 +156,9 @@ def run_all(
     for name in tqdm(chosen, desc="notebooks", disable=not progress, leave=False):
         raise_if_stopped()
         try:
+            started = time.monotonic()
             done.append(_execute(name, plan[name], folder, target))
+            _note_seconds(target, name, time.monotonic() - started)
         except _CellFailed as error:
             failures.append(f"notebook {name} failed in code cell {error.cell} ({error.reason})")
         if progress:
@@ -160,6 +166,40 @@ def run_all(
     if failures:
         raise NotebooksFailed("; ".join(failures))
     return done
+
+
+def _note_seconds(target: Path, name: str, seconds: float) -> None:
+    """Into <target>/seconds.csv: how long a notebook took on this machine; the only file there that differs between machines."""
+    atomic_write(target / "seconds.csv", pd.DataFrame((read_seconds(target) | {name: round(seconds)}).items()).to_csv(
+        index=False, header=["notebook", "seconds"]
+    ))  # fmt: skip
+
+
+def read_seconds(folder: str | Path) -> dict[str, int]:
+    """Seconds of each notebook from <folder>/seconds.csv; none if it is not there or cannot be read."""
+    try:
+        frame = pd.read_csv(Path(folder) / "seconds.csv")
+        return dict(zip(frame["notebook"].astype(str), frame["seconds"].astype(int), strict=True))
+    except (OSError, ValueError, KeyError):
+        return {}
+
+
+def reading_order(profile: str, results_dir: str | Path, folder: Path = FOLDER) -> str:
+    """A Markdown table of the notebooks: the question each asks, how many exercises it has, how long it took when last run.
+
+    Seconds are those of ``results_dir``, otherwise those committed for the profile; empty where nobody has run it.
+    """
+    seconds = read_seconds(ROOT / "results" / profile / "notebooks") | read_seconds(Path(results_dir) / "notebooks")
+    lines = ["| notebook | question | exercises | seconds |", "|---|---|---|---|"]
+    for name in notebook_names(folder):
+        cells = read_json(folder / f"{name}.ipynb", "a notebook")["cells"]
+        texts = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
+        found = re.search(r"\*\*Question\.\*\* (.+?)(?:\n\n|$)", "\n\n".join(texts), re.S)
+        if found:
+            exercises = sum(bool(re.match(r"\*\*\d+\.\*\* ", text)) for text in texts)
+            row = (f"[{name}]({name}.ipynb)", " ".join(found[1].split()), exercises or "", seconds.get(name, ""))
+            lines.append("| " + " | ".join(map(str, row)) + " |")
+    return "\n".join(lines)
 
 
 def _for_notebook(name: str, shared: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -181,6 +221,7 @@ class _CellFailed(Exception):
 def _execute(name: str, given: Mapping[str, Any], folder: Path, target: Path) -> Executed:
     import nbformat
     import papermill
+    from nbclient.exceptions import DeadKernelError
 
     logging.getLogger("papermill").setLevel(logging.ERROR)
     failed = target / f"{name}.failed.ipynb"
@@ -203,6 +244,11 @@ def _execute(name: str, given: Mapping[str, Any], folder: Path, target: Path) ->
             stopped = cleaned(nbformat.read(copy, as_version=4))
             atomic_write(failed, nbformat.writes(stopped) + "\n")
             raise _CellFailed(_code_cell_at_error(stopped), f"{error.ename}: {_one_line(error.evalue)}") from None
+        except DeadKernelError as error:
+            stopped = cleaned(nbformat.read(copy, as_version=4))
+            atomic_write(failed, nbformat.writes(stopped) + "\n")
+            reason = f"its kernel died: {_one_line(str(error))}; runs that were finished or saved are kept"
+            raise _CellFailed(_code_cell_at_error(stopped), reason) from None
         notebook = cleaned(nbformat.read(copy, as_version=4))
     paths = Executed(name, target / f"{name}.ipynb", target / f"{name}.html")
     atomic_write(paths.notebook, nbformat.writes(notebook) + "\n")
@@ -248,6 +294,8 @@ def cleaned(notebook: Any) -> Any:
         # stderr holds progress bars and warnings: seconds and paths, nothing that a notebook shows.
         cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr" and not _is_progress(output)]
         for output in cell.outputs:
+            if "image/png" in output.get("data", {}):  # a picture with controls: without a kernel only the picture is left
+                output.data.pop(WIDGET, None)
             _in_texts(output, without_paths)
     return notebook
 
@@ -255,7 +303,7 @@ def cleaned(notebook: Any) -> Any:
 def _is_progress(output: Any) -> bool:
     """Whether an output is a progress bar, which tqdm and transformers show as a widget."""
     data = output.get("data", {})
-    return "application/vnd.jupyter.widget-view+json" in data and re.search(r"\d+%\|", data.get("text/plain", "")) is not None
+    return WIDGET in data and re.search(r"\d+%\|", data.get("text/plain", "")) is not None
 
 
 def _in_texts(node: Any, change: Callable[[str], str]) -> None:

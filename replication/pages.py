@@ -17,6 +17,8 @@ import jinja2
 from markupsafe import Markup
 
 _FORMULA = re.compile(r"(`+[^`]*`+)|\$\$(.+?)\$\$|\$([^$\n]+?)\$", re.S)
+#: A link from one notebook to another: their pages lie side by side too.
+_NOTEBOOK_LINK = re.compile(r'href="(\w+)\.ipynb"')
 _HTML_REPRESENTATIONS = ("text/html", "image/svg+xml", "image/png", "text/markdown", "text/plain")
 
 
@@ -98,7 +100,8 @@ def notebook_page(notebook: Any, title: str, *, show_code: bool) -> str:
     cells = []
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
-            cells.append({"kind": "markdown", "html": Markup(markdown2html(with_formulas(cell.source)))})
+            html = _NOTEBOOK_LINK.sub(r'href="\1.html"', markdown2html(with_formulas(cell.source)))
+            cells.append({"kind": "markdown", "html": Markup(html)})
         elif cell.cell_type == "code" and cell.source.strip():
             code = Markup(highlight(cell.source, PythonLexer(), formatter))
             outputs = [_output(output, ansi2html) for output in cell.get("outputs", [])]
@@ -130,5 +133,5 @@ def _output(output: Any, ansi2html: Any) -> Markup | None:
     if kind == "text/markdown":
         from nbconvert.filters import markdown2html
 
-        return Markup(markdown2html(with_formulas(text)))
+        return Markup(_NOTEBOOK_LINK.sub(r'href="\1.html"', markdown2html(with_formulas(text))))
     return Markup("<pre>{}</pre>").format(Markup(ansi2html(text)))

@@ -6,7 +6,7 @@ Decided by the configs alone (device, model, task), never by a profile's name. A
 from __future__ import annotations
 
 import json
-import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -69,7 +69,7 @@ def require(configs: Sequence[ExperimentConfig], runs_dir: str | Path | None = N
         return
     problems = _data_problems(demanding)
     if not problems and runs_dir is not None:  # run ids cover the data, so they cannot be told before it is there
-        demanding = [config for config in demanding if read_summary(Path(runs_dir) / config.run_id) is None]
+        demanding = [config for config in demanding if not _is_finished(config, Path(runs_dir))]
     models = {(config.model, config.revision): config for config in demanding}
     unreadable = {key: why for key, config in models.items() if (why := _model_problem(config))}
     problems += unreadable.values()
@@ -80,6 +80,13 @@ def require(configs: Sequence[ExperimentConfig], runs_dir: str | Path | None = N
     if problems:
         numbered = "; ".join(f"({number}) {problem}" for number, problem in enumerate(problems, 1))
         raise UserError(f"these runs cannot start here, nothing was begun: {numbered}")
+
+
+def _is_finished(config: ExperimentConfig, runs_dir: Path) -> bool:
+    try:
+        return read_summary(runs_dir / config.run_id) is not None
+    except UserError:  # of a model that is not there: it is about to be named with all else
+        return False
 
 
 def _is_demanding(config: Any) -> bool:
@@ -279,9 +286,8 @@ def timed_steps(config: ExperimentConfig, steps: int = 3) -> tuple[float, float]
     items = min(config.eval_batch_size, config.eval_items)
     short = config.model_copy(update={"steps": steps, "eval_every": steps, "eval_items": items, "test_items": 1})
     with tempfile.TemporaryDirectory() as scratch:
-        words = short.command(Path(scratch) / "run").split(" ", 1)[1]
-        command = f"exec {sys.executable} {words}"
-        done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False, env=dict(os.environ))
+        words = shlex.split(short.command(Path(scratch) / "run"))
+        done = subprocess.run([sys.executable, *words[1:]], capture_output=True, text=True, check=False)
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
             raise UserError(f"the timed warm-up steps failed: {last}")

@@ -15,7 +15,8 @@ from replication.manifest import dirty
 from replication.tables import read_tables
 
 #: What is committed of a results folder: never run directories, never executed notebooks, only their pages.
-_PUBLISHED = ("*.csv", "manifest.json", "report.html", "figures/*.png", "figures/*.svg", "notebooks/*.html")
+_PUBLISHED = ("*.csv", "manifest.json", "report.html", "figures/*.png", "figures/*.svg", "notebooks/*.html",
+              "notebooks/seconds.csv")  # fmt: skip
 
 
 def publish(profile: str, source: Path, target: Path) -> list[Path]:
@@ -63,7 +64,7 @@ def provenance(path: Path) -> str:
     manifest = read_json(folder / "manifest.json", "a manifest") if folder else {}
     found: dict[str, Any] = {"file": path.name, **({"figure": inside} if inside is not None else {})}
     names = ("commit", "dirty", "made", "run_commits", "runs_dirty", "seeds")
-    names += ("python", "platform", "cpu", "cores", "gpu", "packages")
+    names += ("command", "python", "platform", "cpu", "cores", "memory_bytes", "gpu", "packages")
     found["made_by"] = {name: manifest[name] for name in names if name in manifest}
     known = (manifest.get("tables") or {}).get(path.name)
     if known is not None:
@@ -71,18 +72,24 @@ def provenance(path: Path) -> str:
         found["checksum"] = "as in the manifest" if same else "NOT that of the manifest: the file was changed afterwards"
     text = json.dumps(found, indent=2, ensure_ascii=False)
     shown = set(inside.get("run_ids") or ()) if isinstance(inside, dict) else set()
-    commands = _commands(folder, shown) if folder else []
+    origins = manifest.get("runs")
+    commands = _commands(folder, shown, origins if isinstance(origins, dict) else {}) if folder else []
     return "\n".join([text, f"made from {len(commands)} runs:", *commands])
 
 
-def _commands(folder: Path, only: set[str]) -> list[str]:
+def _commands(folder: Path, only: set[str], origins: dict[str, Any]) -> list[str]:
+    """A line for each run: id, command, and what its manifest had: commit, checksums of config, base and data, time, memory."""
     runs = read_tables(folder).get("runs")
     if runs is None:
         return []
     runs = runs[runs["status"].isin(["done", "diverged"])].drop_duplicates("run_id")
     if only:
         runs = runs[runs["run_id"].isin(only)]
-    return [f"{row.run_id}  {row.command}" for row in runs.itertuples()]
+    lines = []
+    for row in runs.itertuples():
+        origin = {name: value for name, value in origins.get(row.run_id, {}).items() if value is not None}
+        lines.append(f"{row.run_id}  {row.command}" + (f"\n    {json.dumps(origin)}" if origin else ""))
+    return lines
 
 
 def _embedded(path: Path) -> Any:

@@ -5,11 +5,13 @@ Used by the notebooks and the report, so that no number in prose is ever typed. 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
 from replication.intervals import detectable_gap, mean_over_seeds
+from replication.statistics import detectable_differences
 from replication.summaries import (
     METHODS,
     TASKS,
@@ -43,7 +45,7 @@ def plan_sentence(plan: pd.DataFrame) -> str:
 
 
 def headline(tables: Tables, profile: str) -> list[str]:
-    """Two sentences for each task: the accuracies with their intervals, and what of the tokens they took."""
+    """For each task: the accuracies with their intervals, those with longer numbers, and what of the tokens they took."""
     table = headline_table(tables, profile)
     if table.empty:
         return ["Not run."]
@@ -53,6 +55,10 @@ def headline(tables: Tables, profile: str) -> list[str]:
         parts = [f"{METHODS[m]} {_value(r['accuracy'], r['low'], r['high'])}" for m, r in rows.items()]
         counts = f"{int(own['seeds'].max())} {_plural(own['seeds'].max(), 'seed')} and {int(own['items'].max())} items"
         sentences.append(f"On {TASKS[task]} ({counts}) the greedy accuracy is {_and(parts)}.")
+        if task != "svamp":
+            longer = own.set_index("method")["longer_numbers_accuracy"].dropna()
+            words = _and([f"{METHODS[m]} {value:.1f} %" for m, value in longer.items()]) if len(longer) else "not measured"
+            sentences.append(f"With longer numbers than any trained on: {words}.")
         kept = [f"{METHODS[m]} {_digits(r['kept_fraction'])} %" for m, r in rows.items() if pd.notna(r["kept_fraction"])]
         if kept:
             sentences.append(f"Of the tokens generated in groups that do not tie, {_and(kept)} enter the loss.")
@@ -65,11 +71,18 @@ def power(tables: Tables, profile: str) -> str:
     if table.empty:
         return "Not run."
     items = int(table["items"].max())
-    gap = 100 * detectable_gap(0.7, items)
+    text = (
+        f"With {items} test items, one seed and no pairing, two methods near 70 % must differ by about "
+        f"{100 * detectable_gap(0.7, items):.1f} points to be told apart four times in five."
+    )
+    differences = detectable_differences(tables, profile)
+    if differences.empty:
+        return text
+    parts = [f"{METHODS[row.method]} on {TASKS[row.task]} {row.detectable:.1f} points" for row in differences.itertuples()]
+    seeds = int(differences["seeds"].max())
     return (
-        f"With {items} test items, one seed and no pairing, two methods near 70 % must differ by about {gap:.1f} points to be told "
-        "apart four times in five; pairing the items and averaging over seeds narrows this, which is why the intervals are of "
-        "paired differences."
+        f"{text} The items in pairs and {seeds} {_plural(seeds, 'seed')}, as in the verdicts, show a difference to full-token GRPO "
+        f"four times in five if it is as large as, for {_and(parts)}; what is smaller may well stay inconclusive."
     )
 
 
@@ -163,6 +176,8 @@ def learning_rate(tables: Tables, profile: str) -> list[str]:
                 f"within {CLOSE:g} points of its best)"
             )
         sentences.append(f"On {TASKS[task]} validation chooses, for {_and(parts)}.")
+    tuned = table[table["chosen"]]
+    sentences.append(_edges([(f"{METHODS[r['method']]} on {TASKS[r['task']]}", r) for r in tuned.to_dict("records")]))
     grpo = table[(table["method"] == "grpo")].groupby("task")["accuracy"].agg(["min", "max"])
     for task, ends in grpo.iterrows():
         sentences.append(
@@ -189,7 +204,17 @@ def token_fraction(tables: Tables, profile: str) -> list[str]:
     first += f"{best['method']} ({best['setting']}) with {_digits(best['kept_fraction'])} % of the tokens."
     spread = (table["highest"] - table["lowest"]).max()
     second = f"Seeds of one setting differ by up to {spread:.1f} points, so a smaller difference between settings says little."
-    return [first, second]
+    return [first, second, *_by_which_tokens(table)]
+
+
+def _by_which_tokens(table: pd.DataFrame) -> list[str]:
+    """At each share, the accuracy by the rule that picks the tokens."""
+    picked = table[table["share"].notna()]
+    sentences = []
+    for share, own in picked.groupby("share"):
+        parts = [f"{row.selector} {row.accuracy:.1f} %" for row in own.sort_values("accuracy", ascending=False).itertuples()]
+        sentences.append(f"With {100 * share:g} % of each completion's tokens, by which: {', '.join(parts)}.")
+    return sentences
 
 
 def lora_rank(tables: Tables, profile: str) -> list[str]:
@@ -211,7 +236,18 @@ def lora_rank(tables: Tables, profile: str) -> list[str]:
             sentences.append(
                 f"{sparse} minus full-token GRPO is {gaps[0]:+.1f} points at {_rank(low)} and {gaps[1]:+.1f} at {_rank(high)}."
             )
+    tuned = table[table["rates_tried"] > 1].to_dict("records")
+    if tuned:
+        sentences.append(_edges([(f"{row['method']} at {_rank(row['rank'])}", row) for row in tuned]))
     return sentences or ["Not run."]
+
+
+def _edges(points: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
+    """Which points were tuned at the end of their grid, so that a better rate may lie outside."""
+    at = [f"{name} ({row['learning_rate']:g}, the {row['edge']} tried)" for name, row in points if row["edge"]]
+    if not at:
+        return "No chosen rate lies at the edge of its grid."
+    return f"Tuned at the edge of the grid, so that a better rate may lie outside: {_and(at)}."
 
 
 def _extreme_ranks(table: pd.DataFrame) -> tuple[int, int]:

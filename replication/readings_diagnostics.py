@@ -98,7 +98,9 @@ def regularisation(tables: Tables, profile: str) -> list[str]:
             text = f"{METHODS[method]} (test {100 * mine['accuracy'].mean():.1f} %) {_seeds(mine['kl_to_base'])} nats and "
             text += f"{_seeds(100 * mine['gap'], '+.1f')} points"
             held_out = mine["held_out_accuracy"].dropna() if "held_out_accuracy" in mine else []
-            parts.append(text + (f", held-out templates {100 * held_out.mean():.1f} %" if len(held_out) else ""))
+            longer = mine["longer_numbers_accuracy"].dropna() if "longer_numbers_accuracy" in mine else []
+            text += f", held-out templates {100 * held_out.mean():.1f} %" if len(held_out) else ""
+            parts.append(text + (f", longer numbers {100 * longer.mean():.1f} %" if len(longer) else ""))
         sentences.append(f"Trained on {TASKS[task]}, drift from the base and train minus test accuracy: {'; '.join(parts)}.")
     return sentences
 
@@ -117,7 +119,9 @@ def price_of_accuracy(tables: Tables, profile: str) -> list[str]:
         for method in [method for method in _TRAINED[1:] if method in mean.index and "grpo" in mean.index]:
             share = 100 * mean.loc[method] / mean.loc["grpo"]
             words = [f"{_two(share[name])} % of the {' '.join(label.split())}" for name, label in PRICES if pd.notna(share[name])]
-            parts.append(f"{METHODS[method]} {', '.join(words)}" if words else f"{METHODS[method]}: not measured")
+            no_seed = not own.loc[own["method"] == method, "step"].notna().any()
+            missing = "no seed got there" if no_seed else "not to be said, since no seed of full-token GRPO got there"
+            parts.append(f"{METHODS[method]} {', '.join(words)}" if words else f"{METHODS[method]}: {missing}")
         reached = own.groupby("method")["step"].agg(["count", "size"])
         reached = reached[reached["count"] < reached["size"]]
         short = [f"{METHODS[method]} {row['count']} of {row['size']}" for method, row in reached.iterrows()]

@@ -29,9 +29,11 @@ BLOCKS = ("verdicts", "plan", "cost", "tree")
 _ORDER = (
     "config.py", "profiles/", "ablations.py", "tasks/", "models/", "rollout.py", "groups.py", "algorithms/", "packing.py",
     "scoring.py", "objective.py", "ledger.py", "train.py", "evaluate.py", "records.py", "checkpoints.py", "sweep.py", "worker.py",
+    "ray_engine.py",
     "tables.py", "table_files.py", "intervals.py", "claims.py", "evidence.py", "verdicts.py", "statistics.py", "summaries.py",
-    "readings.py", "plotting.py", "figures.py", "figures_ablations.py", "figures_teaching.py", "pages.py", "report.py",
-    "templates/", "readme.py", "display.py", "notebooks.py", "publish.py", "__main__.py", "commands.py",
+    "readings.py", "plotting.py", "figures.py", "figures_ablations.py", "figures_teaching.py", "figures_trie.py",
+    "walkthrough.py", "exercises.py", "interactive.py", "pages.py", "report.py", "templates/", "readme.py", "display.py",
+    "notebooks.py", "publish.py", "__main__.py", "commands.py",
 )  # fmt: skip
 _TOP = ("Makefile", "README.md", "replication/", "notebooks/", "data/", "results/", "tests/", "benchmarks/", ".ci/")
 #: Files that hold no docstring, and folders that are not opened.
@@ -48,6 +50,7 @@ _GLOSSES = {
     "data/README.md": "sources, licences, checksums",
     "data/claims.yaml": "the claims and the rule each is judged by",
     "data/deviations.yaml": "every choice that the paper leaves open to us",
+    "data/negative_results.yaml": "what did not come out as thought, dated",
     "data/nano-base/": "the base model: weights, tokenizer, card, measurements",
     "results/nano/": "tables, figures, report and notebooks of our own run",
     "results/bench/": "cost of a step beside TRL: tables, figures, summary",
@@ -79,13 +82,22 @@ def verdict_block(committed: Path = COMMITTED) -> str:
     return "\n".join(lines)
 
 
-def plan_block() -> str:
-    """How many runs of how many steps a default `make all` is."""
+def plan_block(committed: Path = COMMITTED) -> str:
+    """How many runs of how many steps `make all` is, by default and with PLAN=full, and how long the latter should train.
+
+    The time is the mean of the committed runs, times the runs, over two cores.
+    """
     from replication.ablations import plan
     from replication.readings import plan_sentence
     from replication.summaries import plan_frame
 
-    return plan_sentence(plan_frame(plan("nano")))
+    full = plan_frame(plan("nano", variant="full"))
+    text = f"{plan_sentence(plan_frame(plan('nano')))}\n\nWith `PLAN=full`: {plan_sentence(full)}"
+    if (committed / "timings.csv").exists():
+        seconds = read_tables(committed)["timings"]["seconds"].mean()
+        minutes = full["run_id"].nunique() * seconds / 2 / 60
+        text += f" At {seconds:.1f} s a run, as in the committed results, that is about {minutes:.0f} minutes on 2 cores."
+    return text
 
 
 def cost_block(folder: Path = BENCH) -> str:

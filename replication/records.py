@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import hashlib
 import io
 import json
 import logging
@@ -30,6 +31,7 @@ from replication.files import (
     make_folder,
     read_json,
     remove_leftovers,
+    sync_folder,
     to_json,
     write_all,
 )
@@ -40,13 +42,15 @@ if TYPE_CHECKING:
 
     from replication.config import ExperimentConfig
 
-__all__ = ["Locked", "RunDirectory", "RunSummary", "is_locked", "mark_failed", "read_failure", "read_summary"]
+__all__ = ["Locked", "RunDirectory", "RunSummary", "check_files", "is_locked", "mark_failed", "read_failure", "read_summary"]
 
 log = logging.getLogger("replication")
 
 SCHEMA_VERSION = 1
 ITEM_COLUMNS = ("split", "item_id", "correct", "truncated", "parsed")
 _GROWING = ("metrics.jsonl", "timings.jsonl", "samples.jsonl")
+#: Files of a finished run that tables are made from: its manifest has their checksums.
+_CHECKED = ("metrics.jsonl", "timings.jsonl", "items.csv")
 #: What may lie in the folder of a run that has not begun.
 _BEFOREHAND = {"run.log", "failure.json"}
 
@@ -61,6 +65,7 @@ class RunSummary(BaseModel):
     reason: str | None = None
     steps_done: int = 0
     accuracy: float | None = None
+    accuracy_new_stories: float | None = None
     sampled_accuracy: float | None = None
     validation_accuracy: float | None = None
     held_out_accuracy: float | None = None
@@ -101,6 +106,11 @@ class RunDirectory:
     @property
     def finished(self) -> bool:
         return self.summary is not None
+
+    @property
+    def manifest(self) -> Mapping[str, Any]:
+        """What manifest.json says."""
+        return self._manifest
 
     @classmethod
     def open(cls, path: str | Path, config: ExperimentConfig) -> RunDirectory:
@@ -233,6 +243,20 @@ class RunDirectory:
 
     # The end ----------------------------------------------------------------------------------------------------------
 
+    def write_adapter(self, model: Any) -> None:
+        """Save the trained weights into adapter/, in safetensors, on the disk before the summary that says they are there."""
+        from safetensors import SafetensorError
+
+        folder = self.path / "adapter"
+        with explained(folder):
+            try:
+                model.save_pretrained(folder)
+            except SafetensorError as error:  # safetensors words what the system said
+                raise OSError(0, str(error)) from None
+            for path in folder.iterdir():
+                sync_folder(path)
+            sync_folder(folder)
+
     def write_items(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Write items.csv: a row per evaluated item with split, item_id, correct, truncated and parsed (None = empty)."""
         text = io.StringIO()
@@ -240,7 +264,7 @@ class RunDirectory:
         writer.writerow(["schema_version", *ITEM_COLUMNS])
         for row in rows:
             correct, truncated = int(row["correct"]), int(row["truncated"])
-            parsed = "" if row.get("parsed") is None else str(row["parsed"])
+            parsed = "" if row.get("parsed") is None else int(row["parsed"])
             writer.writerow([SCHEMA_VERSION, row["split"], row["item_id"], correct, truncated, parsed])
         atomic_write(self.path / "items.csv", text.getvalue())
 
@@ -261,7 +285,8 @@ class RunDirectory:
         with explained(self.path):
             for descriptor in self._descriptors.values():
                 os.fsync(descriptor)
-        self.write_manifest(finished=now())
+        sums = {name: _sha256(self.path / name) for name in _CHECKED if (self.path / name).exists()}
+        self.write_manifest(finished=now(), files=sums)
         atomic_write(self.path / "summary.json", to_json(result.model_dump(), indent=2) + "\n")
         self.summary = result
         checkpoints.remove(self._checkpoints)
@@ -293,6 +318,22 @@ def read_summary(path: str | Path) -> RunSummary | None:
         reason = str(error).splitlines()[0]
         log.warning("%s is damaged, the run counts as unfinished (%s)", file, reason)
         return None
+
+
+def check_files(path: str | Path) -> None:
+    """Raise UserError if a file of a finished run has not the checksum in its manifest (cut off between two lines, say)."""
+    file = Path(path) / "manifest.json"
+    found = read_json(file, "a manifest") if file.exists() else {}
+    sums = found.get("files") if isinstance(found, dict) else None
+    for name, then in (sums if isinstance(sums, dict) else {}).items():
+        other = Path(path) / name
+        if name in _CHECKED and (not other.exists() or _sha256(other) != then):
+            raise UserError(f"{other} is not as its run left it (cut off, edited?): remove the folder {path} and start again")
+
+
+def _sha256(path: Path) -> str:
+    with explained(path), open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def is_locked(path: str | Path) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,17 +13,19 @@ import pandas as pd
 import yaml
 
 from replication import readings, readings_diagnostics, summaries
+from replication.config import ExperimentConfig
 from replication.figures import FIGURES
 from replication.files import atomic_write, read_json
 from replication.manifest import ROOT
 from replication.pages import data_uri, render
 from replication.plotting import style
-from replication.statistics import seed_spread, verdicts
+from replication.statistics import paired_tests, seed_spread, verdicts
 from replication.summaries import METHODS, TASKS, Tables
 from replication.tables import build_tables, read_tables, tables_manifest, write_tables
 
 CLAIMS = ROOT / "data" / "claims.yaml"
 DEVIATIONS = ROOT / "data" / "deviations.yaml"
+NEGATIVE = ROOT / "data" / "negative_results.yaml"
 #: Title, question and sentences of each figure, in the order of the page.
 _FIGURE_TEXTS: dict[str, tuple[str, str, Callable[[Tables, str], list[str]]]] = {
     "full_vs_sparse": ("Full against sparse", "Does crediting fewer tokens cost accuracy, or gain it?", readings.headline),
@@ -91,7 +94,11 @@ def _context(tables: Tables, judged: pd.DataFrame, manifest: Mapping[str, Any], 
         "summary": _summary(judged, profile),
         "figures": _figures(tables, profile),
         "headline": _headline(tables, profile),
+        "prompts": summaries.prompt_table(tables, profile).to_dict("records"),
+        "gains": _gains(tables, profile),
         "spread": _spread(tables, profile),
+        "paired": _paired(tables, profile),
+        "negative": negative_results(judged),
         "power": readings.power(tables, profile),
         "tuning": _tuning(tables, profile),
         "plan": readings.plan_sentence(runs) if len(runs) else "Nothing was planned.",
@@ -99,6 +106,7 @@ def _context(tables: Tables, judged: pd.DataFrame, manifest: Mapping[str, Any], 
         "states": summaries.state_table(runs).to_dict("records") if len(runs) else [],
         "troubled": _troubled(runs),
         "deviations": _deviations(runs),
+        "settings": _settings(runs),
         "not_run": _ledger()["not_run"],
         "provenance": _provenance(manifest),
         "packages": ", ".join(f"{name} {version}" for name, version in (manifest.get("packages") or {}).items()),
@@ -138,6 +146,9 @@ def _verdict_row(row: Mapping[str, Any]) -> dict[str, str]:
     plain = {name: "" if pd.isna(row[name]) else str(row[name]) for name in ("claim", "text", "mark", "rule", "note", "verdict")}
     counterpart = row.get("counterpart")
     plain["text"] = plain["text"].replace(" %", "\u00a0%")  # a line must not begin with the sign
+    plain["p"] = ""
+    if pd.notna(row["p_holm"]):
+        plain["p"] = f"Of no difference at all: p = {row['p']:.2g}, {row['p_holm']:.2g} after Holm over the claims"
     return {**plain, **counts, "paper": paper, "ours": ours, "counterpart": "" if pd.isna(counterpart) else str(counterpart)}
 
 
@@ -176,7 +187,7 @@ def _headline(tables: Tables, profile: str) -> list[dict[str, str]]:
     rows = []
     for row in summaries.headline_table(tables, profile).to_dict("records"):
         interval = f"{row['accuracy']:.1f} [{row['low']:.1f}, {row['high']:.1f}]"
-        percents = ("sampled_accuracy", "held_out_accuracy", "other_task_accuracy")
+        percents = ("sampled_accuracy", "accuracy_new_stories", "held_out_accuracy", "other_task_accuracy")
         rows.append(
             {
                 "task": TASKS[row["task"]],
@@ -185,12 +196,22 @@ def _headline(tables: Tables, profile: str) -> list[dict[str, str]]:
                 "items": str(row["items"]),
                 "accuracy": interval,
                 **{name: _number(row[name], 1) for name in percents},
+                # SVAMP has no counterpart with longer numbers; the generated tasks have.
+                "longer": _number(row["longer_numbers_accuracy"], 1) or ("" if row["task"] == "svamp" else "not measured"),
                 "kept": "" if pd.isna(row["kept_fraction"]) else f"{row['kept_fraction']:.3g}",
                 "kl": "" if row["method"] == "base" else _number(row["kl_to_base"], 3),
                 "diverged": str(row["diverged"]),
             }  # fmt: skip
         )
     return rows
+
+
+def _gains(tables: Tables, profile: str) -> list[dict[str, str]]:
+    names = ("parsable_before", "parsable_after", "gain", "gain_of_form", "gain_of_correctness")
+    return [
+        {"task": TASKS[row["task"]], "method": METHODS[row["method"]], **{name: _number(row[name], 1) for name in names}}
+        for row in summaries.gain_table(tables, profile).to_dict("records")
+    ]
 
 
 def _spread(tables: Tables, profile: str) -> list[dict[str, str]]:
@@ -207,6 +228,28 @@ def _spread(tables: Tables, profile: str) -> list[dict[str, str]]:
                 "binomial": f"{100 * row['binomial_low']:.1f} to {100 * row['binomial_high']:.1f}",
             }  # fmt: skip
         )
+    return rows
+
+
+def _paired(tables: Tables, profile: str) -> list[dict[str, str]]:
+    """Exact McNemar tests of the trained methods, a row per task, pair and seed."""
+    rows = []
+    for row in paired_tests(tables, profile).to_dict("records"):
+        if row["a"] == "base":
+            continue
+        names = {"task": TASKS[row["task"]], "pair": f"{METHODS[row['a']]}, {METHODS[row['b']]}"}
+        counts = {name: str(row[name]) for name in ("seed", "items", "only_a", "only_b")}
+        rows.append(names | counts | {name: f"{row[name]:.2g}" for name in ("p", "p_holm")})
+    return rows
+
+
+def negative_results(judged: pd.DataFrame) -> list[dict[str, str]]:
+    """The dated log of what did not come out as thought, each entry with the verdicts that its claims have now."""
+    now = {row["claim"]: row for row in verdict_rows(judged)}
+    rows = []
+    for entry in yaml.safe_load(NEGATIVE.read_text("utf-8"))["results"]:
+        verdicts_now = [f"{name} {now[name]['verdict']}, {now[name]['ours'] or 'no value'}" for name in entry["claims"]]
+        rows.append({**entry, "date": str(entry["date"]), "now": "; ".join(verdicts_now)})
     return rows
 
 
@@ -250,6 +293,18 @@ def _deviations(runs: pd.DataFrame) -> list[dict[str, Any]]:
     return [
         {**entry, "values": "; ".join(_value_of(headline, name) for name in entry["fields"])} for entry in _ledger()["deviations"]
     ]
+
+
+def _settings(runs: pd.DataFrame) -> list[dict[str, str]]:
+    """Every field of the config with its source mark and the values of the headline runs."""
+    headline = runs[runs["ablation"] == "full_vs_sparse"] if len(runs) else runs
+    rows = []
+    for name, field in ExperimentConfig.model_fields.items():
+        text = field.description or ""
+        marks = re.findall(r"\[([PSR])\]", text)
+        value = _value_of(headline, name).removeprefix(f"{name} = ").removeprefix(f"{name}: ")
+        rows.append({"name": name, "mark": ", ".join(marks), "text": re.sub(r"\s*\[[PSR]\]", "", text), "value": value})
+    return rows
 
 
 def _value_of(runs: pd.DataFrame, name: str) -> str:

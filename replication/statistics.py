@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from replication.claims import Claim, load_claims
 from replication.errors import UserError
@@ -22,14 +23,17 @@ from replication.intervals import (
     sign_test,
     wilson,
 )
+from replication.randomness import numpy_stream
 from replication.verdicts import VERDICTS, verdicts
 
 __all__ = [
     "VERDICTS",
     "Claim",
     "Estimate",
+    "best_rate",
     "bootstrap",
     "compare_tables",
+    "detectable_differences",
     "detectable_gap",
     "holm",
     "load_claims",
@@ -117,6 +121,36 @@ def paired_tests(tables: Tables, scale: str = "nano") -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["task", "a", "b", "seed", "items", "only_a", "only_b", "p", "p_holm"])
 
 
+def detectable_differences(tables: Tables, scale: str = "nano", power: float = 0.8) -> pd.DataFrame:
+    """The smallest difference of each sparse method to full-token GRPO that these seeds and items would show with this power.
+
+    The half-width of the 95 % interval of the paired difference, times 1 + z(power) / z(0.975): a true difference of that size
+    has an interval without 0 so often. Columns task, method, seeds, items, difference, low, high, detectable, in points.
+    """
+    evidence = Evidence(tables, scale)
+    rows = []
+    for task in sorted(evidence.runs["task"].unique()):
+        for method in ("s_grpo", "t_spmo"):
+            a, b = evidence.pair(task, method, "grpo")
+            if a.size == 0 or b.size == 0:
+                continue
+            rng = numpy_stream(0, "bootstrap", "power", task, method)
+            gap = bootstrap(a, b, rng, paired_seeds=list(a.index) == list(b.index)).scaled(100)
+            rows.append(
+                {
+                    "task": task,
+                    "method": method,
+                    "seeds": min(len(a), len(b)),
+                    "items": gap.items,
+                    "difference": gap.value,
+                    "low": gap.low,
+                    "high": gap.high,
+                    "detectable": (gap.high - gap.low) / 2 * (1 + stats.norm.ppf(power) / stats.norm.ppf(0.975)),
+                }  # fmt: skip
+            )
+    return pd.DataFrame(rows, columns=["task", "method", "seeds", "items", "difference", "low", "high", "detectable"])
+
+
 def tuning(tables: Tables) -> pd.DataFrame:
     """What the ablation learning_rate chose: every method at every rate, judged on the validation split alone.
 
@@ -151,6 +185,21 @@ def tuning(tables: Tables) -> pd.DataFrame:
             points.loc[best, "chosen"] = True
             points.loc[group.index, "forgiving"] = rates.max() / rates.min()
     return points[columns]
+
+
+def best_rate(runs: pd.DataFrame) -> float:
+    """The learning rate of the best mean validation accuracy, the lower of equals, over the seeds that every rate was run under.
+
+    A rate is not to be judged by luckier seeds than another; without a common seed all seeds count. A rate without validation
+    accuracy cannot be chosen; where none has one, the lowest rate stands.
+
+    Args:
+        runs: ended runs that differ in learning_rate and seed alone, with validation_accuracy.
+    """
+    values = runs.pivot_table(index="learning_rate", columns="seed", values="validation_accuracy", dropna=False).astype(float)
+    common = runs.groupby("seed")["learning_rate"].nunique() == runs["learning_rate"].nunique()
+    means = (values[common.index[common]] if common.any() else values).mean(axis=1).round(9).sort_index()
+    return float(means.idxmax() if means.notna().any() else means.index[0])
 
 
 def compare_tables(mine: Mapping[str, Any] | pd.DataFrame, committed: Mapping[str, Any] | pd.DataFrame) -> pd.DataFrame:

@@ -10,7 +10,7 @@ import pandas as pd
 from replication.evidence import Evidence
 from replication.intervals import bootstrap
 from replication.randomness import numpy_stream
-from replication.statistics import tuning
+from replication.statistics import best_rate, tuning
 
 if TYPE_CHECKING:
     from replication.ablations import PlannedRun
@@ -97,24 +97,76 @@ def headline_table(tables: Tables, profile: str) -> pd.DataFrame:
             estimate = bootstrap(matrix, None, numpy_stream(0, "bootstrap", "headline", task, method)).scaled(100)
             row: dict[str, Any] = {"task": task, "method": method, "seeds": estimate.seeds, "items": estimate.items}
             row |= {"accuracy": estimate.value, "low": estimate.low, "high": estimate.high}
-            columns = ("sampled_accuracy", "held_out_accuracy", "other_task_accuracy", "kept_fraction")
+            columns = ("sampled_accuracy", "accuracy_new_stories", "held_out_accuracy", "longer_numbers_accuracy")
+            columns += ("other_task_accuracy", "kept_fraction")
             row |= {name: 100 * evidence.per_seed(task, method, name).mean() for name in columns}
             row["kl_to_base"] = evidence.per_seed(task, method, "kl_to_base").mean()
-            row["tokens_in_loss"] = evidence.per_seed(task, method, "tokens_in_loss").mean()
+            row |= {name: evidence.per_seed(task, method, name).mean() for name in ("tokens_in_loss", "predicted_flops")}
             row["diverged"] = evidence.diverged([task], [method])
             rows.append(row)
-    names = ["task", "method", "seeds", "items", "accuracy", "low", "high", "sampled_accuracy", "held_out_accuracy"]
-    return pd.DataFrame(rows, columns=[*names, "other_task_accuracy", "kept_fraction", "kl_to_base", "tokens_in_loss", "diverged"])
+    names = ["task", "method", "seeds", "items", "accuracy", "low", "high", "sampled_accuracy", "accuracy_new_stories"]
+    names += ["held_out_accuracy", "longer_numbers_accuracy", "other_task_accuracy", "kept_fraction", "kl_to_base"]
+    return pd.DataFrame(rows, columns=[*names, "tokens_in_loss", "predicted_flops", "diverged"])
+
+
+def gain_table(tables: Tables, profile: str) -> pd.DataFrame:
+    """Per task and method: the gain in test accuracy over the base in points, split by what an answer has to achieve.
+
+    Accuracy is a · c, with a the share of parsable answers (ended by themselves, with a number) and c the accuracy among them.
+    gain = (a − a₀)(c + c₀)/2 + (c − c₀)(a + a₀)/2: from producing a parsable answer, and from answering correctly. Where one of
+    the two answers nothing parsable its c does not exist, and the whole gain is one of form. Empty without ``parsed`` in the items.
+    """
+    evidence, rows = Evidence(tables, profile), []
+    for task in [task for task in TASKS if (evidence.runs["task"] == task).any()]:
+        shares = {method: evidence.parsable(task, method) for method in METHODS}
+        if shares["base"] is None:
+            continue
+        a0, right0 = shares["base"]
+        for method, share in shares.items():
+            if method == "base" or share is None:
+                continue
+            a, right = share
+            gain = right - right0
+            correctness = (right / a - right0 / a0) * (a + a0) / 2 if a and a0 else 0.0
+            rows.append(
+                {
+                    "task": task, "method": method, "parsable_before": 100 * a0, "parsable_after": 100 * a, "gain": 100 * gain,
+                    "gain_of_form": 100 * (gain - correctness), "gain_of_correctness": 100 * correctness,
+                }
+            )  # fmt: skip
+    columns = ["task", "method", "parsable_before", "parsable_after", "gain", "gain_of_form", "gain_of_correctness"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def prompt_table(tables: Tables, profile: str) -> pd.DataFrame:
+    """prompts.csv of a profile as it is shown: shares in percent with their intervals as text, the chosen template first."""
+    table = tables.get("prompts")
+    if table is None or not len(table):
+        return pd.DataFrame()
+    rows = []
+    for row in table[table["profile"] == profile].to_dict("records"):
+        shown = {"task": TASKS[row["task"]], "template": row["template"] + " (used)" * bool(row["chosen"])}
+        shown["items"] = "" if pd.isna(row["items"]) else str(int(row["items"]))
+        for name in ("accuracy", "parsable_share", "accuracy_of_parsable", "truncated_share"):
+            value, low, high = (100 * row[f"{name}{end}"] for end in ("", "_low", "_high"))
+            shown[name] = "" if pd.isna(value) else f"{value:.1f} [{low:.1f}, {high:.1f}]"
+        shown["note"] = "" if row["status"] == "done" else f"{row['status']}: {row['reason']}"
+        rows.append(shown)
+    return pd.DataFrame(rows)
 
 
 def tuning_table(tables: Tables, profile: str) -> pd.DataFrame:
-    """``statistics.tuning`` in percent, with ``used``: whether full against sparse runs at that rate."""
+    """``statistics.tuning`` in percent, with ``used``: whether full against sparse runs at that rate, and ``edge``."""
     table = tuning({**tables, "runs": rows_of(tables, "learning_rate", profile)})
     table = table.sort_values("task", key=lambda tasks: tasks.map(list(TASKS).index), kind="stable", ignore_index=True)
     table[["validation_accuracy", "accuracy"]] *= 100
     headline = rows_of(tables, "full_vs_sparse", profile)
     used = set(zip(headline["task"], headline["method"], headline.get("learning_rate", []), strict=False))
     table["used"] = [key in used for key in zip(table["task"], table["method"], table["learning_rate"], strict=True)]
+    table["edge"] = ""
+    for _, own in table.groupby(["task", "method"]):
+        for place in own.index[own["chosen"]]:
+            table.loc[place, "edge"] = edge(own.loc[place, "learning_rate"], own["learning_rate"])
     return table
 
 
@@ -122,7 +174,7 @@ def token_fraction_table(tables: Tables, profile: str) -> pd.DataFrame:
     """Per setting: kept fraction and accuracy in percent, mean and range over seeds, from the fewest tokens to the most."""
     rows = rows_of(tables, "token_fraction", profile)
     if rows.empty:
-        return pd.DataFrame(columns=["method", "setting", "seeds", "kept_fraction", "accuracy", "lowest", "highest"])
+        return pd.DataFrame(columns=["task", "method", "setting", "seeds", "kept_fraction", "accuracy", "lowest", "highest"])
     out = []
     keys = ["task", "method", "selector", "keep_probability", "max_kept_tokens", "token_share", "denominator"]
     keys = [key for key in keys if key in rows]
@@ -134,6 +186,8 @@ def token_fraction_table(tables: Tables, profile: str) -> pd.DataFrame:
                 "task": named["task"],
                 "method": METHODS[named["method"]],
                 "setting": _setting(named),
+                "selector": named.get("selector"),
+                "share": named.get("token_share", float("nan")),
                 "seeds": own["seed"].nunique(),
                 "kept_fraction": 100 * own["kept_fraction"].mean(),
                 "accuracy": accuracy.mean(),
@@ -155,7 +209,8 @@ def _setting(named: Mapping[str, Any]) -> str:
     limit = named.get("max_kept_tokens")
     cap = "no cap" if limit is None or pd.isna(limit) else f"at most {limit:g}"
     probability = named.get("keep_probability")
-    return "rule" if probability is None or pd.isna(probability) else f"rule, keep probability {probability:g}, {cap}"
+    text = "rule" if probability is None or pd.isna(probability) else f"rule, keep probability {probability:g}, {cap}"
+    return text + (", divided by the completion" if named.get("denominator") == "completion" else "")
 
 
 def lora_rank_table(tables: Tables, profile: str) -> pd.DataFrame:
@@ -163,10 +218,7 @@ def lora_rank_table(tables: Tables, profile: str) -> pd.DataFrame:
     rows = rows_of(tables, "lora_rank", profile)
     out = []
     for (task, method, rank), own in rows.groupby(["task", "method", "lora_rank"], sort=True) if len(rows) else ():
-        # Rates are compared under the seed that all of them were run with, so that none is judged by luckier seeds.
-        first = own[own["seed"] == own["seed"].min()].sort_values("learning_rate")
-        validation = first["validation_accuracy"]
-        rate = first.loc[validation.idxmax(), "learning_rate"] if validation.notna().any() else first["learning_rate"].iloc[0]
+        rate = best_rate(own)
         at_rate = own[own["learning_rate"] == rate].drop_duplicates("run_id")
         accuracy = 100 * at_rate["accuracy"]
         out.append(
@@ -176,14 +228,25 @@ def lora_rank_table(tables: Tables, profile: str) -> pd.DataFrame:
                 "rank": int(rank),
                 "learning_rate": rate,
                 "rates_tried": own["learning_rate"].nunique(),
+                "edge": edge(rate, own["learning_rate"]),
                 "seeds": at_rate["seed"].nunique(),
                 "accuracy": accuracy.mean(),
                 "lowest": accuracy.min(),
                 "highest": accuracy.max(),
             }  # fmt: skip
         )
-    columns = ["task", "method", "rank", "learning_rate", "rates_tried", "seeds", "accuracy", "lowest", "highest"]
+    columns = ["task", "method", "rank", "learning_rate", "rates_tried", "edge", "seeds", "accuracy", "lowest", "highest"]
     return pd.DataFrame(out, columns=columns)
+
+
+def edge(rate: float, tried: pd.Series) -> str:
+    """ "lowest" or "highest" if the rate is at that end of those tried, so that a better one may lie beyond; else empty.
+
+    A single rate has no ends: it was tuned elsewhere.
+    """
+    if tried.nunique() < 2:
+        return ""
+    return "lowest" if rate == tried.min() else "highest" if rate == tried.max() else ""
 
 
 def listed(values: pd.Series) -> str:

@@ -80,6 +80,8 @@ def run_plan(
     workers: int | None = None,
     progress: bool = True,
     *,
+    engine: str = "local",
+    address: str = "auto",
     target: str = "replication.train:run",
 ) -> SweepResult:
     """Run what is missing of a plan into ``runs_dir``/<run_id>, longest first.
@@ -92,6 +94,8 @@ def run_plan(
         runs_dir: the folder of run directories.
         workers: processes; default one for each core (or GPU, if the configs ask for one).
         progress: show a bar over all runs and a line for each finished one, on stderr.
+        engine: "local" for processes of this machine, "ray" for a Ray cluster (``workers`` is then the cluster's matter).
+        address: of that cluster: "auto", or host:port.
         target: "module:function" called as function(config, folder) -> RunSummary.
 
     Raises:
@@ -100,16 +104,25 @@ def run_plan(
     """
     if workers is not None and workers < 1:
         raise UserError(f"workers must be 1 or more, not {workers}")
+    if engine not in ("local", "ray"):
+        raise UserError(f"unknown engine {engine!r}: choose local or ray")
     configs = [run.config for run in planned]
     preflight.require(configs, runs_dir)
     make_folder(Path(runs_dir))
     if progress and (line := preflight.announce_hours(configs, runs_dir)):
         print(line, file=sys.stderr)
     with signals.handled():
-        return _Sweep(planned, Path(runs_dir), workers, progress, target).run()
+        sweep = Sweep(planned, Path(runs_dir), workers, progress, target)
+        if engine == "ray":
+            from replication import ray_engine
+
+            return ray_engine.run(sweep, address, target)
+        return sweep.run()
 
 
-class _Sweep:
+class Sweep:
+    """The state of a sweep: what waits, what came out of it, and the worker processes of the local engine."""
+
     def __init__(self, planned: Sequence[PlannedRun], runs_dir: Path, workers: int | None, progress: bool, target: str) -> None:
         self.configs = {run.config.run_id: run.config for run in planned}
         self.runs_dir = runs_dir
@@ -117,7 +130,7 @@ class _Sweep:
         self.result = SweepResult(planned=list(self.configs))
         self.waiting = sorted((run_id for run_id in self.configs if not self._is_finished(run_id)), key=self._cost, reverse=True)
         # A note of a failure that is not one of these was written while we ran, by another sweep: no second try now.
-        self.earlier_failures = {run_id: read_failure(self._folder(run_id)) for run_id in self.waiting}
+        self.earlier_failures = {run_id: read_failure(self.folder(run_id)) for run_id in self.waiting}
         self.gpus = _gpus(self.configs[run_id] for run_id in self.waiting)
         self.limit = min(workers or len(self.gpus) or cores(), len(self.waiting))
         self.workers: list[_Worker | None] = [None] * self.limit
@@ -157,26 +170,26 @@ class _Sweep:
         for slot, worker in enumerate(self.workers):
             if worker is not None and worker.run_id is not None:
                 continue
-            run_id = self._next_run()
+            run_id = self.next_run()
             if run_id is None:
                 return
             if worker is None:
                 worker = self.workers[slot] = self._start_worker(slot)
             worker.run_id, worker.started = run_id, time.monotonic()
             try:
-                worker.connection.send((self.configs[run_id], str(self._folder(run_id))))
+                worker.connection.send((self.configs[run_id], str(self.folder(run_id))))
             except OSError:  # it died while idle: nothing was begun
                 self.waiting.insert(0, run_id)
                 self._discard(slot)
 
-    def _next_run(self) -> str | None:
+    def next_run(self) -> str | None:
         for run_id in list(self.waiting):
             if self._is_finished(run_id):  # by another sweep, meanwhile
                 self.waiting.remove(run_id)
                 self._ended(run_id, "finished by another process")
-            elif is_locked(self._folder(run_id)):
+            elif is_locked(self.folder(run_id)):
                 continue
-            elif (failure := read_failure(self._folder(run_id))) is not None and failure != self.earlier_failures[run_id]:
+            elif (failure := read_failure(self.folder(run_id))) is not None and failure != self.earlier_failures[run_id]:
                 self.waiting.remove(run_id)
                 self.result.failed[run_id] = failure["reason"]
                 self._ended(run_id, f"failed in another process: {failure['reason']}")
@@ -218,16 +231,16 @@ class _Sweep:
             else:
                 if answer[0] == "stopped":  # somebody told this one worker alone to stop: it is ending
                     self._discard(slot)
-            self._take(run_id, answer, time.monotonic() - worker.started)
+            self.take(run_id, answer, time.monotonic() - worker.started)
 
-    def _take(self, run_id: str, answer: Answer, seconds: float) -> None:
+    def take(self, run_id: str, answer: Answer, seconds: float) -> None:
         outcome, reason = answer
         if outcome in ("locked", "stopped"):
             self.waiting.append(run_id)
         elif outcome == "failed":
             self.result.failed[run_id] = reason or "no reason given"
             try:
-                mark_failed(self._folder(run_id), self.result.failed[run_id], log_tail(self._folder(run_id) / "run.log"))
+                mark_failed(self.folder(run_id), self.result.failed[run_id], log_tail(self.folder(run_id) / "run.log"))
             except UserError as error:
                 log.warning("the failure of %s could not be noted: %s", run_id, error)
             self._ended(run_id, f"failed after {seconds:.0f} s: {self.result.failed[run_id]}")
@@ -285,12 +298,12 @@ class _Sweep:
     def _busy(self) -> list[tuple[int, _Worker]]:
         return [(slot, worker) for slot, worker in enumerate(self.workers) if worker is not None and worker.run_id is not None]
 
-    def _folder(self, run_id: str) -> Path:
+    def folder(self, run_id: str) -> Path:
         return self.runs_dir / run_id
 
     def _is_finished(self, run_id: str) -> bool:
         """Whether the run's directory is whole; then it is in the result."""
-        summary: RunSummary | None = read_summary(self._folder(run_id))
+        summary: RunSummary | None = read_summary(self.folder(run_id))
         if summary is None or summary.run_id != run_id:
             return False
         (self.result.diverged if summary.status == "diverged" else self.result.done).append(run_id)

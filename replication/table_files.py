@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import io
 import json
 import math
+import os
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -46,8 +48,18 @@ _RESULTS = {name: kind for name, kind in _SUMMARY.items() if name not in ("run_i
 KINDS: dict[str, dict[str, str]] = {
     "runs": {"run_id": "str", "ablation": "str", "seed": "int", "command": "str", "status": "str", "reason": "str", **_RESULTS},
     "curves": {"run_id": "str", "step": "int", "metric": "str", "value": "float"},
-    "items": {"run_id": "str", "item_id": "str", "correct": "int", "truncated": "int"},
+    "items": {"run_id": "str", "item_id": "str", "correct": "int", "truncated": "int", "parsed": "int"},
     "timings": {"run_id": "str", "seconds": "float", **dict.fromkeys(SECONDS, "float"), **dict.fromkeys(PEAKS, "int")},
+    # Optional: made by `prompts`, from the base under each prompt template.
+    "prompts": {
+        **dict.fromkeys(("profile", "model", "task", "template"), "str"),
+        **{"chosen": "bool", "run_id": "str", "status": "str", "reason": "str", "items": "int"},
+        **{
+            f"{share}{end}": "float"
+            for share in ("accuracy", "parsable_share", "accuracy_of_parsable", "truncated_share")
+            for end in ("", "_low", "_high")
+        },
+    },
     # Optional: made by `diagnose`, from groups sampled afresh and not from runs.
     "credit": {
         **dict.fromkeys(("profile", "task", "policy", "method", "selector", "quantity", "unit"), "str"),
@@ -62,6 +74,7 @@ KINDS: dict[str, dict[str, str]] = {
 }
 _REQUIRED = {name: tuple(kinds) for name, kinds in KINDS.items()}
 _REQUIRED["runs"] = ("run_id", "ablation", "task", "method", "seed", "status", "accuracy")
+_REQUIRED["items"] = ("run_id", "item_id", "correct", "truncated")
 _REQUIRED["timings"] = ("run_id",)
 _REBUILD = "rebuild it with `make report`"
 #: Integer columns without holes; the others are float64 in a frame, since NaN is a float.
@@ -159,10 +172,17 @@ def read_tables(folder: str | Path) -> dict[str, pd.DataFrame]:
         UserError: naming file and column, if there are none, or one is cut off, garbled, edited or of another schema version.
     """
     folder = Path(folder)
+    # Between two files of a writer a reader would take half of the old tables and half of the new.
+    with Lock(folder / ".lock", wait=True) if os.access(folder / ".lock", os.W_OK) else contextlib.nullcontext():
+        return _read_tables(folder)
+
+
+def _read_tables(folder: Path) -> dict[str, pd.DataFrame]:
     sums = {}
     if (folder / "manifest.json").exists():
         found = read_json(folder / "manifest.json", "a manifest")
-        sums = found.get("tables") or {} if isinstance(found, dict) else {}
+        sums = found.get("tables") if isinstance(found, dict) else None
+        sums = sums if isinstance(sums, dict) else {}
     tables = {}
     for path in sorted(folder.glob("*.csv")):
         if path.name in sums and hashlib.sha256(_bytes(path)).hexdigest() != sums[path.name]:
@@ -192,6 +212,8 @@ def read_csv(path: Path, required: Sequence[str]) -> pd.DataFrame:
     for column in ("schema_version", *required):
         if column not in header:
             raise UserError(f"{path} has no column {column}, so it is garbled or of an older schema: {_REBUILD}")
+    if len(set(header)) < len(header):
+        raise UserError(f"{path} has a column twice: {_REBUILD}")
     place = header.index("schema_version")
     for number, row in enumerate(rows[1:], start=2):
         if len(row) != len(header):
@@ -233,6 +255,9 @@ def _number(text: str | None, path: Path, column: str, row: int) -> int | float 
     if text is None and column not in _WHOLE:
         return None
     try:
-        return int(text or "") if column in _WHOLE else float(text or "")
+        value = int(text or "") if column in _WHOLE else float(text or "")
+        if abs(value) >= 2**63 and column in _WHOLE:
+            raise ValueError
+        return value
     except ValueError:
         raise UserError(f"{path}, column {column}, row {row} is {text!r} and should be a number: {_REBUILD}") from None

@@ -17,7 +17,7 @@ import pandas as pd
 from replication.errors import UserError
 from replication.files import explained, read_json
 from replication.manifest import manifest, now
-from replication.records import RunSummary, read_failure, read_summary
+from replication.records import RunSummary, check_files, read_failure, read_summary
 from replication.table_files import KINDS, PEAKS, SECONDS, as_text, frame, read_csv, read_tables, run_columns, write_tables
 
 if TYPE_CHECKING:
@@ -51,6 +51,8 @@ def build_tables(planned: Sequence[PlannedRun], runs_dir: str | Path) -> dict[st
         rows.append(_run_row(run.ablation, run.config, run_id, found[run_id], runs_dir))
     columns = run_columns(type(planned[0].config)) if planned else KINDS["runs"]
     finished = sorted(run_id for run_id, summary in found.items() if summary is not None)
+    for run_id in finished:
+        check_files(runs_dir / run_id)
     curves = [row for run_id in finished for row in _curve_rows(run_id, runs_dir / run_id)]
     items = [row for run_id in finished if run_id in headline for row in _item_rows(run_id, runs_dir / run_id)]
     timings = [_timing_row(run_id, runs_dir / run_id) for run_id in finished]
@@ -97,7 +99,9 @@ def _curve_rows(run_id: str, folder: Path) -> Iterable[dict[str, Any]]:
 def _item_rows(run_id: str, folder: Path) -> Iterable[dict[str, Any]]:
     for row in read_csv(folder / "items.csv", ("split", "item_id", "correct", "truncated")).to_dict("records"):
         if row["split"] == "test":
-            yield {"run_id": run_id, "item_id": row["item_id"], "correct": int(row["correct"]), "truncated": int(row["truncated"])}
+            parsed = int(row["parsed"]) if row.get("parsed") else None
+            numbers = {"correct": int(row["correct"]), "truncated": int(row["truncated"]), "parsed": parsed}
+            yield {"run_id": run_id, "item_id": row["item_id"], **numbers}
 
 
 def _timing_row(run_id: str, folder: Path) -> dict[str, Any]:

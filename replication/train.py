@@ -26,6 +26,7 @@ from replication.config import ExperimentConfig, base_fingerprint
 from replication.errors import Diverged, Stopped
 from replication.groups import Group, sample_groups
 from replication.ledger import rollout_cost, scoring_cost
+from replication.models.card import write_card
 from replication.models.load import Policy, load_policy
 from replication.objective import l2_penalty, surrogate_loss
 from replication.randomness import numpy_stream, stream
@@ -85,10 +86,12 @@ def run(config: ExperimentConfig, run_dir: str | Path, *, progress: bool | None 
             final, items = evaluation.final_evaluation(policy, config, task)
         record.append_timings({"step": config.steps, "evaluation_s": time.perf_counter() - started, **_peak_memory()})
         record.write_items(items)
-        if policy.trainable:
-            policy.model.save_pretrained(Path(run_dir) / "adapter")
         totals = _totals(Path(run_dir) / "metrics.jsonl")
-        return record.finish({"status": status, "reason": reason, **totals, **final})
+        outcome = {"status": status, "reason": reason, **totals, **final}
+        if policy.trainable:
+            record.write_adapter(policy.model)
+            write_card(Path(run_dir) / "adapter", config, record.manifest, outcome)
+        return record.finish(outcome)
 
 
 def _train(

@@ -49,7 +49,7 @@ def work(connection: multiprocessing.connection.Connection, target: str, gpu: st
     with contextlib.suppress(EOFError, OSError):  # the parent closed its end, or is gone
         while signals.stop_requested() is None:
             config, folder = connection.recv()
-            connection.send(_one_run(target, config, Path(folder)))
+            connection.send(one_run(target, config, Path(folder)))
             gc.collect()
 
 
@@ -61,7 +61,8 @@ def _follow_parent() -> None:
         signals.request_stop(signal.SIGTERM)
 
 
-def _one_run(target: str, config: Any, folder: Path) -> Answer:
+def one_run(target: str, config: Any, folder: Path) -> Answer:
+    """Call ``target(config, folder)`` with its output in the run's log; whatever it raises becomes an answer (see ``work``)."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _output_into(folder / "run.log"):
@@ -81,7 +82,7 @@ def _one_run(target: str, config: Any, folder: Path) -> Answer:
         return "failed", str(error)
     except BaseException as error:  # whatever it is, only this run is lost
         first = next(iter(str(error).splitlines()), "")
-        return "failed", f"{type(error).__name__}: {first}"
+        return "failed", f"{type(error).__name__}: {first}".removesuffix(": ")
     return summary.status, summary.reason
 
 

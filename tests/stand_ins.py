@@ -67,7 +67,7 @@ def train(config: StandIn, run_dir: Path) -> RunSummary:
             run.save_checkpoint(step, {"w": weight}, {"total": total})
             if stop is not None:
                 raise Stopped(stop)
-        row = {"split": "test", "truncated": False, "parsed": "1,5"}
+        row = {"split": "test", "truncated": False, "parsed": 1}
         run.write_items([row | {"item_id": f"i{number}", "correct": number % 2} for number in range(4)])
         summary: dict[str, Any] = {"status": "done", "steps_done": config.steps, "accuracy": 0.5, "n_items": 4, "kl_to_base": total}
         if config.fault == "diverges":
@@ -89,5 +89,7 @@ def _fault(fault: str, run: RunDirectory) -> None:
         os._exit(7)
     if fault.startswith("user"):
         raise UserError("set this differently")
+    if fault.startswith("memory"):
+        bytearray(1 << 60)
     if fault.startswith("hangs"):
         time.sleep(1000)

@@ -117,6 +117,7 @@ def _run(
         "denominator": "kept" if method == "s_grpo" else "completion", "command": f"replication run --seed {seed}",
         "status": "done", "reason": np.nan, "accuracy": value, "sampled_accuracy": value - 0.03,
         "validation_accuracy": value + 0.01 * rng.normal(), "held_out_accuracy": value - 0.05,
+        "longer_numbers_accuracy": np.nan if task == "svamp" else value / 2,
         "train_accuracy": value + 0.02 + 0.05 * KL[method] + 0.002 * rng.normal(), "n_items": items,
         "steps_done": 0 if method == "base" else 75, "tokens_generated": generated,
         "tokens_in_loss": 0 if method == "base" else int(generated * kept * 0.7),
@@ -134,6 +135,8 @@ def _curves(
         rows.append((name, step, "reward", float(np.clip(level + 0.05 * rng.normal(), 0, 1))))
         rows.append((name, step, "kept_fraction", KEPT[method] * (1 + 0.03 * rng.normal())))
         rows.append((name, step, "tokens_in_loss", 128 * 30 * 0.7 * KEPT[method]))
+        rows.append((name, step, "tokens_forwarded", 1500 * (0.3 + 0.7 * KEPT[method])))
+        rows.append((name, step, "predicted_flops", 4e10 * (1 + KEPT[method])))
         if step % 25 == 0:
             rows.append((name, step, "validation_accuracy", float(np.clip(level + 0.02 * rng.normal(), 0, 1))))
     return rows

@@ -72,6 +72,29 @@ def test_each_rank_is_tuned_with_the_first_seed_and_run_with_all():
             assert set(rates) == ({default.learning_rate} if rank == default.lora_rank else set(tried))
 
 
+def test_the_full_plan_tunes_every_rank_with_every_seed_and_fits_two_hours():
+    planned = plan("nano", variant="full")
+    # 20 s a run on one core (the committed runs took 16) on two cores.
+    assert len({run.config.canonical for run in planned}) == 607 and 607 * 20 / 2 < 2 * 3600
+    tried: dict[tuple[int, str], dict[float, set[int]]] = {}
+    for config in (run.config for run in planned if run.ablation == "lora_rank"):
+        tried.setdefault((config.lora_rank, config.method), {}).setdefault(config.learning_rate, set()).add(config.seed)
+    assert set(tried) == {(rank, method) for rank in (0, 1, 2, 4, 8, 16, 32) for method in TRAINED}
+    for rates in tried.values():
+        assert len(rates) >= 3 and set(map(len, rates.values())) == {5}, "a rate is not judged by luckier seeds than another"
+    seeds = {(r.config.task, r.config.method, r.config.seed) for r in planned if r.ablation == "full_vs_sparse"}
+    assert len(seeds) == 2 * (3 * 10 + 1)
+    shares = {r.config.token_share for r in planned if r.ablation == "token_fraction"} - {None}
+    assert min(shares) == 0.05 and max(shares) < 1, "full-token GRPO is the end at 100 %"
+
+
+def test_no_grid_of_the_full_plan_ends_where_the_default_plan_found_its_best():
+    grid = profile_plan("nano")
+    for rank, chosen in grid["lora_rank"]["chosen"].items():
+        rates = grid["full"]["lora_rank"]["grids"][rank]
+        assert rates == sorted(rates) and all(rates[0] < rate < rates[-1] for rate in chosen.values())
+
+
 def test_every_method_is_tuned_on_the_same_grid_and_runs_at_a_rate_from_it():
     grid = profile_plan("nano")
     for task in grid["tasks"]:

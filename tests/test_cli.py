@@ -253,6 +253,16 @@ def test_provenance_names_commit_checksum_and_commands(tmp_path, capsys):
     assert main(["provenance", str(tmp_path / "alone.csv")]) == 2
 
 
+def test_provenance_says_of_each_run_what_its_manifest_had(tmp_path, capsys):
+    folder = results(tmp_path / "from")
+    origin = {"config_sha256": "c" * 64, "base_sha256": "b" * 64, "task_version": "d" * 12, "seconds": 17.5}
+    origin |= {"peak_rss_bytes": 688467968}
+    write_tables({}, folder, {"runs": {"a" * 16: origin | {"gpu": None}}, "memory_bytes": 2**34})
+    assert main(["provenance", str(folder / "figures/one.svg")]) == 0
+    out = capsys.readouterr().out
+    assert f"    {json.dumps(origin)}" in out and '"memory_bytes": 17179869184' in out
+
+
 def test_provenance_of_a_figure_is_inside_it(tmp_path, capsys):
     from matplotlib.figure import Figure
 

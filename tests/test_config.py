@@ -27,6 +27,7 @@ OTHER_VALUES: dict[str, dict[str, Any]] = {
     "digits": {"digits": 3},
     "svamp_source": {"task": "svamp", "svamp_source": "other.json"},
     "revision": {"revision": "main"},
+    "prompt_template": {"prompt_template": "plain"},
     "dtype": {"dtype": "bfloat16"},
     "method": {
         "method": "grpo",

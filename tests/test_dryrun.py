@@ -66,6 +66,10 @@ def test_the_whole_way_ends_in_a_report_without_evidence(tmp_path):
     runs = tables["runs"]
     assert set(runs["status"]) == {"done"} and set(runs["profile"]) == {"paper"}
     assert set(tables["verdicts"]["verdict"]) == {"not run"}
+    prompts = tables["prompts"]
+    assert set(prompts["status"]) == {"done"} and len(prompts) == 6, "three templates on two tasks"
+    own = runs[(runs["task"] == "svamp") & (runs["ablation"] == "full_vs_sparse")]
+    assert own["accuracy_new_stories"].notna().all() and runs.loc[runs["task"] != "svamp", "accuracy_new_stories"].isna().all()
     # Some groups must part, or no gradient was ever taken on this way.
     assert pd.to_numeric(runs["tokens_in_loss"]).max() > 0
     assert (tmp_path / "dry/report.html").exists() and list((tmp_path / "dry/figures").glob("*.svg"))

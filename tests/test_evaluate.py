@@ -121,6 +121,17 @@ def test_the_final_evaluation_covers_every_split_once(policy, random_base, monke
     assert summary["other_task_accuracy"] is not None and summary["kl_to_base"] > 0 and 0 < summary["entropy"] < math.log(511)
 
 
+def test_items_with_a_story_of_their_own_are_counted_apart(policy, random_base, monkeypatch):
+    noisy_rewards(monkeypatch)
+    config = tiny_config(random_base, test_items=6)
+    known = [i in (0, 5) for i in range(6)]
+    test = tuple(replace(p, meta={**p.meta, "story_in_train": seen}) for p, seen in zip(TASK.test, known, strict=False))
+    summary, rows = final_evaluation(policy, config, replace(TASK, test=test))
+    new = [row["correct"] for row, seen in zip(rows, known, strict=False) if not seen]
+    assert summary["accuracy_new_stories"] == sum(new) / 4 != summary["accuracy"]
+    assert final_evaluation(policy, config, TASK)[0]["accuracy_new_stories"] is None, "a task that does not say"
+
+
 def test_more_items_than_there_are_is_all_of_them(policy, random_base):
     config = tiny_config(random_base, test_items=10_000, eval_items=10_000)
     small = replace(TASK, **{split: getattr(TASK, split)[:2] for split in ("train", "validation", "test")}, held_out=())

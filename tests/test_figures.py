@@ -20,7 +20,7 @@ from PIL import Image
 from replication import plotting
 from replication.errors import UserError
 from replication.figures import FIGURES, save_figure
-from replication.figures_regularisation import prices
+from replication.figures_regularisation import amount, prices
 from replication.statistics import tuning
 
 NAMES = ("full_vs_sparse", "learning_curves", "token_fraction", "lora_rank", "learning_rate", "cost", "cost_to_reach")
@@ -169,14 +169,28 @@ def test_a_price_is_what_was_spent_when_the_level_was_reached():
     accuracy = {0: 0.4, 25: 0.6, 50: 0.7}
     curves = [("r", step, "validation_accuracy", value) for step, value in accuracy.items()]
     curves += [("r", step, "tokens_in_loss", 50.0) for step in range(1, 76)]
+    curves += [("r", step, "predicted_flops", 2e9 * step) for step in range(1, 76)]
     timings = pd.DataFrame([{"run_id": "r", "rollout_s": 6.0, "score_s": 2.0, "update_s": 1.0}])
     tables = {"runs": pd.DataFrame([run]), "curves": pd.DataFrame(curves, columns=["run_id", "step", "metric", "value"])}
     (row,) = prices(tables | {"timings": timings}).to_dict("records")
     assert row["level"] == pytest.approx(80) and row["step"] == pytest.approx(62.5)  # half-way from 0.7 to the final 0.9
     assert row["tokens_in_loss"] == pytest.approx(62.5 * 50)
+    assert row["predicted_flops"] == pytest.approx(2e9 * (sum(range(1, 63)) + 63 / 2))
+    assert np.isnan(row["tokens_forwarded"]), "what no step recorded is missing, not 0"
     assert row["update_seconds"] == pytest.approx(3.0 * 62.5 / 75) and row["seconds"] == pytest.approx(9.0 * 62.5 / 75)
     never = prices({**tables, "timings": timings}, share=1.2).to_dict("records")[0]
     assert np.isnan(never["step"]) and np.isnan(never["tokens_in_loss"]), "not reached is missing, not 0"
+
+
+def test_amounts_are_written_in_few_digits():
+    assert [amount(value) for value in (0.456, 27.2, 12345.6, 5.51e12)] == ["0.46", "27", "12,346", "5.5·$10^{12}$"]
+    assert amount(9.99e12) == "1.0·$10^{13}$"
+
+
+def test_longer_numbers_are_drawn_or_said_to_be_missing(tables: dict[str, pd.DataFrame], drawn: dict[str, Figure]):
+    assert "Short line: with longer numbers" in _words(drawn["full_vs_sparse"])
+    without = tables | {"runs": tables["runs"].drop(columns="longer_numbers_accuracy")}
+    assert "Longer numbers: not measured" in _words(FIGURES["full_vs_sparse"](without))
 
 
 def test_colours_are_told_apart_without_colour_vision():

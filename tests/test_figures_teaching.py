@@ -13,6 +13,8 @@ from matplotlib.figure import Figure
 from replication import figures_teaching as teaching
 from replication.algorithms import GRPO, SGRPO, TSPMO, TokenCredit
 from replication.figures_teaching import TOY
+from replication.figures_trie import trie
+from replication.ledger import scoring_cost
 from replication.objective import surrogate_loss
 from replication.randomness import stream
 from replication.tasks import extract_answer
@@ -75,7 +77,7 @@ def test_every_token_is_drawn_and_only_credited_ones_are_coloured(method):
 
 def test_the_trie_shows_counts_means_and_advantages():
     credit = TSPMO().assign(TOY.tokens, TOY.rewards)
-    shown = texts(teaching.trie(TOY, credit, title="a title"))
+    shown = texts(trie(TOY, credit, title="a title"))
     labels = {text.split("\n")[0]: text.split("\n")[1] for text in shown if "\n" in text}
     assert labels == {"9": "-0.17", "5 .": "+0.50", "- 4 =": "+0.17", "+ 4 = 13 .": "-0.33", "6 .": "-0.50"}
     assert [text for text in shown if text.isdigit()].count("4") == 1  # all four answers pass the root alone
@@ -84,7 +86,7 @@ def test_the_trie_shows_counts_means_and_advantages():
 
 def test_a_group_without_credit_is_drawn_in_grey():
     empty = TokenCredit.empty()
-    assert not any("\n" in text for text in texts(teaching.trie(TOY, empty, title="")))
+    assert not any("\n" in text for text in texts(trie(TOY, empty, title="")))
     png(teaching.credit_map(TOY, empty, title=""))
 
 
@@ -92,13 +94,13 @@ def test_a_credited_token_inside_a_chain_keeps_its_own_edge():
     pieces = (("a", "b", "c"),)
     group = teaching.ShownGroup("?", pieces, ((0, 1, 2),), torch.tensor([1.0]))
     credit = TokenCredit.from_arrays([0], [1], [0.25], [1.0])
-    assert "b c\n+0.25" in texts(teaching.trie(group, credit, title=""))
+    assert "b c\n+0.25" in texts(trie(group, credit, title=""))
 
 
 def test_dollar_signs_of_a_completion_are_no_formula():
     group = teaching.ShownGroup("?", (("$", "5", "$x_$"),), ((0, 1, 2),), torch.tensor([1.0]))
     png(teaching.credit_map(group, TokenCredit.empty(), title="costs $5 or $6"))
-    png(teaching.trie(group, TokenCredit.empty(), title="costs $5 or $6"))
+    png(trie(group, TokenCredit.empty(), title="costs $5 or $6"))
 
 
 @pytest.mark.parametrize("rule", [SGRPO(2, 0.3, 4), SGRPO(0, 0.5, 2), SGRPO(3, 0.6, None), SGRPO(2, 0.7, 2), SGRPO(0, 0.0, None)])
@@ -123,3 +125,17 @@ def test_the_rule_and_its_draws_are_drawn_together():
     drawn = figure.axes[0].lines[0].get_ydata()
     assert np.abs(drawn - 100 * teaching.keep_probabilities(rule, 8)).max() < 12  # four standard errors of 400 draws
     png(teaching.gradient_table(TOY, torch.zeros(10, 9), title=""))
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: type(method).__name__)
+def test_what_is_computed_is_what_the_ledger_counts(method):
+    credit = method.assign(TOY.tokens, TOY.rewards, stream(0, "test"))
+    computed, shared = teaching.computed_tokens(TOY, credit)
+    prompt = [0]
+    forwarded = scoring_cost([prompt], [list(map(list, TOY.tokens))], [credit], "packed").forwarded
+    assert len(computed) == forwarded - len(prompt) and not computed & shared
+    # A token is read if and only if something behind it in its answer is credited.
+    last = {i: max(credit.position[credit.completion == i].tolist(), default=-1) for i in range(len(TOY.tokens))}
+    assert computed | shared >= {(i, t) for i, end in last.items() for t in range(end)}
+    assert f"{len(computed)} go through the model" in " ".join(texts(teaching.work_map(TOY, credit)))
+    png(teaching.work_map(TOY, credit))

@@ -59,7 +59,8 @@ def test_one_run_of_good_and_bad(tmp_path: Path) -> None:
     assert caught.value.exit_status == 1
 
     made = results / "notebooks"
-    assert {path.name for path in made.iterdir()} == {"00_bad.failed.ipynb", "01_good.ipynb", "01_good.html"}
+    assert {path.name for path in made.iterdir()} == {"00_bad.failed.ipynb", "01_good.ipynb", "01_good.html", "seconds.csv"}
+    assert set(notebooks.read_seconds(made)) == {"01_good"}
     text = (made / "01_good.ipynb").read_text()
     assert "smoke ../results None 2" in text and "1 True" in text and "seconds" not in text
     assert str(notebooks.ROOT) not in text and "replication/__init__.py" in text
@@ -106,6 +107,14 @@ def test_results_that_cannot_be_written_are_one_clear_line(tmp_path: Path) -> No
     with pytest.raises(UserError, match="results"):
         notebooks.run_all("smoke", tmp_path / "results", folder=tmp_path / "notebooks")
     assert (tmp_path / "results").read_text() == "a file"
+
+
+def test_pages_link_to_each_other(tmp_path: Path) -> None:
+    from replication.pages import notebook_page
+
+    cell = nbformat.v4.new_markdown_cell("to [the next](02_s_grpo.ipynb), not [elsewhere](other/x.ipynb)")
+    page = notebook_page(nbformat.v4.new_notebook(cells=[cell]), "t", show_code=True)
+    assert 'href="02_s_grpo.html"' in page and 'href="other/x.ipynb"' in page
 
 
 def test_the_kernel_is_this_python() -> None:

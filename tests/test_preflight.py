@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -91,6 +92,32 @@ def test_hours_are_steps_and_evaluated_items():
     config = load_profile("paper", task="multiplication", method="grpo", steps=100, eval_every=50, eval_items=10, test_items=20)
     hours = preflight.predicted_hours([config], {"multiplication": (36.0, 3.6)})
     assert hours == pytest.approx((100 * 36.0 + (2 * 3 * 10 + 2 * 20 + 2 * 10) * 3.6) / 3600)
+
+
+def test_warm_up_steps_run_without_a_shell(monkeypatch, tmp_path):
+    """A folder's name may hold blanks, quotes and what a shell would run."""
+    strange = tmp_path / "a 'model' $(touch hacked); x"
+    seen = []
+
+    def timed(words, **options):
+        assert not options.get("shell")
+        seen.extend(words)
+        run = Path(words[words.index("--out") + 1])
+        run.mkdir()
+        rows = [{"step": 0, "evaluation_s": 8.0}, *({"step": step, "step_s": 9.0 / step} for step in (1, 2, 3))]
+        (run / "timings.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return subprocess.CompletedProcess(words, 0, "", "")
+
+    monkeypatch.setattr(preflight.subprocess, "run", timed)
+    config = tiny_config("base").model_copy(update={"model": str(strange)})
+    assert preflight.timed_steps(config) == (pytest.approx((4.5 + 3.0) / 2), pytest.approx(8.0 / 8))
+    assert seen[:4] == [sys.executable, "-m", "replication", "run"] and f"model={json.dumps(str(strange))}" in seen
+
+
+def test_warm_up_steps_that_fail_say_why(tmp_path):
+    config = tiny_config("base").model_copy(update={"model": str(tmp_path / "no model")})
+    with pytest.raises(UserError, match="timed warm-up steps failed: error: .*no model"):
+        preflight.timed_steps(config)
 
 
 @pytest.mark.slow

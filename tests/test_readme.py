@@ -52,6 +52,17 @@ def test_every_target_it_names_exists_and_every_target_is_named():
     assert targets - named <= {"help", "setup"}
 
 
+def test_every_guarantee_names_tests_that_exist():
+    rows = re.findall(r"^\|.*\|$", TEXT.split("## What is never lost")[1].split("\n## ")[0], re.M)[2:]
+    tests = "".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
+    assert len(rows) >= 15
+    for row in rows:
+        happens, *told, shown = [cell.strip() for cell in row.strip("|").split(" | ")]
+        assert happens and len(told) == 2 and all(told), row
+        names = re.findall(r"`(test_\w+)`", shown)
+        assert names and all(f"def {name}(" in tests for name in names), row
+
+
 def test_its_links_lead_somewhere():
     for target in re.findall(r"\]\(([^)#]+)\)", TEXT):
         assert (readme.ROOT / target).exists(), target

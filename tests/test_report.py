@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from replication.config import ExperimentConfig, load_profile
 from replication.errors import UserError
 from replication.figures import FIGURES
 from replication.pages import formula, render, with_formulas
-from replication.statistics import verdicts
+from replication.statistics import detectable_differences, paired_tests, verdicts
 from replication.tables import read_tables, write_tables
 
 MANIFEST = {
@@ -160,6 +161,17 @@ def test_sentences_hold_the_numbers_of_the_tables(tables):
     assert f"GRPO {100 * grpo['accuracy'].mean():.1f} %" in said
 
 
+def test_longer_numbers_are_a_number_or_not_measured_and_never_zero(tables):
+    runs = tables["runs"]
+    grpo = runs[(runs["ablation"] == "full_vs_sparse") & (runs["method"] == "grpo") & (runs["task"] == "word_problems")]
+    mean = 100 * grpo["longer_numbers_accuracy"].mean()
+    assert report._headline(tables, "nano")[1]["longer"] == f"{mean:.1f}"
+    assert f"GRPO {mean:.1f} %" in readings.headline(tables, "nano")[1]
+    without = {**tables, "runs": runs.drop(columns="longer_numbers_accuracy")}
+    assert {row["longer"] for row in report._headline(without, "nano")} == {"not measured"}
+    assert readings.headline(without, "nano")[1] == "With longer numbers than any trained on: not measured."
+
+
 @pytest.mark.parametrize(
     "name", ["headline", "learning_curves", "learning_rate", "token_fraction", "lora_rank", "cost", "cost_to_reach"]
 )
@@ -183,10 +195,31 @@ def test_rank_points_are_read_at_the_rate_that_validation_chooses():
         rest = {"status": "done", "learning_rate": rate, "seed": seed, "validation_accuracy": validation, "accuracy": accuracy}
         return {"run_id": name, **shared, **rest}
 
-    runs = pd.DataFrame([row(1e-3, 0, 0.6, 0.1), row(1e-2, 0, 0.5, 0.9), row(1e-3, 1, 0.2, 0.3), row(1e-2, 1, 0.9, 0.9)])
+    # The second seed of one rate alone counts in its test accuracy, not in the choice.
+    runs = pd.DataFrame([row(1e-3, 0, 0.6, 0.1), row(1e-2, 0, 0.5, 0.9), row(1e-3, 1, 0.2, 0.3)])
     (point,) = summaries.lora_rank_table({"runs": runs}, "nano").to_dict("records")
     assert (point["learning_rate"], point["seeds"], point["rates_tried"]) == (1e-3, 2, 2)
     assert point["accuracy"] == pytest.approx(20.0)
+    runs = pd.concat([runs, pd.DataFrame([row(1e-2, 1, 0.9, 0.8)])])
+    (point,) = summaries.lora_rank_table({"runs": runs}, "nano").to_dict("records")
+    assert point["learning_rate"] == 1e-2 and point["accuracy"] == pytest.approx(85.0)
+
+
+def test_a_rate_tuned_at_the_edge_of_its_grid_is_named():
+    def row(method, rate, validation):
+        shared = {"ablation": "lora_rank", "profile": "nano", "task": "word_problems", "lora_rank": 0, "status": "done", "seed": 0}
+        shared |= {"method": method, "learning_rate": rate, "validation_accuracy": validation, "accuracy": 0.5}
+        return {"run_id": f"{method}-{rate}", **shared}
+
+    low, middle = [(1e-4, 0.9), (3e-4, 0.8), (1e-3, 0.7)], [(1e-4, 0.8), (3e-4, 0.9), (1e-3, 0.7)]
+    at_edge = [row("grpo", *point) for point in low]
+    inside = [row("s_grpo", *point) for point in middle]
+    said = readings.lora_rank({"runs": pd.DataFrame(at_edge + inside)}, "nano")[-1]
+    assert "GRPO at full fine-tuning (0.0001, the lowest tried)" in said and "S-GRPO" not in said
+    assert readings.lora_rank({"runs": pd.DataFrame(inside)}, "nano")[-1].startswith("No chosen rate lies at the edge")
+    # A rank run at one rate was tuned elsewhere: nothing can be said of an edge.
+    alone = readings.lora_rank({"runs": pd.DataFrame(at_edge[:1])}, "nano")
+    assert not any("edge" in sentence for sentence in alone)
 
 
 def test_a_plan_says_how_many_runs_of_how_many_steps():
@@ -200,6 +233,45 @@ def test_a_plan_says_how_many_runs_of_how_many_steps():
     assert "2 further rows" in readings.plan_sentence(frame)
     assert summaries.plan_table(frame)["runs"].tolist() == [2, 2]
     assert PlannedRun("lora_rank", configs[0]).config is configs[0]
+
+
+def test_power_names_the_differences_that_these_seeds_and_items_would_show(tables):
+    said = readings.power(tables, "nano")
+    for row in detectable_differences(tables, "nano").itertuples():
+        assert f"{summaries.METHODS[row.method]} on {summaries.TASKS[row.task]} {row.detectable:.1f} points" in said
+    assert "3 seeds" in said and readings.power({}, "nano") == "Not run."
+
+
+def test_tokens_are_compared_by_which_at_the_same_share():
+    row = {"ablation": "token_fraction", "profile": "nano", "task": "word_problems", "method": "s_grpo", "status": "done"}
+    row |= {"kept_fraction": 0.1, "seed": 0}
+    picked = [row | {"run_id": s, "selector": s, "token_share": 0.1, "accuracy": a} for s, a in (("latest", 0.5), ("entropy", 0.9))]
+    rule = {"selector": "rule", "keep_probability": 0.3, "max_kept_tokens": 12, "denominator": "completion", "accuracy": 0.8}
+    said = readings.token_fraction({"runs": pd.DataFrame([*picked, row | {"run_id": "rule"} | rule])}, "nano")
+    assert said[-1] == "With 10 % of each completion's tokens, by which: entropy 90.0 %, latest 50.0 %."
+    settings = summaries.token_fraction_table({"runs": pd.DataFrame([row | {"run_id": "rule"} | rule])}, "nano")["setting"]
+    assert settings.tolist() == ["rule, keep probability 0.3, at most 12, divided by the completion"]
+
+
+def test_pairs_and_corrected_p_values_are_on_the_page(page, tables):
+    text = " ".join("".join(read(page).text).split())
+    assert "McNemar" in text and "after Holm over the claims" in text
+    tests = paired_tests(tables, "nano")
+    assert len(report._paired(tables, "nano")) == int((tests["a"] != "base").sum()) > 0
+
+
+def test_the_log_of_negative_results_is_dated_in_order_and_shows_the_verdicts_of_today(page, tables):
+    judged = verdicts(report.CLAIMS, tables)
+    entries = report.negative_results(judged)
+    days = [datetime.date.fromisoformat(entry["date"]) for entry in entries]
+    assert days == sorted(days) and len(entries) >= 5
+    text = " ".join("".join(read(page).text).split())
+    for entry in entries:
+        assert all(entry[name] for name in ("what", "expected", "found", "follows"))
+        assert entry["date"] in text and entry["what"] in text and entry["now"] in text
+        for claim in entry["claims"]:
+            row = judged.set_index("claim").loc[claim]
+            assert f"{claim} {row['verdict']}, " in entry["now"]
 
 
 # The ledger --------------------------------------------------------------------------------------------------------------------

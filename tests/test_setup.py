@@ -16,8 +16,8 @@ import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-TARGETS = ["help", "setup", "all", "smoke", "test", "test-full", "figures", "report", "verify", "publish"]
-TARGETS += ["paper", "paper-dryrun", "base", "bench", "lab", "lint", "clean"]
+TARGETS = ["help", "setup", "all", "smoke", "test", "test-full", "test-browser", "fuzz", "soak"]
+TARGETS += ["figures", "report", "verify", "publish", "paper", "prompts", "paper-dryrun", "base", "bench", "lab", "lint", "clean"]
 
 
 def name_of(pin: str) -> str:
@@ -28,7 +28,7 @@ def test_every_direct_dependency_is_pinned_exactly():
     pins = PROJECT["dependencies"] + [pin for extra in PROJECT["optional-dependencies"].values() for pin in extra]
     assert all(re.fullmatch(r"[A-Za-z0-9_.-]+==[0-9][0-9a-z.]*", pin) for pin in pins), pins
     assert len({name_of(pin) for pin in pins}) == len(pins)
-    assert set(PROJECT["optional-dependencies"]) == {"bench", "cluster", "dev"}
+    assert set(PROJECT["optional-dependencies"]) == {"bench", "browser", "cluster", "dev", "fuzz"}
 
 
 def test_conda_users_get_the_same_pins():
@@ -93,6 +93,19 @@ def test_every_target_makes_the_environment_it_needs(target, tmp_path):
     assert ("-m venv" in done.stdout) == (target not in ("help", "clean"))
 
 
+def test_lab_opens_the_overview_from_either_environment(tmp_path):
+    conda = make("-n", "lab", "CONDA_DEFAULT_ENV=replication", f"CONDA_PREFIX={tmp_path}").stdout
+    assert f"{tmp_path}/bin/python -m jupyterlab notebooks/00_overview.ipynb" in conda
+    plain = make("-n", "lab").stdout
+    assert "JUPYTER_PREFER_ENV_PATH=1 .venv/bin/python -m jupyterlab notebooks/00_overview.ipynb" in plain
+
+
+def test_the_browser_is_left_out_of_the_other_tests():
+    for target in ("test", "test-full"):
+        assert "not browser" in make("-n", target).stdout
+    assert "-m browser tests/browser" in make("-n", "test-browser").stdout
+
+
 def test_clean_never_touches_results_or_another_environment(tmp_path):
     text = make("-n", "clean", f"VENV={tmp_path}/mine").stdout
     assert "results" not in text and "mine" not in text
@@ -103,6 +116,14 @@ def test_variables_reach_the_command_line():
     words = " ".join(words.split())
     assert "sweep --profile 'paper' --out '/o' --plan 'full' --seeds '2' --set 'model=/m' --svamp '/s.json' --workers '3'" in words
     assert "notebooks --profile 'paper' --out '/o' --no-train --set 'variant=full' --set 'seeds=2'" in words
+
+
+def test_a_cluster_is_named_to_the_sweep_alone():
+    words = " ".join(make("-n", "all", "ENGINE=ray", "ADDRESS=head:6379").stdout.split())
+    assert "--engine 'ray' --address 'head:6379'" in words and words.count("--engine") == 1
+    assert "--engine" not in make("-n", "all").stdout
+    assert "tests/fuzz '5'" in make("-n", "fuzz", "SECONDS=5").stdout
+    assert "tests/soak.py '2'" in make("-n", "soak", "MINUTES=2").stdout
 
 
 def test_an_old_python_is_one_line(tmp_path):

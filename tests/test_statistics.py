@@ -13,7 +13,7 @@ import synthetic_tables
 from replication.errors import UserError
 from replication.intervals import bootstrap, detectable_gap, holm, mcnemar, mean_over_seeds, sign_test, wilson
 from replication.randomness import numpy_stream
-from replication.statistics import compare_tables, paired_tests, seed_spread
+from replication.statistics import best_rate, compare_tables, detectable_differences, paired_tests, seed_spread
 
 
 def _rng(key: int = 0) -> np.random.Generator:
@@ -210,6 +210,33 @@ def test_paired_tests_count_discordant_items_seed_by_seed():
     grpo = wide[synthetic_tables.run_id("nano", "word_problems", "grpo", 1)].dropna()
     assert (row["only_a"], row["only_b"]) == (((base == 1) & (grpo == 0)).sum(), ((base == 0) & (grpo == 1)).sum())
     assert (tests["p_holm"] >= tests["p"]).all()
+
+
+def test_a_difference_of_the_detectable_size_is_found_four_times_in_five():
+    few, many = (detectable_differences(synthetic_tables.headline(seeds=n)).set_index(["task", "method"]) for n in (3, 10))
+    assert list(few.index) == [(t, m) for t in ("multiplication", "word_problems") for m in ("s_grpo", "t_spmo")]
+    half = (few["high"] - few["low"]) / 2
+    # A normal estimate with the true value at `detectable` has an interval of this half-width wholly above 0 in 80 %.
+    z = _rng(18).normal(size=20_000)
+    for name, row in few.iterrows():
+        found = row["detectable"] + z * half[name] / 1.959964 - half[name] > 0
+        assert found.mean() == pytest.approx(0.8, abs=0.01)
+    assert (many["detectable"] < few["detectable"]).all(), "more seeds show smaller differences"
+    assert set(few["seeds"]) == {3} and set(few["items"]) == {300}
+    assert detectable_differences({}).empty
+
+
+def test_the_best_rate_is_judged_on_the_seeds_that_all_rates_share():
+    def runs(*points: tuple[float, int, float]) -> pd.DataFrame:
+        return pd.DataFrame(points, columns=["learning_rate", "seed", "validation_accuracy"])
+
+    nan = float("nan")
+    assert best_rate(runs((1e-3, 0, 0.8), (3e-3, 0, 0.7), (3e-3, 1, 0.99))) == 1e-3
+    assert best_rate(runs((1e-3, 0, 0.8), (3e-3, 0, 0.7), (1e-3, 1, 0.5), (3e-3, 1, 0.9))) == 3e-3
+    assert best_rate(runs((3e-3, 0, 0.8), (1e-3, 0, 0.8))) == 1e-3, "the lower of equals"
+    assert best_rate(runs((1e-3, 0, nan), (3e-3, 0, 0.1))) == 3e-3, "without a number a rate cannot be chosen"
+    assert best_rate(runs((1e-3, 0, nan), (3e-3, 0, nan))) == 1e-3
+    assert best_rate(runs((1e-3, 0, 0.6), (3e-3, 1, 0.7))) == 3e-3, "no common seed: all count"
 
 
 def _verdict_rows(**rows: tuple[float, float, float]) -> pd.DataFrame:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from replication import statistics
 from replication.ablations import TRAINED
 from replication.config import load_profile, profile_plan
 from replication.manifest import ROOT
@@ -36,4 +37,5 @@ def test_the_rate_of_each_rank_is_the_tuned_one(method):
             (runs["ablation"] == "lora_rank") & (runs["method"] == method) & (runs["lora_rank"] == rank) & (runs["seed"] == 0)
         ]
         assert len(rows) == 3
+        assert rates[method] == pytest.approx(statistics.best_rate(rows))
         assert rates[method] == pytest.approx(best_rate(rows))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from replication.config import ExperimentConfig
 from replication.errors import UserError
+from replication.models.card import base_name
 from replication.randomness import stream
 
 
@@ -165,9 +166,11 @@ def attach_lora(model: nn.Module, config: ExperimentConfig) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream(config.seed, "init").initial_seed())
         try:
-            return get_peft_model(model, lora)
+            adapted = get_peft_model(model, lora, revision=getattr(model.config, "_commit_hash", None) or config.revision)
         except ValueError as error:
             raise UserError(f"the adapter does not fit the model: {str(error).splitlines()[0]}") from None
+    adapted.peft_config["default"].base_model_name_or_path = base_name(config)  # saved with the adapter, for others to find it by
+    return adapted
 
 
 def _eos_token_ids(model: nn.Module, tokenizer) -> tuple[int, ...]:

@@ -22,14 +22,12 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from replication.errors import UserError
 from replication.tasks.problem import Problem, Task, content_version
+from replication.tasks.prompts import QUESTION_ANSWER
 
 SHA256 = "5be77703a6d891ae476d7c082787ad361392aa02453b132516cdd5f4e7934e3e"  # the official SVAMP.json
 COUNT, TEST, VALIDATION = 1000, 300, 100
 HUB = "ChilleD/SVAMP"
 HUB_TIMEOUT = 5.0  # seconds
-PROMPT = "Question: {question}\nAnswer:"
-# A base model answers and then asks itself the next question; the line break is part of the template, not of an answer.
-STOP_STRINGS = ("\nQuestion:", "\n\n")
 #: What the IDs of a file of made-up items begin with: it says of itself that it is not SVAMP, and is taken for dry runs only.
 MADE_UP = "made-up-"
 _OPERATIONS = {"Addition": "+", "Subtraction": "-", "Multiplication": "*", "Common-Division": "/", "Common-Divison": "/"}
@@ -84,7 +82,7 @@ def _load_file(path: Path, size: int, changed: int) -> Task:
         raise UserError(f"cannot read SVAMP from {path}: {error.strerror}; {_ADVICE}") from None
     try:
         rows = json.loads(content)
-    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError alike
+    except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are values
         raise UserError(f"{path} is not whole JSON ({error}): download the official SVAMP.json again") from None
     records = parse(rows, str(path))
     if len(records) != COUNT:
@@ -133,7 +131,7 @@ def _task(train: Sequence[Record], test: Sequence[Record]) -> Task:
         [replace(p, meta={**p.meta, "story_in_train": p.meta["story"] in stories}) for p in part] for part in (validation, tested)
     )
     version = content_version(fitted, validation, tested)
-    return Task("svamp", version, tuple(fitted), tuple(validation), tuple(tested), (), STOP_STRINGS, 256)
+    return Task("svamp", version, tuple(fitted), tuple(validation), tuple(tested), (), QUESTION_ANSWER.stop_strings, 256)
 
 
 def _problem(record: Record) -> Problem:
@@ -145,7 +143,7 @@ def _problem(record: Record) -> Problem:
         # The body alone: SVAMP asks several questions about one story, and those are what leaks between splits.
         "story": re.sub(r"\d+(?:[.,]\d+)*", "#", " ".join(record.body.split()).rstrip(".")),
     }
-    return Problem(record.id, PROMPT.format(question=text), record.answer, meta)
+    return Problem(record.id, QUESTION_ANSWER.text.format(question=text), record.answer, meta)
 
 
 @lru_cache(maxsize=1)
@@ -167,6 +165,8 @@ def _load_hub() -> Task:
         raise
     except Exception as error:  # the client's errors have no common base: no network, offline mode, no access, ...
         raise UserError(f"cannot download {HUB} from the Hub ({type(error).__name__}): {_ADVICE}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"the Hub's {HUB} is not whole JSON ({error}): {_ADVICE}") from None
     records = {split: parse(rows, f"{HUB} {split}") for split, rows in parts.items()}
     parse(parts["train"] + parts["test"], HUB)  # no item in both
     ranked = {

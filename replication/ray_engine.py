@@ -1,0 +1,94 @@
+"""The missing runs of a sweep on a Ray cluster (extra ``cluster``): each run is a task, Ray starts it again when its node is lost.
+
+Assumed: every node sees the results folder (and a local model or data file) at the same path, has this project installed, and its
+file system passes on locks between nodes (local disks, NFS 4, Lustre with flock). A run that is started again goes on from the
+checkpoint in its folder, as everywhere.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from replication import signals
+from replication.errors import Stopped, UserError
+from replication.sweep import GRACE, POLL, SweepResult
+from replication.worker import Answer, one_run
+
+if TYPE_CHECKING:
+    from replication.sweep import Sweep
+
+#: How often a run is started again after its worker or node was lost.
+RETRIES = 5
+
+
+def run(sweep: Sweep, address: str, target: str) -> SweepResult:
+    """Run what is missing of ``sweep`` on the cluster at ``address`` ("auto" or host:port), one CPU per thread, one GPU each.
+
+    Raises:
+        UserError: Ray is not installed, no cluster answers, or the configs ask for a GPU that the cluster does not have.
+        Stopped: SIGINT or SIGTERM came; the runs have saved.
+    """
+    if not sweep.waiting:
+        return sweep.result
+    try:
+        import ray
+    except ImportError:
+        raise UserError("ENGINE=ray needs Ray: install it with `pip install -e '.[cluster]'` on every node") from None
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level="error")
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise UserError(f"no Ray cluster answers at {address} ({first}): start one with `ray start --head`") from None
+    try:
+        return _run(ray, sweep, target)
+    finally:
+        ray.shutdown()
+
+
+def _run(ray: Any, sweep: Sweep, target: str) -> SweepResult:
+    gpus = ray.cluster_resources().get("GPU", 0)
+    task = ray.remote(_one_run)
+    running: dict[Any, tuple[str, float]] = {}
+    while sweep.waiting or running:
+        signum = signals.stop_requested()
+        if signum is not None:
+            # Ray raises the SIGINT of Python in the worker, whose handler notes it: the run saves and stops.
+            for reference in running:
+                ray.cancel(reference, force=False)
+            ray.wait(list(running), num_returns=len(running), timeout=GRACE) if running else None
+            raise Stopped(signum)
+        while (run_id := sweep.next_run()) is not None:
+            config = sweep.configs[run_id]
+            device = getattr(config, "device", "cpu")
+            if device.startswith("cuda") and not gpus:
+                raise UserError(f"device={device}, but the cluster has no GPU: set device=cpu or add a node with one")
+            needs = {"num_cpus": getattr(config, "threads", 1), "num_gpus": int(device != "cpu" and gpus > 0)}
+            options = task.options(**needs, max_retries=RETRIES, name=run_id)
+            reference = options.remote(target, config, str(sweep.folder(run_id).resolve()))
+            running[reference] = (run_id, time.monotonic())
+        ready = ray.wait(list(running), timeout=POLL)[0] if running else time.sleep(POLL) or []
+        for reference in ready:
+            run_id, started = running.pop(reference)
+            sweep.take(run_id, _answer(ray, reference), time.monotonic() - started)
+    return sweep.result
+
+
+def _answer(ray: Any, reference: Any) -> Answer:
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayError as error:
+        first = next(iter(str(error).strip().splitlines()), "")
+        return "failed", f"its worker was lost {RETRIES + 1} times or its node is gone ({type(error).__name__}: {first})"
+
+
+def _one_run(target: str, config: Any, folder: str) -> Answer:
+    """In a worker of the cluster: wait while a worker that is being lost still holds the run, then do it."""
+    deadline = time.monotonic() + GRACE
+    with signals.handled():
+        while True:
+            answer = one_run(target, config, Path(folder))
+            if answer[0] != "locked" or time.monotonic() > deadline:
+                return answer
+            time.sleep(POLL)

@@ -1,0 +1,118 @@
+"""Kills runs of one method at random points and resumes them: ``python killed_runs.py BASE FOLDER KIND POINTS``.
+
+Each run is a fork of this process, which has everything imported already. Half of the points are calls of the system (a write,
+of which half the bytes still reach the file; a sync; a rename; a removal), counted in a run never interrupted; half are moments. So
+kills fall into steps, into evaluations and into the writing of checkpoints alike, all between 5 and 95 % of the run.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tiny_runs
+
+from replication import checkpoints, files
+from replication.train import run
+
+_CALLS = ("write", "fsync", "replace", "truncate", "unlink")
+
+
+def watch_calls(kill_at: int | None) -> list[str]:
+    """Note every call that changes the disk; die by SIGKILL at the ``kill_at``-th, within it if it is a write."""
+    seen: list[str] = []
+    for name in _CALLS:
+        original = getattr(os, name)
+
+        def watched(*arguments, _name=name, _original=original, **named):
+            seen.append(_name)
+            if len(seen) - 1 == kill_at:
+                if _name == "write":
+                    _original(arguments[0], bytes(arguments[1])[: len(arguments[1]) // 2])
+                os.kill(os.getpid(), signal.SIGKILL)
+            return _original(*arguments, **named)
+
+        setattr(os, name, watched)
+    return seen
+
+
+def forked(act) -> int:
+    """The status of a child that calls ``act``: 0, or minus the signal that killed it."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            act()
+        except BaseException:
+            import traceback
+
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def killed_after(act, seconds: float) -> int:
+    """The same, killed from outside after so long."""
+    pid = os.fork()
+    if pid == 0:
+        act()
+        os._exit(0)
+    time.sleep(seconds)
+    os.kill(pid, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def main(base: str, folder: Path, kind: str, points: int) -> None:
+    tiny_runs.noisy_rewards(pytest.MonkeyPatch())
+    config = tiny_runs.tiny_config(base, kind, steps=6, eval_every=2, checkpoint_every=1)
+    count = folder / "calls"
+
+    def whole() -> None:
+        seen = watch_calls(None)
+        run(config, folder / "whole", progress=False)
+        count.write_text(" ".join(seen))
+
+    import peft  # noqa: F401  (each fork would import it again)
+
+    assert forked(whole) == 0
+    started = time.monotonic()
+    assert forked(lambda: run(config, folder / "timed", progress=False)) == 0
+    seconds = time.monotonic() - started
+    calls = count.read_text().split()
+    wanted = tiny_runs.outcome(folder / "whole")
+    dice = random.Random(f"kills {kind}")
+    for point in range(points):
+        there = folder / str(point)
+        at = dice.uniform(0.05, 0.95)
+        if point % 2 == 0:
+            number = int(at * len(calls))
+
+            def act(number=number, there=there) -> None:
+                watch_calls(number)
+                run(config, there, progress=False)
+
+            status, where = forked(act), f"in call {number} of {len(calls)} ({calls[number]})"
+        else:
+            status = 0
+            while status == 0:  # it was quicker than the one that was timed: once more, from the start and sooner
+                shutil.rmtree(there, ignore_errors=True)
+                status = killed_after(lambda there=there: run(config, there, progress=False), at * seconds)
+                where = f"after {at:.0%} of the time"
+                at *= 0.9
+        assert status == -signal.SIGKILL, f"{where}: status {status}, not killed"
+        begun = sorted(path.name[:13] for path in (there / "checkpoints").glob("step-*")) if there.exists() else []
+        assert forked(lambda there=there: run(config, there, progress=False)) == 0, where
+        differ = [name for name, data in wanted.items() if tiny_runs.outcome(there).get(name) != data]
+        assert not differ, f"{kind} killed {where}: {differ} differ"
+        print(f"killed {where}, checkpoints {begun}: resumed, same bytes", flush=True)
+
+
+if __name__ == "__main__":
+    assert files.os is os and checkpoints.atomic_write is files.atomic_write  # what is watched is what they call
+    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]))

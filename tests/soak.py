@@ -1,0 +1,108 @@
+"""Smoke runs killed and resumed at random for MINUTES: ``python tests/soak.py MINUTES``; status 1 if anything was lost or grew.
+
+Rounds alternate. In one this process sweeps, and its workers are killed; in the other the sweep is a process of its own, and is
+killed whole or told to stop. After each round every run has the bytes of the first, undisturbed round. Between rounds this process
+must not have grown by more than 64 MiB, nor by one open file, since its second round.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from replication.ablations import plan
+from replication.sweep import run_plan
+
+ROOT = Path(__file__).resolve().parent.parent
+NAMES = ("metrics.jsonl", "items.csv", "summary.json")
+GROWTH = 64 * 2**20
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    paths = [path for name in NAMES for path in sorted(folder.glob(f"*/{name}"))]  # a run of the base has no metrics
+    return {f"{path.parent.name}/{path.name}": path.read_bytes() for path in paths}
+
+
+def resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def workers() -> list[int]:
+    pids = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
+    return [int(pid) for pid in pids if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+def main(minutes: float) -> int:
+    dice = random.Random(0)
+    planned = plan("smoke", ["full_vs_sparse"])
+    end = time.monotonic() + 60 * minutes
+    counts = dict.fromkeys(("rounds", "runs", "workers_killed", "sweeps_killed", "sweeps_stopped", "restarts"), 0)
+    wanted, first = {}, None
+    while time.monotonic() < end or counts["rounds"] < 3:
+        folder = Path(tempfile.mkdtemp(prefix="soak-"))
+        disturb, own = counts["rounds"] > 0, counts["rounds"] % 2 == 0
+        while True:
+            stop = threading.Event()
+            killer = threading.Thread(target=_kill_workers, args=(stop, dice, counts))
+            if own:
+                if disturb:
+                    killer.start()
+                missing = run_plan(planned, folder / "runs", workers=2, progress=False).missing
+                stop.set()
+                if disturb:
+                    killer.join()
+            else:
+                missing = _in_a_process(folder, dice, counts)
+            if not missing:
+                break
+            counts["restarts"] += 1
+        found = contents(folder / "runs")
+        wanted = wanted or found
+        counts["rounds"] += 1
+        counts["runs"] += sum(name.endswith("summary.json") for name in found)
+        now = (resident(), len(os.listdir("/proc/self/fd")))
+        first = now if counts["rounds"] == 2 else first
+        print(f"{counts}; {now[0] / 2**20:.0f} MiB, {now[1]} open files", flush=True)
+        if found != wanted:
+            print(f"LOST: {sorted(name for name in wanted if found.get(name) != wanted[name])} in {folder}")
+            return 1
+        if first and (now[0] > first[0] + GROWTH or now[1] > first[1]):
+            print(f"GREW: from {first} to {now}")
+            return 1
+        shutil.rmtree(folder)
+    print(f"nothing lost, nothing grew: {minutes:g} minutes")
+    return 0
+
+
+def _kill_workers(stop: threading.Event, dice: random.Random, counts: dict[str, int]) -> None:
+    while not stop.wait(dice.uniform(4, 20)):
+        pids = workers()
+        if pids:
+            os.kill(dice.choice(pids), signal.SIGKILL)
+            counts["workers_killed"] += 1
+
+
+def _in_a_process(folder: Path, dice: random.Random, counts: dict[str, int]) -> bool:
+    """Whether something is missing after a sweep that was, most times, killed or stopped."""
+    words = [sys.executable, "-m", "replication", "sweep", "--profile", "smoke", "--ablation", "full_vs_sparse", "--workers", "2"]
+    child = subprocess.Popen([*words, "--out", str(folder)], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        return child.wait(dice.uniform(10, 40)) != 0
+    except subprocess.TimeoutExpired:
+        signum = dice.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+        child.send_signal(signum)
+        child.wait()
+        counts["sweeps_killed" if signum == signal.SIGKILL else "sweeps_stopped"] += 1
+        return True
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(float(sys.argv[1])))

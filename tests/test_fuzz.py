@@ -1,0 +1,47 @@
+"""The targets of tests/fuzz under hypothesis, and every input that once broke one of them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+sys.path.insert(0, str(Path(__file__).parent / "fuzz"))
+from targets import TARGETS
+
+#: Each was a traceback once.
+FOUND = [
+    ("svamp_file", b"[" * 100_000),
+    ("claims", b"\xff"),
+    ("claims", b"[" * 5_000),
+    ("tables", b"c\nschema_version,run_id,step,metric,value\n1,a,99999999999999999999,reward,1\n"),
+    ("tables", b"c\nschema_version,run_id,step,metric,value,value\n1,a,1,reward,1,1\n"),
+]
+ANY = st.binary(max_size=300) | st.text(max_size=300).map(lambda text: text.encode("utf-8", "surrogatepass"))
+TEXTS = {
+    "claims": st.text(alphabet="claims: []{}-!&*?|>'\"%@`\n0123456789schema_version", max_size=200).map(str.encode),
+    "config": st.tuples(st.sampled_from(["steps", "model", "seed", "lora_targets", "eps", "task"]), st.text(max_size=40)).map(
+        lambda pair: "=".join(pair).encode("utf-8", "surrogatepass")
+    ),
+    "tables": st.lists(st.text(alphabet="0123456789.,-e\"naif_ x", max_size=30), max_size=5).map(
+        lambda rows: ("c\nschema_version,run_id,step,metric,value\n" + "".join(f"1,{row}\n" for row in rows)).encode()
+    ),
+}
+
+
+@pytest.mark.parametrize(("target", "data"), FOUND)
+def test_what_was_found_stays_mended(target, data):
+    TARGETS[target](data)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_any_bytes_keep_the_promise(target):
+    @settings(max_examples=100, deadline=None)
+    @given(ANY | TEXTS.get(target, ANY))
+    def check(data: bytes) -> None:
+        TARGETS[target](data)
+
+    check()

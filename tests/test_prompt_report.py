@@ -1,0 +1,86 @@
+"""What the report says of prompts, of the two parts of a gain, and of every setting's source."""
+
+from __future__ import annotations
+
+from html.parser import HTMLParser
+
+import pandas as pd
+import pytest
+import synthetic_tables as synthetic
+
+from replication import report, summaries
+from replication.config import ExperimentConfig
+from replication.table_files import KINDS, frame
+from replication.tables import write_tables
+
+
+def items(answers: dict[str, list[tuple[int, int, int]]]) -> dict[str, pd.DataFrame]:
+    """Tables of one seed with (correct, truncated, parsed) of each item by method."""
+    tables = synthetic.headline(seeds=1)
+    runs = tables["runs"]
+    runs = runs[(runs["profile"] == "nano") & (runs["task"] == "word_problems") & runs["method"].isin(answers)]
+    run_ids = dict(zip(runs["method"], runs["run_id"], strict=True))
+    rows = [
+        {"schema_version": 1, "run_id": run_ids[method], "item_id": f"i{number}", "correct": c, "truncated": t, "parsed": p}
+        for method, own in answers.items()
+        for number, (c, t, p) in enumerate(own)
+    ]
+    found = pd.DataFrame(rows)
+    runs = runs.assign(accuracy=runs["run_id"].map(found.groupby("run_id")["correct"].mean()), steps=75, keep_probability=0.3)
+    return {**tables, "runs": runs, "items": found}
+
+
+RIGHT, WRONG, NOTHING, CUT = (1, 0, 1), (0, 0, 1), (0, 0, 0), (0, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "form", "correctness"),
+    [
+        ([RIGHT, WRONG, NOTHING, CUT], [RIGHT, RIGHT, WRONG, WRONG], 25.0, 0.0),  # as often right, always parsable
+        ([RIGHT, WRONG, WRONG, WRONG], [RIGHT, RIGHT, RIGHT, WRONG], 0.0, 50.0),
+        ([NOTHING, CUT, CUT, CUT], [RIGHT, RIGHT, WRONG, NOTHING], 50.0, 0.0),  # nothing parsable before: all of it is form
+        ([RIGHT, WRONG, NOTHING, NOTHING], [RIGHT, RIGHT, RIGHT, RIGHT], 37.5, 37.5),
+    ],
+)
+def test_a_gain_is_split_by_hand(before, after, form, correctness):
+    (row,) = summaries.gain_table(items({"base": before, "grpo": after}), "nano").to_dict("records")
+    assert row["method"] == "grpo"
+    assert row["gain_of_form"] == pytest.approx(form) and row["gain_of_correctness"] == pytest.approx(correctness)
+    assert row["gain"] == pytest.approx(form + correctness)
+
+
+def test_without_parsed_in_the_items_nothing_is_split():
+    assert summaries.gain_table(synthetic.headline(seeds=1), "nano").empty
+    assert summaries.gain_table({}, "nano").empty and summaries.prompt_table({}, "nano").empty
+
+
+class Text(HTMLParser):
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.words: list[str] = []
+        self.feed(page)
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+    def __str__(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+def test_the_page_shows_the_prompts_or_says_that_they_were_not_run(tmp_path):
+    tables = items({"base": [RIGHT, WRONG, NOTHING, CUT], "grpo": [RIGHT, RIGHT, WRONG, WRONG]})
+    write_tables(tables, tmp_path, {"commit": "0" * 40})
+    assert "Not run ( python -m replication prompts )" in str(Text(report.build(tmp_path, "nano").read_text()))
+
+    common = {"profile": "nano", "model": "nano", "task": "word_problems"}
+    shares = {f"{name}{end}": 0.25 for name in ("accuracy", "parsable_share", "truncated_share") for end in ("", "_low", "_high")}
+    rows = [
+        common | shares | {"template": "plain", "chosen": True, "run_id": "x", "status": "done", "items": 8},
+        common | {"template": "chat", "chosen": False, "status": "not run", "reason": "no <chat> template"},
+    ]
+    write_tables({"prompts": frame(rows, KINDS["prompts"], ["profile"])}, tmp_path)
+    text = str(Text(report.build(tmp_path, "nano").read_text()))
+    assert "plain (used) 8 25.0 [25.0, 25.0]" in text and "not run: no <chat> template" in text
+    assert "a parsable answer" in text and "25.0 25.0 0.0" in text
+    for name in ExperimentConfig.model_fields:
+        assert f" {name} " in text
