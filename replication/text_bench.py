@@ -64,13 +64,19 @@ def summary(tables: Bench, manifest: dict) -> str:
         lines.append("")
     if "scaling" in tables:
         lines += [
-            "How many times faster than TRL an update is as one thing grows (scaling.csv):",
+            "How many times faster than TRL an update is at the two ends of what was measured (scaling.csv). Completions part "
+            "after some 5 tokens and no group ties, which leaves packing little to share:",
             "",
             *_growth(tables["scaling"]),
             "",
         ]
     if "dense_vs_packed" in tables:
-        lines += ["What packing saves a run of the nano profile (dense_vs_packed.csv), in turns:", "", *whole_runs(tables), ""]
+        lines += [
+            "What packing saves a run of the nano profile (dense_vs_packed.csv), in turns:",
+            "",
+            *whole_runs(tables),
+            "",
+        ]
     for part, about in manifest.items():
         if about.get("cases_done", 0) < about.get("cases", 0):
             lines += [f"{part}: stopped after {about['cases_done']} of {about['cases']} cases; the others were not run.", ""]
@@ -98,7 +104,12 @@ def _growth(table: pd.DataFrame) -> list[str]:
             for method in p.TRAINED
         ]
         lines.append(f"| {label} | {ends[0]:,} | {ends[1]:,} | " + " | ".join(cells) + " |")
-    return lines
+    trl = table[table["implementation"] == "trl"].set_index(["grows", "value"])["seconds"].rename("trl_s")
+    ours = table[table["implementation"] == "packed"].join(trl, on=["grows", "value"])
+    ours = ours.assign(ratio=ours["trl_s"] / ours["seconds"])
+    worst = (ours[ours["method"] == method].sort_values("ratio").iloc[0] for method in p.TRAINED)
+    least = ", ".join(f"{p.LABELS[row.method]} {row.ratio:.1f} ({GROWS[row.grows]} {row.value:,})" for row in worst)
+    return [*lines, "", f"Least of all {len(trl)} points: {least}."]
 
 
 def whole_runs(tables: Bench) -> list[str]:
