@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-PARTS = ("side_by_side", "memory", "scaling")
+PARTS = ("side_by_side", "memory", "scaling", "dense_vs_packed")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -20,7 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-    from benchmarks import bench_memory, bench_scaling, bench_trl
+    from benchmarks import bench_memory, bench_runs, bench_scaling, bench_trl
     from replication import figures_bench
     from replication.errors import UserError
 
@@ -35,6 +35,9 @@ def main(arguments: list[str] | None = None) -> int:
             if "scaling" in options.parts:
                 print("how the cost grows ...", flush=True)
                 bench_scaling.main(options.out, quick=options.quick)
+            if "dense_vs_packed" in options.parts:
+                print("whole runs, dense against packed ...", flush=True)
+                bench_runs.main(options.out, quick=options.quick)
         figures_bench.write_all(options.out)
         print((options.out / "summary.md").read_text())
     except UserError as error:

@@ -43,6 +43,8 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 #: plain: all logits at once; chunked: all tokens, the output layer in chunks; packed: this project's engine.
 WAYS = ("plain", "chunked", "packed")
+#: The engine with flex attention instead of sdpa; torch has no backward pass for it on a CPU.
+FLEX = "packed, flex attention"
 PROMPTS = 1
 
 
@@ -89,7 +91,7 @@ def measure(shape: str, device: torch.device, dtype: torch.dtype, repetitions: i
             generators=[torch.Generator().manual_seed(index) for index in range(PROMPTS)],
         )
         rows.append({**shared, "part": "rollout", "way": "packed", "method": "", **_repeat(roll, device, repetitions)})
-        for way in WAYS:
+        for way in (*WAYS, FLEX) if device.type == "cuda" else WAYS:
             for method in METHODS:
                 measured = _update(policy, groups, way, method, device, repetitions)
                 rows.append({**shared, "part": "update", "way": way, "method": method, **measured})
@@ -101,6 +103,7 @@ def _update(policy, groups, way: str, method: str, device: torch.device, repetit
     credits = common.credits_of(config, groups)
     arguments = [group.prompt for group in groups], [group.completions for group in groups], credits
     optimizer = common.optimizer_of(config, policy)
+    unwrapped(policy.model).set_attn_implementation("flex_attention" if way == FLEX else "sdpa")
 
     def work() -> None:
         optimizer.zero_grad(set_to_none=True)
@@ -111,7 +114,7 @@ def _update(policy, groups, way: str, method: str, device: torch.device, repetit
         surrogate_loss(log_probs, credits)[0].backward()
         optimizer.step()
 
-    cost = scoring_cost(*arguments, "packed" if way == "packed" else "dense", policy.model)
+    cost = scoring_cost(*arguments, "packed" if way in ("packed", FLEX) else "dense", policy.model)
     facts = {"tokens_forwarded": cost.forwarded, "tokens_in_loss": cost.in_loss, "predicted_flops": cost.flops}
     return {**facts, **_repeat(work, device, repetitions)}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 from collections.abc import Callable
 from pathlib import Path
@@ -23,53 +24,55 @@ GRID = {
     "vocabulary": (1024, 8192, 32768, 151936),
     "width": (64, 128, 256, 512),
 }
-REPETITIONS = 3
+#: Rounds at a point; MANY unless TRL's update takes longer than SLOW seconds.
+MANY, FEW, SLOW = 5, 3, 5.0
 
 
 def main(out: Path, *, quick: bool = False, threads: int = 1) -> pd.DataFrame:
-    """Measure and write scaling.csv: a row for each (what grows, its value, method)."""
+    """Measure and write scaling.csv, again after each point: a row for each (what grows, its value, method)."""
     trl_side.require_trl()
-    grid = {name: values[:2] for name, values in GRID.items()} if quick else GRID
-    rows = []
+    points = [(grows, value) for grows, values in GRID.items() for value in (values[:2] if quick else values)]
+    rows: list[dict[str, Any]] = []
     with common.threads(threads):
         peak = common.matrix_peak()
-        for grows, values in grid.items():
-            for value in values:
-                measured = point({**BASE, grows: value}, 2 if quick else REPETITIONS, peak)
-                rows += [{"grows": grows, "value": value, **row} for row in measured]
-    table = common.write_table(out, "scaling", rows)
-    common.write_manifest(out, "scaling", threads=threads, matrix_peak_flops=peak)
+        common.write_manifest(out, "scaling", threads=threads, matrix_peak_flops=peak, cases_done=0, cases=len(points))
+        for done, (grows, value) in enumerate(points, start=1):
+            measured = point({**BASE, grows: value}, peak, quick=quick)
+            rows += [{"grows": grows, "value": value, **row} for row in measured]
+            table = common.write_table(out, "scaling", rows)
+            common.write_manifest(out, "scaling", threads=threads, matrix_peak_flops=peak, cases_done=done, cases=len(points))
+            medians = ", ".join(f"{row['implementation']} {row['method']} {row['seconds']:.3f} s" for row in measured)
+            print(f"  {done} of {len(points)}: {grows} {value}: {medians} (n = {measured[0]['n']})", flush=True)
     return table
 
 
-def point(shape: dict[str, Any], repetitions: int, peak: float) -> list[dict[str, Any]]:
+def point(shape: dict[str, Any], peak: float, *, quick: bool) -> list[dict[str, Any]]:
     """The four updates on one batch, in turns."""
-    given = {name: shape[name] for name in BASE if name != "width"}
-    groups = common.synthetic_groups(**given)
+    groups = common.synthetic_groups(**{name: shape[name] for name in BASE if name != "width"})
     arguments = [group.prompt for group in groups], [group.completions for group in groups]
+    policy, trainer, trl_optimizer = _models(shape["vocabulary"], shape["width"])
     works: dict[tuple[str, str], Callable[[], Any]] = {}
     facts: dict[tuple[str, str], dict[str, Any]] = {}
     for method in METHODS:
         extra = SPARSE if method == "s_grpo" else {}
         config = common.nano_config(method, group_size=shape["group_size"], prompts_per_step=shape["prompts"], **extra)
-        policy = common.random_policy(vocabulary=shape["vocabulary"], width=shape["width"])
         optimizer = common.optimizer_of(config, policy)
-        works["packed", method] = lambda c=config, p=policy, o=optimizer: common.update(c, p, o, groups)
-        credits = common.credits_of(config, groups)
-        cost = scoring_cost(*arguments, credits, "packed", policy.model)
+        works["packed", method] = functools.partial(common.update, config, policy, optimizer, groups)
+        cost = scoring_cost(*arguments, common.credits_of(config, groups), "packed", policy.model)
         facts["packed", method] = {
             "tokens_forwarded": cost.forwarded, "tokens_in_loss": cost.in_loss, "predicted_flops": cost.flops
         }  # fmt: skip
-    works[TRL, "grpo"] = _trl_update(shape, groups)
+    inputs = trl_side.inputs_of(groups, policy.pad_token_id)
+    works[TRL, "grpo"] = functools.partial(trl_side.update, trainer, trl_optimizer, inputs, config.max_grad_norm)
     tokens = sum(len(g.samples) * (len(g.prompt) + shape["completion_length"]) for g in groups)
     facts[TRL, "grpo"] = {"tokens_forwarded": tokens, "tokens_in_loss": facts["packed", "grpo"]["tokens_in_loss"]}
 
+    warm_up = {case: common.seconds(work) for case, work in works.items()}
+    rounds = 2 if quick else MANY if warm_up[TRL, "grpo"] <= SLOW else FEW
     taken: dict[tuple[str, str], list[float]] = {case: [] for case in works}
-    for repetition in range(repetitions + 1):
+    for _ in range(rounds):
         for case, work in works.items():
-            value = common.seconds(work)
-            if repetition:  # the first warms up
-                taken[case].append(value)
+            taken[case].append(common.seconds(work))
     rows = []
     for (implementation, method), values in taken.items():
         low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])
@@ -78,20 +81,19 @@ def point(shape: dict[str, Any], repetitions: int, peak: float) -> list[dict[str
         if "predicted_flops" in row:
             row["peak_share"] = row["predicted_flops"] / middle / peak
         rows.append(row)
-    works.clear()
-    gc.collect()
     return rows
 
 
-def _trl_update(shape: dict[str, Any], groups) -> Callable[[], Any]:
+@functools.lru_cache(maxsize=1)
+def _models(vocabulary: int, width: int):
+    """Our policy, TRL's trainer and its optimizer; points that follow each other mostly have the same model."""
     from replication.models.load import load_base
 
-    config = common.nano_config("grpo", group_size=shape["group_size"], prompts_per_step=shape["prompts"])
-    policy = common.random_policy(vocabulary=shape["vocabulary"], width=shape["width"])
-    _, tokenizer = load_base(config.model_path)  # the trainer wants one; the batch is ready
+    gc.collect()
+    config = common.nano_config("grpo")
+    _, tokenizer = load_base(config.model_path)  # the trainer wants one and a problem; the batches are ready
     problems = config.load_task().train[:1]
-    trainer = trl_side.make_trainer(config, policy.model.unload(), tokenizer, problems, steps=1, max_new_tokens=8)
+    base = common.random_policy(vocabulary=vocabulary, width=width).model.unload()
+    trainer = trl_side.make_trainer(config, base, tokenizer, problems, steps=1, max_new_tokens=8)
     trainer.current_gradient_accumulation_steps = 1
-    optimizer = trainer.create_optimizer()
-    inputs = trl_side.inputs_of(groups, policy.pad_token_id)
-    return lambda: trl_side.update(trainer, optimizer, inputs, config.max_grad_norm)
+    return common.random_policy(vocabulary=vocabulary, width=width), trainer, trainer.create_optimizer()

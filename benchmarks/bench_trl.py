@@ -7,6 +7,7 @@ same problems: an update on the very completions that TRL sampled (equal work), 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,8 @@ WARM_UP = 2
 AIMS = {"grpo": (4.0, 3.0), "s_grpo": (5.0, 3.5), "t_spmo": (15.0, 5.0)}
 
 
-def side_by_side(count: int, repetitions: int, overrides: dict[str, Any]) -> tuple[list[dict], dict[str, float]]:
-    """One row for each (repetition, implementation, method, work, phase), and how far losses and gradients differ."""
+def side_by_side(count: int, repetitions: int, overrides: dict[str, Any], keep: Callable[[list[dict]], None]) -> dict[str, float]:
+    """How far losses and gradients differ; ``keep`` gets a row for each (implementation, method, work, phase) of a repetition."""
     from transformers import TrainerCallback
 
     configs = {method: nano_config(method, **overrides) for method in METHODS}
@@ -52,7 +53,6 @@ def side_by_side(count: int, repetitions: int, overrides: dict[str, Any]) -> tup
     problems = [problem for step in range(steps) for problem in train.training_batch(config, task, step)]
     model, tokenizer = load_base(config.model_path, config.revision)
     clock = trl_side.Clock()
-    rows: list[dict] = []
     differences = {"loss": 0.0, "gradient": 0.0}
     peak = matrix_peak()
 
@@ -86,7 +86,7 @@ def side_by_side(count: int, repetitions: int, overrides: dict[str, Any]) -> tup
         if step == WARM_UP:
             differences.update(_differences(trainer, config, policies["grpo"], groups))
         if step >= WARM_UP:
-            rows.extend({**common, **row} for row in measured)
+            keep([{**common, **row} for row in measured])
 
     class Turns(TrainerCallback):
         def on_step_begin(self, *_, **__) -> None:
@@ -108,7 +108,7 @@ def side_by_side(count: int, repetitions: int, overrides: dict[str, Any]) -> tup
     )
     clock.attach(trainer)
     trainer.train()
-    return rows, {**differences, "peak": peak}
+    return {**differences, "peak": peak}
 
 
 def _our_rows(config, policy, optimizer, task, groups, batch, step, peak: float) -> list[dict]:
@@ -208,18 +208,34 @@ def ratios(table: pd.DataFrame) -> list[dict]:
 
 
 def main(out: Path, *, quick: bool = False, thread_counts: tuple[int, ...] = (1, 2), **overrides: Any) -> pd.DataFrame:
-    """Measure and write side_by_side.csv and ratios.csv."""
+    """Measure and write side_by_side.csv and ratios.csv, again after each repetition."""
     trl_side.require_trl()
+    repetitions = 2 if quick else REPETITIONS
     rows: list[dict] = []
     checks: dict[str, Any] = {}
+
+    def keep(measured: list[dict]) -> None:
+        rows.extend(measured)
+        table = write_table(out, "side_by_side", rows)
+        write_table(out, "ratios", ratios(table))
+        count, repetition = measured[0]["threads"], measured[0]["repetition"]
+        steps = {row["method"]: row["seconds"] for row in measured if row["phase"] == "step" and row["implementation"] != TRL}
+        steps[TRL] = next(row["seconds"] for row in measured if row["phase"] == "step" and row["implementation"] == TRL)
+        whole = ", ".join(f"{name} {value:.2f} s" for name, value in steps.items())
+        print(f"  {count} threads, {repetition + 1} of {repetitions}: steps: {whole}", flush=True)
+        done = thread_counts.index(count) * repetitions + repetition + 1
+        write_manifest(out, "side_by_side", cases_done=done, cases=len(thread_counts) * repetitions)
+
     for count in thread_counts:
         with threads(count):
-            measured, facts = side_by_side(count, 2 if quick else REPETITIONS, {"threads": count, **overrides})
-        rows += measured
-        checks[str(count)] = facts
-    table = write_table(out, "side_by_side", rows)
-    summary = write_table(out, "ratios", ratios(table))
-    write_manifest(out, "side_by_side", differences={k: {n: v[n] for n in ("loss", "gradient")} for k, v in checks.items()},
-                   matrix_peak_flops={k: v["peak"] for k, v in checks.items()})  # fmt: skip
+            checks[str(count)] = side_by_side(count, repetitions, {"threads": count, **overrides}, keep)
+    write_manifest(
+        out,
+        "side_by_side",
+        cases_done=len(thread_counts) * repetitions,
+        cases=len(thread_counts) * repetitions,
+        differences={count: {name: facts[name] for name in ("loss", "gradient")} for count, facts in checks.items()},
+        matrix_peak_flops={count: facts["peak"] for count, facts in checks.items()},
+    )
     assert all(facts["gradient"] < 1e-4 for facts in checks.values()), f"TRL's gradient is another one: {checks}"
-    return summary
+    return pd.read_csv(out / "ratios.csv")

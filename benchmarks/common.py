@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import gc
+import json
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -210,17 +214,22 @@ def write_table(folder: Path, name: str, rows: Sequence[dict[str, Any]]) -> pd.D
 
 def write_manifest(folder: Path, part: str, **facts: Any) -> None:
     """Record hardware, versions and facts of one part of the benchmarks beside its tables."""
-    import json
-    from importlib import metadata
-
     path = folder / "manifest.json"
     content = json.loads(path.read_text()) if path.exists() else {}
+    content[part] = {**_about(), **facts}
+    folder.mkdir(parents=True, exist_ok=True)
+    atomic_write(path, to_json(content, indent=2) + "\n")
+
+
+@functools.cache
+def _about() -> dict[str, Any]:
+    """Taken once: the commit is that of the code at work, whatever is committed while it runs."""
     about = manifest()
     for package in ("trl", "accelerate"):
         try:
             about["packages"][package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             about["packages"][package] = None
-    content[part] = {**about, **facts}
-    folder.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, to_json(content, indent=2) + "\n")
+    # Threads that spin while they wait are slow on a busy machine, so it matters how they wait.
+    about["environment"] = {name: os.environ[name] for name in ("OMP_WAIT_POLICY", "KMP_BLOCKTIME") if name in os.environ}
+    return about

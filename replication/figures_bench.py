@@ -1,4 +1,4 @@
-"""Figures and text of the benchmarks, from their tables alone: ratios to TRL, memory, scaling, predicted against measured."""
+"""Figures of the benchmarks, from their tables alone: ratios to TRL, memory, scaling, predicted against measured."""
 
 from __future__ import annotations
 
@@ -7,20 +7,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from replication import plotting as p
 from replication.files import atomic_write, read_json
+from replication.text_bench import GROWS, Bench, headline, summary
 
-Bench = dict[str, pd.DataFrame]
-TABLES = ("side_by_side", "ratios", "memory", "scaling", "gpu")
+TABLES = ("side_by_side", "ratios", "memory", "scaling", "dense_vs_packed", "gpu")
 _TRL_COLOUR, _TRL_MARKER = "#000000", "x"
-_GROWS = {
-    "group_size": "group size",
-    "prompt_length": "prompt length (tokens)",
-    "completion_length": "completion length (tokens)",
-    "vocabulary": "vocabulary",
-    "width": "width of the model",
-}
 _NO_RUNS = pd.DataFrame({"run_id": []})
 
 
@@ -53,6 +47,9 @@ def ratios(tables: Bench) -> Figure:
                 axis.annotate(text, (x, row["ratio_q3"]), xytext=(0, 4), textcoords="offset points", ha="center", fontsize=8)
         axis.set_yscale("log")
         axis.set_ylim(1, 2.2 * table["ratio_q3"].max())
+        ticks = [tick for tick in (1, 2, 5, 10, 20, 50, 100) if tick < axis.get_ylim()[1]]
+        axis.set_yticks(ticks, [str(tick) for tick in ticks])
+        axis.yaxis.set_minor_formatter(NullFormatter())
         axis.set_xticks(range(3), [p.LABELS[method] for method in p.TRAINED])
         axis.set_title(f"{count} thread{'s' if count > 1 else ''}", loc="left")
         axis.set_ylabel("times faster than TRL (log scale)")
@@ -87,13 +84,20 @@ def memory(tables: Bench) -> Figure:
         axis.set_title(f"completions part after about {1 / (1 - likeness**2):.0f} tokens", loc="left")
     row = table.iloc[0]
     text = f"Vocabulary {row['vocabulary']:,}, width {row['width']}, {row['group_size']} completions of {row['completion_length']} "
-    return p.caption(figure, text + f"tokens, random weights, CPU; median of {row['n']} processes for each bar.", _NO_RUNS)
+    return p.caption(figure, text + f"tokens, random weights, CPU; {_processes(table)} for each bar.", _NO_RUNS)
+
+
+def _processes(table: pd.DataFrame) -> str:
+    least, most = table["n"].min(), table["n"].max()
+    if most == 1:
+        return "one process"
+    return f"median of {least} processes" if least == most else f"median of {least} to {most} processes"
 
 
 def _implementation(row) -> str:
     if row.implementation == "packed":
         return f"packed: {p.LABELS[row.method]}"
-    return row.implementation.replace("dense", "plain logits")
+    return row.implementation.replace("dense", "plain logits").replace("trl", "TRL")
 
 
 def scaling(tables: Bench) -> Figure:
@@ -103,7 +107,7 @@ def scaling(tables: Bench) -> Figure:
         return p.not_run(title, "make bench measures it")
     table = tables["scaling"]
     figure, axes = p.panels(title, 3, rows=2, width=3.4, height=2.7)
-    for axis, (name, label) in zip(axes.flat, _GROWS.items(), strict=False):
+    for axis, (name, label) in zip(axes.flat, GROWS.items(), strict=False):
         shown = table[table["grows"] == name]
         trl = shown[shown["implementation"] == "trl"]
         axis.plot(trl["value"], trl["seconds"], color=_TRL_COLOUR, marker=_TRL_MARKER, label="TRL")
@@ -146,8 +150,12 @@ def ledger(tables: Bench) -> Figure:
         low, high = held["predicted_bytes"].min() / 2**21, held["peak_bytes"].max() / 2**19
         right.plot([low, high], [low, high], color="#777777", linestyle="--")
     right.set(xscale="log", yscale="log", xlabel="predicted peak (MB)", ylabel="measured peak (MB)")
+    for axis in (left.xaxis, left.yaxis, right.xaxis, right.yaxis):
+        axis.set_minor_formatter(NullFormatter())  # over one decade matplotlib writes all of them, one over the other
     p.legend_beside(figure, axes)
-    return p.caption(figure, "Each dot is one measured update. Grey dot on the right: plain logits, dense scoring.", _NO_RUNS)
+    return p.caption(
+        figure, "Each dot is one measured update. Right: dashed where both are equal; grey: plain logits, dense scoring.", _NO_RUNS
+    )
 
 
 def _updates(tables: Bench) -> pd.DataFrame:
@@ -165,96 +173,6 @@ def _updates(tables: Bench) -> pd.DataFrame:
 
 
 FIGURES = {"ratios": ratios, "memory": memory, "scaling": scaling, "ledger": ledger}
-
-
-def headline(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows that the aims speak about: updates on the same completions, steps with own rollouts."""
-    update = (table["phase"] == "update") & (table["work"] == "TRL's completions")
-    return table[update | (table["phase"] == "step")]
-
-
-def summary(tables: Bench, manifest: dict) -> str:
-    """The benchmarks in words and small tables, every number from the tables."""
-    lines = ["# Benchmarks", ""]
-    if "ratios" in tables:
-        about = manifest.get("side_by_side", {})
-        packages = about.get("packages", {})
-        shown = headline(tables["ratios"])
-        lines += [
-            f"This project against TRL {packages.get('trl')}'s GRPOTrainer, in turns in one run: the same nano base, problems, "
-            f"adapter and sampling, 8 prompts x 16 completions, float32, {about.get('cpu')}, torch {packages.get('torch')}. "
-            f"Medians of {shown['n'].min()}, quartiles in brackets; the aim in the last column.",
-            "",
-            "| threads | method | part | TRL (s) | ours (s) | times faster | aim |",
-            "|---|---|---|---|---|---|---|",
-        ]
-        for row in shown.itertuples():
-            part = "update" if row.phase == "update" else "whole step"
-            lines.append(
-                f"| {row.threads} | {row.method} | {part} | {row.trl_s:.3f} | {row.ours_s:.3f} | {row.ratio:.1f} "
-                f"({row.ratio_q1:.1f} to {row.ratio_q3:.1f}) | {row.aim:g}{'' if row.met else ' (missed)'} |"
-            )
-        lines += ["", *_where_it_goes(tables), *_agreement(about), ""]
-    if "memory" in tables:
-        lines += [
-            f"Peak memory of an update above what is held before it (vocabulary {tables['memory']['vocabulary'][0]:,}, "
-            f"width {tables['memory']['width'][0]}, 8 completions of {tables['memory']['completion_length'][0]} tokens), as a "
-            "share of TRL's at its best:",
-            "",
-            "| scored by | method | completions part after | MB | share of TRL | aim |",
-            "|---|---|---|---|---|---|",
-        ]
-        for row in tables["memory"].itertuples():
-            aim = "" if np.isnan(row.aim) else f"{row.aim:g}{'' if row.met in (True, 'True') else ' (missed)'}"
-            lines.append(
-                f"| {row.implementation.replace('dense', 'plain logits')} | {row.method} | {1 / (1 - row.common**2):.0f} tokens | "
-                f"{row.peak_bytes / 2**20:.0f} | {row.share_of_trl_at_its_best:.2f} | {aim} |"
-            )
-        lines.append("")
-    if "gpu" not in tables:
-        lines += ["On a GPU: not run. With one at hand: `python -m benchmarks.bench_gpu --out results/bench`.", ""]
-    return "\n".join(lines)
-
-
-def _where_it_goes(tables: Bench) -> list[str]:
-    if "side_by_side" not in tables:
-        return []
-    table = tables["side_by_side"]
-    one = table[table["threads"] == table["threads"].min()]
-    lines = []
-    for method in p.TRAINED:
-        mine = one[(one["implementation"] == "packed") & (one["method"] == method)]
-        own = mine[mine["work"] == "own rollout"].groupby("phase")["seconds"].median()
-        same = mine[(mine["work"] == "TRL's completions") & (mine["phase"] == "update")]
-        theirs = one[(one["implementation"] == "trl") & (one["phase"] == "update")]
-        lines.append(
-            f"- {p.LABELS[method]}: {same['tokens_forwarded'].median():.0f} tokens through the model in an update (TRL: "
-            f"{theirs['tokens_forwarded'].median():.0f}), {same['tokens_in_loss'].median():.0f} in the loss; "
-            f"{100 * same['peak_share'].median():.0f} % of the measured matrix-product peak. Of a whole step of "
-            f"{own['step']:.3f} s the rollout is {100 * own['rollout'] / own['step']:.0f} %. The training loop's diagnostics "
-            f"come on top: {own['diagnostics']:.3f} s."
-        )
-    ties = one[(one["implementation"] == "trl")]["tied_groups"].mean()
-    lines.append(
-        f"- {100 * ties:.0f} % of the groups tie; they cost TRL an update and this project nothing. "
-        "With rewards under which none ties: "
-        + ", ".join(
-            f"{p.LABELS[row.method]} {row.ratio:.1f} times" for row in tables["ratios"].itertuples()
-            if row.work.endswith("no ties") and row.threads == one["threads"].min()
-        ) + " faster."
-    )  # fmt: skip
-    return lines
-
-
-def _agreement(about: dict) -> list[str]:
-    found = about.get("differences", {})
-    if not found:
-        return []
-    worst = {name: max(facts[name] for facts in found.values()) for name in ("loss", "gradient")}
-    return [
-        f"- Same mathematics: on one batch the two losses differ by {worst['loss']:.1e}, "
-        f"the gradients by {worst['gradient']:.1e} of their norm."
-    ]
 
 
 def write_all(folder: Path) -> None:

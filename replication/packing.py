@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 from replication.algorithms import TokenCredit, build_trie
 
@@ -199,17 +200,40 @@ def ancestor_mask(row: PackedRow) -> np.ndarray:
     return (place[None, :] <= place[:, None]) & (place[:, None] < end[None, :])
 
 
-def collate(rows: Sequence[PackedRow], device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """Token ids (B, L), position ids (B, L) and the additive mask (B, 1, L, L) of a batch of rows, padded on the right."""
+def collate(rows: Sequence[PackedRow], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Token ids (B, L) and position ids (B, L) of a batch of rows, padded on the right."""
     length = max(len(row) for row in rows)
     tokens = np.zeros((len(rows), length), dtype=np.int64)
     positions = np.zeros((len(rows), length), dtype=np.int64)
-    allowed = np.zeros((len(rows), 1, length, length), dtype=bool)
-    allowed[:, 0, np.arange(length), np.arange(length)] = True  # padding sees itself: a row without a key would be NaN
     for index, row in enumerate(rows):
         tokens[index, : len(row)] = row.token
         positions[index, : len(row)] = row.position
+    return torch.from_numpy(tokens).to(device), torch.from_numpy(positions).to(device)
+
+
+def additive_mask(rows: Sequence[PackedRow], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """(B, 1, L, L): 0 where a token may see another, else the least number of the dtype; for sdpa and eager attention."""
+    length = max(len(row) for row in rows)
+    allowed = np.zeros((len(rows), 1, length, length), dtype=bool)
+    allowed[:, 0, np.arange(length), np.arange(length)] = True  # padding sees itself: a row without a key would be NaN
+    for index, row in enumerate(rows):
         allowed[index, 0, : len(row), : len(row)] = ancestor_mask(row)
     blocked = torch.from_numpy(~allowed).to(device)
-    mask = torch.zeros(blocked.shape, dtype=dtype, device=device).masked_fill_(blocked, torch.finfo(dtype).min)
-    return torch.from_numpy(tokens).to(device), torch.from_numpy(positions).to(device), mask
+    return torch.zeros(blocked.shape, dtype=dtype, device=device).masked_fill_(blocked, torch.finfo(dtype).min)
+
+
+def block_mask(rows: Sequence[PackedRow], device: torch.device) -> BlockMask:
+    """The same for flex attention, which leaves out blocks of 128 x 128 in which nothing sees anything.
+
+    Depth-first order makes it a comparison of numbers: query q sees key k if k <= q < end(k), see ``subtree_end``.
+    """
+    length = max(len(row) for row in rows)
+    ends = np.tile(np.arange(1, length + 1), (len(rows), 1))  # padding sees itself
+    for index, row in enumerate(rows):
+        ends[index, : len(row)] = subtree_end(row.parent)
+    end_BL = torch.from_numpy(ends).to(device)
+
+    def sees(batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return (key <= query) & (query < end_BL[batch, key])
+
+    return create_block_mask(sees, len(rows), None, length, length, device=device)

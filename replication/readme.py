@@ -128,8 +128,8 @@ def paper_block(shape: Path = SHAPE) -> str:
 
 def cost_block(folder: Path = BENCH) -> str:
     """How many times faster than TRL an update and a step are, and the share of its memory; what was not measured is not run."""
-    from replication.figures_bench import headline
     from replication.figures_bench import read_tables as read_bench
+    from replication.text_bench import headline, whole_runs
 
     tables = read_bench(folder)
     if "ratios" not in tables:
@@ -147,6 +147,8 @@ def cost_block(folder: Path = BENCH) -> str:
         worst = packed.groupby("method")["share_of_trl_at_its_best"].max()
         lines += ["", "Peak memory of an update, as a share of TRL's at its best: "
                   + ", ".join(f"{method} {share:.2f}" for method, share in worst.items()) + "."]  # fmt: skip
+    if "dense_vs_packed" in tables:
+        lines += ["", "A run of `make all`, its groups scored densely or packed:", "", *whole_runs(tables)]
     figure = folder / "figures" / "ratios.png"
     if figure.exists():
         lines += ["", f"![Speed of an update and of a step as a ratio to TRL]({figure.relative_to(folder.parents[1]).as_posix()})"]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from replication.algorithms import TokenCredit
-from replication.packing import batch_rows, collate, pack_groups
+from replication.packing import additive_mask, batch_rows, block_mask, collate, pack_groups
 
 #: The output layer runs in chunks of positions, so that no tensor of logits is larger than this.
 MAX_LOGIT_BYTES = 64 * 2**20
@@ -65,9 +65,12 @@ def token_log_probs(
 
 def _packed(model, prompts, completions, credits, temperature: float) -> Tensor:
     causal_lm = unwrapped(model)
+    device = _device(model)
+    flex = causal_lm.config._attn_implementation == "flex_attention"
     parts, outputs = [], []
     for batch in batch_rows(pack_groups(prompts, completions, credits, width=causal_lm.config.hidden_size)):
-        tokens, positions, mask = collate(batch, _device(model), causal_lm.dtype)
+        tokens, positions = collate(batch, device)
+        mask = block_mask(batch, device) if flex else additive_mask(batch, device, causal_lm.dtype)
         hidden = causal_lm.base_model(
             input_ids=tokens, position_ids=positions, attention_mask=mask, use_cache=False
         ).last_hidden_state
@@ -171,7 +174,7 @@ def why_not_packable(model: nn.Module) -> str | None:
         return f"packing was not checked for the architecture {config.model_type!r}"
     if any(kind != "full_attention" for kind in getattr(config, "layer_types", None) or ()):
         return "it has layers without full attention (a sliding window counts rows, not depths)"
-    if config._attn_implementation not in ("sdpa", "eager"):
+    if config._attn_implementation not in ("sdpa", "eager", "flex_attention"):
         return f"its attention {config._attn_implementation!r} takes no custom mask"
     rope = getattr(config, "rope_parameters", None) or {}
     if rope.get("rope_type", "default") in ("dynamic", "longrope"):

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 import torch
 
-from benchmarks import bench_gpu, common
-from replication import figures_bench
+from benchmarks import bench_gpu, bench_memory, bench_runs, common, trl_side
+from replication import figures_bench, text_bench
 from replication.scoring import token_log_probs
 
 
@@ -63,6 +63,49 @@ def test_peak_memory_is_seen():
     assert 55e6 < common.peak_bytes(take_64_megabytes) < 100e6
 
 
+def test_a_killed_benchmark_keeps_the_cases_that_it_has(tmp_path: Path, monkeypatch):
+    """The third case fails: the table holds two, the manifest says how many of how many, and the text says so too."""
+    peaks = iter([1000, 800])
+    monkeypatch.setattr(trl_side, "require_trl", lambda: None)
+    monkeypatch.setattr(
+        bench_memory, "in_own_process", lambda *_: {"peak_bytes": next(peaks), "predicted_bytes": None, "tokens_in_loss": 9}
+    )
+    with pytest.raises((StopIteration, RuntimeError)):
+        bench_memory.main(tmp_path, quick=True)
+    table = pd.read_csv(tmp_path / "memory.csv")
+    assert table["share_of_trl_at_its_best"].tolist() == [1.25, 1.0]
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert (manifest["memory"]["cases_done"], manifest["memory"]["cases"]) == (2, 6)
+    assert "memory: stopped after 2 of 6 cases" in text_bench.summary(figures_bench.read_tables(tmp_path), manifest)
+
+
+def test_short_runs_are_scaled_to_the_length_of_the_profiles(tmp_path: Path, monkeypatch):
+    """75 steps; validations before the first and after the 25th and 50th, and the final evaluation."""
+    measured = {"rollout_s": 0.2, "score_s": 0.1, "update_s": 0.01, "step_s": 0.4, "validation_s": 2.0, "final_evaluation_s": 5.0}
+    monkeypatch.setattr(bench_runs, "short_run", lambda *_, **__: measured)
+    table = bench_runs.main(tmp_path, quick=True)
+    assert len(table) == 6 and (table["train_s"] == 30.0).all()
+    assert (table["run_s"] == 30.0 + 3 * 2.0 + 5.0).all()
+
+
+def test_a_short_run_takes_its_seconds_from_the_run_itself():
+    row = bench_runs.short_run("t_spmo", "dense", steps=1, prompts_per_step=1, group_size=4, eval_items=1, test_items=1)
+    assert row["step_s"] > row["rollout_s"] + row["score_s"] > 0 and row["validation_s"] > 0 and row["final_evaluation_s"] > 0
+
+
+def test_the_text_of_whole_runs_takes_medians():
+    """Three repetitions of which one was disturbed; the ratio is that of the medians."""
+    rows = [
+        {"method": "grpo", "scoring": scoring, "score_s": 1.0, "train_s": train, "evaluation_s": 20.0, "run_s": train + 20}
+        | {"default_steps": 75}
+        for scoring, trains in (("dense", (180, 180, 900)), ("packed", (20, 30, 30)))
+        for train in trains
+    ]
+    (line,) = text_bench.whole_runs({"dense_vs_packed": pd.DataFrame(rows)})
+    for words in ("from 180 s to 30 s", "from 200 s to 50 s (4.0 times)", "60 % of the run", "n = 3"):
+        assert words in line
+
+
 def test_figures_and_text_say_that_nothing_was_measured(tmp_path: Path):
     figures_bench.write_all(tmp_path)
     expected = {f"{name}.{suffix}" for name in figures_bench.FIGURES for suffix in ("png", "svg")}
@@ -77,4 +120,18 @@ COMMITTED = Path(__file__).parent.parent / "results" / "bench"
 def test_the_committed_summary_is_what_the_committed_tables_say():
     tables = figures_bench.read_tables(COMMITTED)
     manifest = json.loads((COMMITTED / "manifest.json").read_text())
-    assert figures_bench.summary(tables, manifest) == (COMMITTED / "summary.md").read_text()
+    assert text_bench.summary(tables, manifest) == (COMMITTED / "summary.md").read_text()
+
+
+def test_the_growth_names_the_ends_and_the_worst_point():
+    """Group size 4, 8, 16: TRL takes 1, 2, 4 s; GRPO loses at 8 alone, T-SPMO always takes 0.1 s."""
+    rows = []
+    for value, trl, grpo in ((4, 1.0, 0.5), (8, 2.0, 2.5), (16, 4.0, 1.0)):
+        measured = {("trl", "grpo"): trl, ("packed", "grpo"): grpo, ("packed", "s_grpo"): grpo, ("packed", "t_spmo"): 0.1}
+        rows += [
+            {"grows": "group_size", "value": value, "implementation": name, "method": method, "seconds": seconds}
+            for (name, method), seconds in measured.items()
+        ]
+    text = text_bench.summary({"scaling": pd.DataFrame(rows)}, {})
+    assert "| group size | 4 | 16 | 2.0 to 4.0 | 2.0 to 4.0 | 10.0 to 40.0 |" in text
+    assert "Least of all 3 points: GRPO, all tokens 0.8 (group size 8), S-GRPO 0.8 (group size 8), T-SPMO 10.0 (group" in text

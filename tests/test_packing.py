@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from oracles import QUICK
 from tiny import credit_at
 
-from replication.packing import ancestor_mask, batch_rows, pack_groups
+from replication.packing import additive_mask, ancestor_mask, batch_rows, block_mask, pack_groups
 
 _tokens = st.lists(st.integers(4, 6), min_size=1, max_size=6)
 
@@ -65,3 +66,17 @@ def test_short_rows_stand_behind_each_other_where_a_long_one_would_pad_them():
     completions = [[[9] * 11, [10]], *[[[9] * 6, [10]]] * 10]
     (batch,) = batch_rows(pack_groups(prompts, completions, [everything(group) for group in completions]))
     assert [len(row) for row in batch] == [40, 40, 40, 20]
+
+
+def test_blocks_for_flex_attention_are_the_additive_mask_and_leave_out_what_nothing_sees():
+    """Three rows of unequal length: the rule of each pair against the dense mask, and blocks that hold no pair."""
+    prompts = [[4] * 56, [5, 6], [7]]
+    completions = [[[8] * 201, [9] * 201], [[4, 5, 6], [4, 5, 7]], [[4, 4], [5]]]
+    rows = pack_groups(prompts, completions, [everything(group) for group in completions])
+    cpu = torch.device("cpu")
+    dense, blocks = additive_mask(rows, cpu, torch.float32), block_mask(rows, cpu)
+    batch, query, key = torch.meshgrid(*(torch.arange(size) for size in dense[:, 0].shape), indexing="ij")
+    seen = blocks.mask_mod(batch, torch.tensor(0), query, key)
+    assert torch.equal(seen, dense[:, 0] == 0)
+    # The branches of the first row are tokens 56 to 255 and 256 to 455: no block of the second sees the block of the first alone.
+    assert blocks.to_dense()[0, 0].tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0], [1, 0, 1, 1]]

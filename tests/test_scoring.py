@@ -19,7 +19,6 @@ from tiny import (
     VOCABULARY,
     assigned,
     credit_at,
-    tiny_gpt2,
     tiny_llama,
     tiny_qwen2,
     trainable,
@@ -32,6 +31,7 @@ from replication.scoring import token_log_probs
 
 both_strategies = pytest.mark.parametrize("strategy", ["packed", "dense"])
 every_architecture = pytest.mark.parametrize("architecture", list(BUILDERS))
+every_dtype = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 
 # Float64 leaves 1e-10 for sums in another order; float32 1e-5 for log-probs of size 1 to 10.
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5}
@@ -80,6 +80,28 @@ def test_lora_on_the_last_layer_only(strategy, architecture):
     model = with_lora(BUILDERS[architecture](), layers=[LAYERS - 1])
     assert all(f".{LAYERS - 1}." in name for name in trainable(model))
     assert_same(model, PROMPTS, COMPLETIONS, assigned(GRPO()), strategy)
+
+
+@both_strategies
+@every_architecture
+def test_lora_on_every_second_layer(strategy, architecture):
+    """A frozen layer between two adapters still hands the gradient down."""
+    model = with_lora(BUILDERS[architecture](), layers=[0, LAYERS - 1])
+    assert not any(f".{LAYERS - 2}." in name for name in trainable(model))
+    assert_same(model, PROMPTS, COMPLETIONS, assigned(GRPO()), strategy)
+
+
+@every_architecture
+def test_below_the_first_adapter_no_graph_is_kept(architecture):
+    """What a block gives on has a gradient function from the first block with an adapter on, and none before it."""
+    model = with_lora(BUILDERS[architecture](), layers=[LAYERS - 1])
+    body = model.get_base_model().base_model
+    blocks = body.h if architecture == "gpt2" else body.layers
+    kept = []
+    for block in blocks:
+        block.register_forward_hook(lambda _, __, output: kept.append((output[0] if isinstance(output, tuple) else output).grad_fn))
+    token_log_probs(model, PROMPTS, COMPLETIONS, assigned(GRPO()))
+    assert [function is not None for function in kept] == [False] * (LAYERS - 1) + [True]
 
 
 @both_strategies
@@ -135,25 +157,32 @@ def test_a_single_credited_token(strategy, place):
 
 
 @both_strategies
-def test_a_prompt_and_a_completion_of_one_token(strategy):
-    assert_same(with_lora(tiny_gpt2()), [[5]], [[[7]]], [credit_at([(0, 0)])], strategy)
+@every_architecture
+@every_dtype
+def test_a_prompt_and_a_completion_of_one_token(strategy, architecture, dtype):
+    assert_same(with_lora(BUILDERS[architecture]()), [[5]], [[[7]]], [credit_at([(0, 0)])], strategy, dtype=dtype)
 
 
 @both_strategies
-def test_a_very_deep_trie(strategy):
+@every_architecture
+@every_dtype
+def test_a_very_deep_trie(strategy, architecture, dtype):
     """One branch of 120 tokens, and another that leaves it at the very end; credit at the start, in the middle, at the end."""
     deep = [4 + i % 7 for i in range(120)]
     group = [deep, [*deep[:118], 12, 12]]
     credits = [credit_at([(0, 0), (0, 60), (0, 119), (1, 118), (1, 119)])]
-    assert_same(with_lora(tiny_qwen2()), [[5, 6]], [group], credits, strategy)
+    assert_same(with_lora(BUILDERS[architecture]()), [[5, 6]], [group], credits, strategy, dtype=dtype)
 
 
 @both_strategies
-def test_a_very_wide_trie(strategy):
+@every_architecture
+@every_dtype
+def test_a_very_wide_trie(strategy, architecture, dtype):
     """All 15 first tokens and under each of them 4 second ones: 75 nodes of which only the first 15 are ever read."""
     group = [[a, b] for a in range(FIRST_USED, VOCABULARY) for b in range(4, 8)]
     rewards = torch.tensor([float((a * b) % 3 == 0) for a, b in group])
-    assert_same(with_lora(tiny_qwen2()), [[5]], [group], assigned(TSPMO(), [group], [rewards]), strategy)
+    credits = assigned(TSPMO(), [group], [rewards])
+    assert_same(with_lora(BUILDERS[architecture]()), [[5]], [group], credits, strategy, dtype=dtype)
 
 
 _tokens = st.integers(FIRST_USED, FIRST_USED + 2)
@@ -196,6 +225,20 @@ def test_logits_in_chunks_are_the_same_numbers(monkeypatch):
     assert_same(with_lora(tiny_qwen2()), PROMPTS, COMPLETIONS, assigned(GRPO()), "packed", temperature=0.7)
     # Full fine-tuning: the output layer inside the chunks is trained as well.
     assert_same(tiny_qwen2(), PROMPTS, COMPLETIONS, assigned(GRPO()), "packed")
+
+
+@pytest.mark.parametrize("positions", [1, 2, 5])
+def test_logits_are_never_larger_than_the_limit(monkeypatch, positions):
+    """Forward and recomputed in the backward pass; chunks are as large as they may be, so the limit is reached too."""
+    limit = VOCABULARY * 4 * positions
+    monkeypatch.setattr(scoring, "MAX_LOGIT_BYTES", limit)
+    model = with_lora(tiny_qwen2())
+    sizes = []
+    model.get_output_embeddings().register_forward_hook(lambda _, __, logits: sizes.append(logits.numel() * logits.element_size()))
+    values = token_log_probs(model, PROMPTS, COMPLETIONS, assigned(GRPO()))
+    forward = len(sizes)
+    values.sum().backward()
+    assert max(sizes) == limit and len(sizes) > forward > 1
 
 
 @pytest.mark.parametrize("max_row_tokens", [1, 8, 12])
