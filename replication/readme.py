@@ -122,7 +122,7 @@ def cost_block(folder: Path = BENCH) -> str:
         lines += ["", "Peak memory of an update, as a share of TRL's at its best: "
                   + ", ".join(f"{method} {share:.2f}" for method, share in worst.items()) + "."]  # fmt: skip
     if "scaling" in tables:
-        lines += ["", "Completions that part after some 5 tokens, in groups of which none ties, leave little to share (times faster "
+        lines += ["", "Completions that part after some 5 tokens, in groups without ties, leave little to share (times faster "
                   "than TRL). " + least_gain(tables["scaling"])]  # fmt: skip
     if "dense_vs_packed" in tables:
         lines += ["", "A run of `make all`, its groups scored densely or packed:", "", *whole_runs(tables)]
