@@ -78,7 +78,7 @@ def summary(tables: Bench, manifest: dict) -> str:
             "",
         ]
     for part, about in manifest.items():
-        if about.get("cases_done", 0) < about.get("cases", 0):
+        if part in tables and about.get("cases_done", 0) < about.get("cases", 0):
             lines += [f"{part}: stopped after {about['cases_done']} of {about['cases']} cases; the others were not run.", ""]
     missing = {name: f"`python -m benchmarks --parts {name}`" for name in ("scaling", "dense_vs_packed") if name not in tables}
     lines += [line for name, command in missing.items() for line in (f"{name}: not run. {command} measures it.", "")]
@@ -113,7 +113,9 @@ def least_gain(table: pd.DataFrame) -> str:
     ours = table[table["implementation"] == "packed"].join(trl, on=["grows", "value"])
     ours = ours.assign(ratio=ours["trl_s"] / ours["seconds"])
     worst = (ours[ours["method"] == method].sort_values("ratio").iloc[0] for method in p.TRAINED)
-    least = ", ".join(f"{p.LABELS[row.method]} {row.ratio:.1f} ({GROWS[row.grows]} {row.value:,})" for row in worst)
+    least = ", ".join(
+        f"{p.LABELS[row.method]} {row.ratio:.1f} ({GROWS[row.grows].removesuffix(' (tokens)')} {row.value:,})" for row in worst
+    )
     return f"Least of all {len(trl)} points: {least}."
 
 
