@@ -109,6 +109,11 @@ def scaling(tables: Bench) -> Figure:
     figure, axes = p.panels(title, 3, rows=2, width=3.4, height=2.7)
     for axis, (name, label) in zip(axes.flat, GROWS.items(), strict=False):
         shown = table[table["grows"] == name]
+        axis.set_xlabel(label)
+        if shown.empty:
+            axis.set(xticks=[], yticks=[])
+            axis.text(0.5, 0.5, "not run", transform=axis.transAxes, ha="center")
+            continue
         trl = shown[shown["implementation"] == "trl"]
         axis.plot(trl["value"], trl["seconds"], color=_TRL_COLOUR, marker=_TRL_MARKER, label="TRL")
         for method in p.TRAINED:
@@ -116,11 +121,13 @@ def scaling(tables: Bench) -> Figure:
             axis.plot(mine["value"], mine["seconds"], color=p.COLOURS[method], marker=p.MARKERS[method], label=p.LABELS[method])
         axis.set_xscale("log", base=2)
         axis.set_yscale("log")
-        axis.set_xlabel(label)
+        axis.set_xticks(trl["value"], [f"{value:,}" for value in trl["value"]], fontsize=8)
+        for side in (axis.xaxis, axis.yaxis):
+            side.set_minor_formatter(NullFormatter())
         axis.set_ylabel("seconds")
     axes.flat[-1].set_axis_off()
     p.legend_beside(figure, axes)
-    text = "Medians. What does not grow: 2 prompts of 32 tokens, 16 completions of 32 tokens that part after some 5, "
+    text = "Medians in turns at each value, one value after the other. What does not grow: 2 prompts of 32 tokens, 16 completions of 32 tokens that part after some 5, "
     text += "vocabulary 1,024, width 128, 4 layers, one thread, random weights, CPU."
     return p.caption(figure, text, _NO_RUNS)
 
@@ -154,7 +161,9 @@ def ledger(tables: Bench) -> Figure:
         axis.set_minor_formatter(NullFormatter())  # over one decade matplotlib writes all of them, one over the other
     p.legend_beside(figure, axes)
     return p.caption(
-        figure, "Each dot is one measured update. Right: dashed where both are equal; grey: plain logits, dense scoring.", _NO_RUNS
+        figure,
+        "Each dot is one update, in wall time, which other programs lengthen. Right: dashed: both equal; grey: plain logits.",
+        _NO_RUNS,
     )
 
 

@@ -129,7 +129,7 @@ def paper_block(shape: Path = SHAPE) -> str:
 def cost_block(folder: Path = BENCH) -> str:
     """How many times faster than TRL an update and a step are, and the share of its memory; what was not measured is not run."""
     from replication.figures_bench import read_tables as read_bench
-    from replication.text_bench import headline, whole_runs
+    from replication.text_bench import headline, least_gain, whole_runs
 
     tables = read_bench(folder)
     if "ratios" not in tables:
@@ -147,6 +147,9 @@ def cost_block(folder: Path = BENCH) -> str:
         worst = packed.groupby("method")["share_of_trl_at_its_best"].max()
         lines += ["", "Peak memory of an update, as a share of TRL's at its best: "
                   + ", ".join(f"{method} {share:.2f}" for method, share in worst.items()) + "."]  # fmt: skip
+    if "scaling" in tables:
+        lines += ["", "Completions that part after some 5 tokens, in groups without ties, leave little to share (times faster "
+                  "than TRL). " + least_gain(tables["scaling"])]  # fmt: skip
     if "dense_vs_packed" in tables:
         lines += ["", "A run of `make all`, its groups scored densely or packed:", "", *whole_runs(tables)]
     figure = folder / "figures" / "ratios.png"

@@ -78,7 +78,7 @@ def summary(tables: Bench, manifest: dict) -> str:
             "",
         ]
     for part, about in manifest.items():
-        if about.get("cases_done", 0) < about.get("cases", 0):
+        if part in tables and about.get("cases_done", 0) < about.get("cases", 0):
             lines += [f"{part}: stopped after {about['cases_done']} of {about['cases']} cases; the others were not run.", ""]
     missing = {name: f"`python -m benchmarks --parts {name}`" for name in ("scaling", "dense_vs_packed") if name not in tables}
     lines += [line for name, command in missing.items() for line in (f"{name}: not run. {command} measures it.", "")]
@@ -104,12 +104,19 @@ def _growth(table: pd.DataFrame) -> list[str]:
             for method in p.TRAINED
         ]
         lines.append(f"| {label} | {ends[0]:,} | {ends[1]:,} | " + " | ".join(cells) + " |")
+    return [*lines, "", least_gain(table)]
+
+
+def least_gain(table: pd.DataFrame) -> str:
+    """Where, of all points measured, packing gains least over TRL, for each method."""
     trl = table[table["implementation"] == "trl"].set_index(["grows", "value"])["seconds"].rename("trl_s")
     ours = table[table["implementation"] == "packed"].join(trl, on=["grows", "value"])
     ours = ours.assign(ratio=ours["trl_s"] / ours["seconds"])
     worst = (ours[ours["method"] == method].sort_values("ratio").iloc[0] for method in p.TRAINED)
-    least = ", ".join(f"{p.LABELS[row.method]} {row.ratio:.1f} ({GROWS[row.grows]} {row.value:,})" for row in worst)
-    return [*lines, "", f"Least of all {len(trl)} points: {least}."]
+    least = ", ".join(
+        f"{p.LABELS[row.method]} {row.ratio:.1f} ({GROWS[row.grows].removesuffix(' (tokens)')} {row.value:,})" for row in worst
+    )
+    return f"Least of all {len(trl)} points: {least}."
 
 
 def whole_runs(tables: Bench) -> list[str]:

@@ -123,7 +123,7 @@ def test_the_committed_summary_is_what_the_committed_tables_say():
     assert text_bench.summary(tables, manifest) == (COMMITTED / "summary.md").read_text()
 
 
-def test_the_growth_names_the_ends_and_the_worst_point():
+def test_the_growth_names_the_ends_and_the_worst_point(tmp_path: Path):
     """Group size 4, 8, 16: TRL takes 1, 2, 4 s; GRPO loses at 8 alone, T-SPMO always takes 0.1 s."""
     rows = []
     for value, trl, grpo in ((4, 1.0, 0.5), (8, 2.0, 2.5), (16, 4.0, 1.0)):
@@ -135,3 +135,5 @@ def test_the_growth_names_the_ends_and_the_worst_point():
     text = text_bench.summary({"scaling": pd.DataFrame(rows)}, {})
     assert "| group size | 4 | 16 | 2.0 to 4.0 | 2.0 to 4.0 | 10.0 to 40.0 |" in text
     assert "Least of all 3 points: GRPO, all tokens 0.8 (group size 8), S-GRPO 0.8 (group size 8), T-SPMO 10.0 (group" in text
+    # What a stopped run did not reach has an empty panel.
+    figures_bench.scaling({"scaling": pd.DataFrame(rows)}).savefig(tmp_path / "partial.png")
