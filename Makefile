@@ -1,5 +1,5 @@
 # The whole replication by name. `make` alone lists the targets; each makes .venv when it is missing.
-# Variables: PROFILE, PLAN, SEEDS, WORKERS, ENGINE, ADDRESS, SECONDS, MINUTES, OUT, MODEL, SVAMP, SET, PYTHON, VENV (see README.md).
+# Variables: PROFILE, PLAN, SEEDS, WORKERS, ENGINE, ADDRESS, SECONDS, MINUTES, OUT, MODEL, REVISION, SVAMP, SET, PYTHON, VENV (see README.md).
 
 .DEFAULT_GOAL := help
 SHELL := bash
@@ -15,6 +15,7 @@ ENGINE ?= local
 ADDRESS ?=
 MINUTES ?= 60
 MODEL ?=
+REVISION ?=
 SVAMP ?=
 SET ?=
 OUT ?= results/local/$(PROFILE)
@@ -42,7 +43,8 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo "  PROFILE=$(PROFILE) (smoke, nano, paper)  PLAN=$(PLAN) (default, full)  OUT=$(OUT)"
-	@echo "  SEEDS=n  WORKERS=n  ENGINE=local or ray  ADDRESS=host:port  MODEL=folder or Hub name  SVAMP=path of SVAMP.json  PYTHON=$(PYTHON)"
+	@echo "  SEEDS=n  WORKERS=n  ENGINE=local or ray  ADDRESS=host:port  PYTHON=$(PYTHON)"
+	@echo "  MODEL=folder or Hub name  REVISION=of the Hub's model  SVAMP=path of SVAMP.json  SET='field=value ...'"
 
 setup: $(STAMP) ## make the virtual environment with the pinned packages
 

@@ -197,8 +197,12 @@ def prompts(options: argparse.Namespace) -> int:
             raise UserError(f"--set {name}: every task of the profile is measured with the base under every template")
     if options.svamp is not None:
         overrides["svamp_source"] = options.svamp
+    from replication import preflight
     from replication.prompting import measure
 
+    # What the runs that follow need is missing now, not after the base was measured.
+    sweep_of = argparse.Namespace(profile=options.profile, plan="default", seeds=None, set=options.set, svamp=options.svamp)
+    preflight.require([run.config for run in _plan(sweep_of)], out / "runs")
     table = measure(options.profile, out, **overrides)
     shares = ["accuracy", "parsable_share", "accuracy_of_parsable", "truncated_share"]
     shown = table[["task", "template", "chosen", "items", *shares, "reason"]].astype({"items": "Int64"})

@@ -16,7 +16,7 @@ from torch import nn
 
 from replication.algorithms import TokenCredit, build_trie
 from replication.packing import batch_rows, pack_groups
-from replication.scoring import chunk_positions, unwrapped
+from replication.scoring import chunk_positions, unwrapped, why_not_packable
 
 #: Which projections read what: those of one stage share an input, and a gradient that enters at a stage reaches all later ones.
 _STAGES = {"q_proj": 0, "k_proj": 0, "v_proj": 0, "c_attn": 0, "o_proj": 1, "gate_proj": 2, "up_proj": 2, "c_fc": 2, "down_proj": 3}
@@ -70,6 +70,8 @@ def scoring_cost(
 
     Bytes are a prediction for blocks like Qwen2's and GPT-2's with sdpa attention in one part; other blocks keep other things.
     """
+    if strategy == "packed" and model is not None and why_not_packable(model):
+        strategy = "dense"  # as token_log_probs does
     if strategy == "packed":
         width = None if model is None else unwrapped(model).config.hidden_size
         rows = pack_groups(prompts, completions, credits, width=width)

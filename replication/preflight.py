@@ -159,6 +159,8 @@ def _gpu_problem(configs: Sequence[ExperimentConfig]) -> str | None:
 
     if torch.cuda.is_available():
         return None
+    if all(config.device != "auto" for config in wanting):
+        return f"GPU: torch sees none, and device={wanting[0].device} was asked for: set device=auto or device=cpu"
     return (
         f"GPU: torch sees none, and {wanting[0].model} is too large for a CPU: use a machine with one CUDA GPU (24 GB are aimed "
         "at), or MODEL=folder of a small model, or --set device=cpu to try all the same"
@@ -177,7 +179,7 @@ def _memory_problems(configs: Sequence[ExperimentConfig]) -> list[str]:
     configs = [config for config in configs if config.device != "cpu"]
     if not configs or not torch.cuda.is_available():
         return []
-    room = torch.cuda.get_device_properties(0).total_memory
+    room, _ = torch.cuda.mem_get_info()  # what others on the GPU have left
     names = ("model", "revision", "dtype", "lora_rank", "lora_targets", "lora_layers", "group_size", "prompts_per_step", "scoring")
     names += ("max_new_tokens", "scoring_tokens", "rollout_rows", "activation_checkpointing")
     distinct = {tuple(getattr(config, name) for name in names): config for config in configs if config.method != "base"}
@@ -189,7 +191,7 @@ def memory_problem(config: ExperimentConfig, room: int) -> str | None:
     peak = predicted_peak(config)
     if peak.total <= room:
         return None
-    said = f"memory: rank {config.lora_rank} is predicted to need {peak} of the GPU's {room / _GIB:.1f} GiB"
+    said = f"memory: rank {config.lora_rank} is predicted to need {peak} of the {room / _GIB:.1f} GiB that are free on the GPU"
     changes: dict[str, Any] = {}
     for name, value in _savings(config):
         tried = config.model_copy(update={name: value})

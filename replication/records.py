@@ -155,6 +155,7 @@ class RunDirectory:
             if earlier.get("commit") != (commit := self._manifest["commit"]):
                 log.warning("%s was begun at commit %s and goes on at %s", self.path, earlier.get("commit"), commit)
             start = {name: earlier.get(name) for name in ("started", "commit", "dirty")}
+            self._manifest["model_commit"] = earlier.get("model_commit")
             self._manifest["earlier_starts"] = [*earlier.get("earlier_starts", []), start]
         self.write_manifest()
 

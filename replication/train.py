@@ -24,7 +24,7 @@ from replication import evaluate as evaluation
 from replication import parallel
 from replication.algorithms import TokenCredit
 from replication.config import ExperimentConfig, base_fingerprint
-from replication.errors import Diverged, Stopped
+from replication.errors import Diverged, Stopped, UserError
 from replication.groups import Group, sample_groups
 from replication.ledger import rollout_cost, scoring_cost
 from replication.models.card import write_card
@@ -61,6 +61,8 @@ def run(config: ExperimentConfig, run_dir: str | Path, *, progress: bool | None 
         if (summary := parallel.from_first(record.summary)) is not None:
             return summary
         torch.set_num_threads(config.threads)
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
         task = config.load_task()
         record.write_manifest(
             command=config.command(run_dir),
@@ -70,6 +72,11 @@ def run(config: ExperimentConfig, run_dir: str | Path, *, progress: bool | None 
             processes=parallel.processes(),
         )
         policy = load_policy(config)
+        if (before := record.manifest.get("model_commit")) not in (None, policy.commit):
+            raise UserError(
+                f"{run_dir} was begun on commit {before} of {config.model}, which now stands at {policy.commit}: "
+                f"set revision={before}, or choose another folder"
+            )
         record.write_manifest(model_commit=policy.commit)
         status, reason = "done", None
         finite: dict[str, Tensor] = {}  # the parameters at the last validation, which showed that they work
@@ -342,7 +349,8 @@ def _durations(clock: Sequence[float]) -> dict[str, float]:
 
 
 def _peak_memory() -> dict[str, int]:
-    peak = {"peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+    """The most memory held: by the process since it began (a worker's earlier runs count), on the GPU since the run began."""
+    peak = {"peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)}
     if torch.cuda.is_available():
         peak["peak_gpu_bytes"] = torch.cuda.max_memory_allocated()
     return peak

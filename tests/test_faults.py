@@ -24,6 +24,7 @@ from tiny_runs import noisy_rewards, outcome, tiny_config
 
 from replication import files, groups, notebooks
 from replication.errors import UserError
+from replication.models import load
 from replication.plotting import save_figure
 from replication.records import RunDirectory, mark_failed, read_failure
 from replication.tables import build_tables, read_tables, tables_manifest, write_tables
@@ -151,6 +152,18 @@ def test_a_run_begun_at_another_commit_goes_on_with_a_warning_and_says_so(tmp_pa
     assert "was begun at commit 0000" in caplog.text and contents(folder) == contents(tmp_path / "whole")
     (earlier,) = json.loads(path.read_text())["earlier_starts"]
     assert earlier["commit"] == "0" * 40
+
+
+def test_a_run_begun_on_other_weights_of_the_same_name_is_refused(random_base, tmp_path, monkeypatch):
+    """A branch of the Hub moved between two starts: half the run would have been trained on each commit's weights."""
+    config = tiny_config(random_base, "grpo")
+    monkeypatch.setattr(groups, "reward", lambda text, cut, problem: float("nan"))
+    monkeypatch.setattr(load.Policy, "commit", property(lambda policy: "a" * 40))
+    with pytest.raises(ValueError):
+        run(config, tmp_path / "run")
+    monkeypatch.setattr(load.Policy, "commit", property(lambda policy: "b" * 40))
+    with pytest.raises(UserError, match=f"was begun on commit {'a' * 40} .* set revision={'a' * 40}"):
+        run(config, tmp_path / "run")
 
 
 # Numbers -----------------------------------------------------------------------------------------------------------------

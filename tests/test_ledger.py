@@ -122,3 +122,13 @@ def test_a_rollout_puts_each_distinct_prefix_through_the_model_once():
     assert cost.forwarded == sum(seen)
     assert cost.flops == pytest.approx(counter.get_total_flops(), rel=0.005)
     assert cost.bytes > 0
+
+
+def test_a_model_that_is_scored_densely_is_counted_so():
+    """An architecture that packing was not checked for falls back to the dense path; its packed cost was recorded all the same."""
+    model = with_lora(tiny_qwen2())
+    credits = credits_of(METHODS["grpo"])
+    dense = scoring_cost(PROMPTS, COMPLETIONS, credits, "dense", model)
+    assert scoring_cost(PROMPTS, COMPLETIONS, credits, "packed", model) != dense
+    scoring.unwrapped(model).config.model_type = "never_checked"
+    assert scoring_cost(PROMPTS, COMPLETIONS, credits, "packed", model) == dense

@@ -149,9 +149,9 @@ def test_the_hub_split_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     # The Hub's copy writes answers as text and has one more column.
     import huggingface_hub
 
-    made = [{**ROW, "ID": f"chal-{i}", "Body": f"{i} {ROW['Body']}", "Answer": "51.0", "question_concat": ""} for i in range(140)]
-    (tmp_path / "train.json").write_text(json.dumps(made[:120]))
-    (tmp_path / "test.json").write_text("\n".join(json.dumps(row) for row in made[120:]))
+    made = [{**ROW, "ID": f"chal-{i}", "Body": f"{i} {ROW['Body']}", "Answer": "51.0", "question_concat": ""} for i in range(1000)]
+    (tmp_path / "train.json").write_text(json.dumps(made[:700]))
+    (tmp_path / "test.json").write_text("\n".join(json.dumps(row) for row in made[700:]))
 
     class Sibling:
         def __init__(self, name: str) -> None:
@@ -166,7 +166,13 @@ def test_the_hub_split_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     svamp._load_hub.cache_clear()
     try:
         task = get_task("svamp")
+        assert (len(task.train), len(task.validation), len(task.test)) == (600, 100, 300)
+        assert {p.id for p in task.test} == {f"chal-{i}" for i in range(700, 1000)}
+        # A split that lost items was taken for the whole; a file cut off was called a failed download.
+        for content, words in ((json.dumps(made[700:705]), "5 test records, not 700 and 300"), ('[{"ID": ', "is not whole JSON")):
+            svamp._load_hub.cache_clear()
+            (tmp_path / "test.json").write_text(content)
+            with pytest.raises(UserError, match=words):
+                get_task("svamp")
     finally:
         svamp._load_hub.cache_clear()
-    assert (len(task.train), len(task.validation), len(task.test)) == (20, 100, 20)
-    assert {p.id for p in task.test} == {f"chal-{i}" for i in range(120, 140)}

@@ -163,12 +163,15 @@ def _load_hub() -> Task:
             parts[split] = _rows(hf_hub_download(HUB, found[0], repo_type="dataset", revision=info.sha))
     except UserError:
         raise
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"the Hub's {HUB} is not whole JSON ({error}): {_ADVICE}") from None
     except Exception as error:  # the client's errors have no common base: no network, offline mode, no access, ...
         raise UserError(f"cannot download {HUB} from the Hub ({type(error).__name__}): {_ADVICE}") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"the Hub's {HUB} is not whole JSON ({error}): {_ADVICE}") from None
     records = {split: parse(rows, f"{HUB} {split}") for split, rows in parts.items()}
     parse(parts["train"] + parts["test"], HUB)  # no item in both
+    if (found := tuple(len(records[split]) for split in ("train", "test"))) != (COUNT - TEST, TEST):
+        counts = f"{found[0]} train and {found[1]} test records, not {COUNT - TEST} and {TEST}"
+        raise UserError(f"the Hub's {HUB} has {counts}: {_ADVICE}")
     ranked = {
         split: sorted(part, key=lambda record: hashlib.sha256(f"svamp:{record.id}:{record.text}".encode()).digest())
         for split, part in records.items()
