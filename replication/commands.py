@@ -58,7 +58,7 @@ def run(options: argparse.Namespace) -> int:
         from replication import preflight
 
         preflight.require([config])
-    from replication import train
+    from replication import parallel, train
 
     try:
         summary = train.run(config, options.out)
@@ -69,7 +69,8 @@ def run(options: argparse.Namespace) -> int:
         mark_failed(options.out, f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}")
         return 1
     accuracy = "" if summary.accuracy is None else f", accuracy {summary.accuracy:.3f} on {summary.n_items} test items"
-    print(f"{summary.run_id} {summary.status}{accuracy}" + (f": {summary.reason}" if summary.reason else ""))
+    if parallel.is_first():
+        print(f"{summary.run_id} {summary.status}{accuracy}" + (f": {summary.reason}" if summary.reason else ""))
     return 0 if summary.status == "done" else 1
 
 
@@ -108,8 +109,11 @@ def sweep(options: argparse.Namespace) -> int:
             print(config.command(out / "runs" / _run_id(config)))
         print(f"{len(configs)} runs, {sum(config.steps for config in configs)} steps", file=sys.stderr)
         return 0
+    from replication import parallel
     from replication.sweep import run_plan
 
+    if parallel.processes() > 1:
+        raise UserError("a sweep gives every GPU a run of its own: start it by itself; accelerate launch is for one run")
     result = run_plan(planned, out / "runs", workers=options.workers, **_engine(options))
     # The tables always cover the whole plan: what this sweep left out is pending there, and cannot be overlooked.
     _write_tables(_plan(options), out, {"profile": options.profile, "plan": _plan_of(options)})

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from replication import parallel
 from replication.algorithms import every_token
 from replication.config import ExperimentConfig
 from replication.groups import Group, reward, sample_in_chunks
@@ -37,22 +38,30 @@ def evaluate(
     policy: Policy, config: ExperimentConfig, task: Task, problems: Sequence[Problem], *, sampled: bool = False
 ) -> list[ItemResult]:
     """One completion for each item: greedy, or sampled at the training temperature (stream "evaluation", by item)."""
-    results: list[ItemResult] = []
-    for start in range(0, len(problems), config.eval_batch_size):
-        batch = problems[start : start + config.eval_batch_size]
-        prompts = [policy.encode(problem.prompt) for problem in batch]
-        completions = sample_in_chunks(
-            policy,
-            config,
-            task,
-            prompts,
-            group_size=1,
-            temperature=config.temperature if sampled else 0.0,
-            generators=[stream(config.seed, "evaluation", problem.id) for problem in batch] if sampled else None,
-        )
-        for problem, prompt, (sample,) in zip(batch, prompts, completions, strict=True):
-            text = policy.decode(sample.tokens)
-            results.append(ItemResult(problem, prompt, sample, text, bool(reward(text, sample.truncated, problem))))
+    size = config.eval_batch_size
+    batches = [problems[start : start + size] for start in range(0, len(problems), size)]
+    # Whole batches are shared out, so that padding is what it is in one process.
+    shared = parallel.share(lambda part: [_answers(policy, config, task, batch, sampled) for batch in part], batches)
+    return [result for results in shared for result in results]
+
+
+def _answers(
+    policy: Policy, config: ExperimentConfig, task: Task, batch: Sequence[Problem], sampled: bool
+) -> list[ItemResult]:
+    prompts = [policy.encode(problem.prompt) for problem in batch]
+    completions = sample_in_chunks(
+        policy,
+        config,
+        task,
+        prompts,
+        group_size=1,
+        temperature=config.temperature if sampled else 0.0,
+        generators=[stream(config.seed, "evaluation", problem.id) for problem in batch] if sampled else None,
+    )
+    results = []
+    for problem, prompt, (sample,) in zip(batch, prompts, completions, strict=True):
+        text = policy.decode(sample.tokens)
+        results.append(ItemResult(problem, prompt, sample, text, bool(reward(text, sample.truncated, problem))))
     return results
 
 

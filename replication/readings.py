@@ -19,6 +19,7 @@ from replication.summaries import (
     headline_table,
     listed,
     lora_rank_table,
+    rank_gap_table,
     rows_of,
     token_fraction_table,
     tuning_table,
@@ -230,12 +231,11 @@ def lora_rank(tables: Tables, profile: str) -> list[str]:
         if (method, low) in at and (method, high) in at
     ]
     sentences = [f"With the learning rate chosen on validation for each rank, {_and(parts)}."] if parts else []
-    for sparse in ("S-GRPO", "T-SPMO"):
-        if all((m, r) in at for m in (sparse, "GRPO") for r in (low, high)):
-            gaps = [at[sparse, r] - at["GRPO", r] for r in (low, high)]
-            sentences.append(
-                f"{sparse} minus full-token GRPO is {gaps[0]:+.1f} points at {_rank(low)} and {gaps[1]:+.1f} at {_rank(high)}."
-            )
+    gaps = rank_gap_table(tables, profile)
+    for sparse, own in gaps[gaps["rank"].isin([low, high])].groupby("method", sort=False):
+        own = own.sort_values("rank", key=lambda ranks: ranks.map([low, high].index))
+        parts = [f"{_points(row.gap, row.low, row.high)} at {_rank(row.rank)}" for row in own.itertuples()]
+        sentences.append(f"{sparse} minus full-token GRPO is {_and(parts)}.")
     tuned = table[table["rates_tried"] > 1].to_dict("records")
     if tuned:
         sentences.append(_edges([(f"{row['method']} at {_rank(row['rank'])}", row) for row in tuned]))
@@ -272,6 +272,10 @@ def mean_and_interval(values: Sequence[float] | pd.Series) -> str:
 
 def _value(value: float, low: float, high: float) -> str:
     return f"{value:.1f} %" if pd.isna(low) else f"{value:.1f} % [{low:.1f}, {high:.1f}]"
+
+
+def _points(value: float, low: float, high: float) -> str:
+    return f"{value:+.1f} points" + ("" if pd.isna(low) else f" [{low:+.1f}, {high:+.1f}]")
 
 
 def _digits(percent: float) -> str:

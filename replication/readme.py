@@ -24,7 +24,8 @@ from replication.tables import read_tables
 README = ROOT / "README.md"
 COMMITTED = ROOT / "results" / "nano"
 BENCH = ROOT / "results" / "bench"
-BLOCKS = ("verdicts", "plan", "cost", "tree")
+SHAPE = ROOT / "data" / "qwen2-1.5b-shape"
+BLOCKS = ("verdicts", "plan", "paper", "cost", "tree")
 #: The package in the order of the data's way, then what serves it; files not named here follow by name.
 _ORDER = (
     "config.py", "profiles/", "ablations.py", "tasks/", "models/", "rollout.py", "groups.py", "algorithms/", "packing.py",
@@ -51,6 +52,7 @@ _GLOSSES = {
     "data/claims.yaml": "the claims and the rule each is judged by",
     "data/deviations.yaml": "every choice that the paper leaves open to us",
     "data/negative_results.yaml": "what did not come out as thought, dated",
+    "data/qwen2-1.5b-shape/": "sizes of Qwen2-1.5B without weights: what its memory is predicted from",
     "data/nano-base/": "the base model: weights, tokenizer, card, measurements",
     "results/nano/": "tables, figures, report and notebooks of our own run",
     "results/bench/": "cost of a step beside TRL: tables, figures, summary",
@@ -98,6 +100,30 @@ def plan_block(committed: Path = COMMITTED) -> str:
         minutes = full["run_id"].nunique() * seconds / 2 / 60
         text += f" At {seconds:.1f} s a run, as in the committed results, that is about {minutes:.0f} minutes on 2 cores."
     return text
+
+
+def paper_block(shape: Path = SHAPE) -> str:
+    """What `make paper` is and the GPU memory that it is predicted to need, from the sizes of the model alone."""
+    from replication.ablations import plan
+    from replication.config import load_profile
+    from replication.preflight import predicted_peak
+    from replication.readings import plan_sentence
+    from replication.summaries import plan_frame
+
+    planned = plan("paper")
+    ranks = sorted({run.config.lora_rank for run in planned if run.config.method != "base"})
+    own = load_profile("paper", task="multiplication", method="grpo").lora_rank
+    rows = [(f"rank {rank}" + " (the profile's)" * (rank == own), {"lora_rank": rank}) for rank in ranks]
+    rows.append((f"rank {own}, `activation_checkpointing=true`", {"activation_checkpointing": True}))
+    lines = [plan_sentence(plan_frame(planned)), ""]
+    lines += ["| GiB, predicted | weights and optimizer | update | rollout | in all, with context and fragmentation |"]
+    lines += ["|---|---|---|---|---|"]
+    for name, changes in rows:
+        # The task decides nothing here, since the profile limits the completions.
+        peak = predicted_peak(load_profile("paper", task="multiplication", method="grpo", model=str(shape), **changes))
+        parts = (peak.resident, peak.update, peak.rollout, peak.total)
+        lines.append(f"| {name} | " + " | ".join(f"{part / 2**30:.1f}" for part in parts) + " |")
+    return "\n".join(lines)
 
 
 def cost_block(folder: Path = BENCH) -> str:
@@ -241,7 +267,9 @@ def write_readme(readme: Path = README, committed: Path = COMMITTED) -> bool:
     with explained(readme):
         text = readme.read_text("utf-8")
     new = text
-    for name, content in zip(BLOCKS, (verdict_block(committed), plan_block(), cost_block(), tree_block()), strict=True):
+    for name, content in zip(
+        BLOCKS, (verdict_block(committed), plan_block(), paper_block(), cost_block(), tree_block()), strict=True
+    ):
         new = with_block(new, name, content)
     if new != text:
         atomic_write(readme, new)

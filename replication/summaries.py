@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from replication.evidence import Evidence
-from replication.intervals import bootstrap
+from replication.intervals import bootstrap, mean_over_seeds
 from replication.randomness import numpy_stream
 from replication.statistics import best_rate, tuning
 
@@ -237,6 +237,25 @@ def lora_rank_table(tables: Tables, profile: str) -> pd.DataFrame:
         )
     columns = ["task", "method", "rank", "learning_rate", "rates_tried", "edge", "seeds", "accuracy", "lowest", "highest"]
     return pd.DataFrame(out, columns=columns)
+
+
+def rank_gap_table(tables: Tables, profile: str) -> pd.DataFrame:
+    """Per task, rank and sparse method: its accuracy minus that of full-token GRPO in points, each at its own best rate.
+
+    Mean over the seeds that both have, with the t interval of the paired differences; one seed has no interval.
+    """
+    rows = rows_of(tables, "lora_rank", profile)
+    out = []
+    for (task, rank), own in rows.groupby(["task", "lora_rank"], sort=True) if len(rows) else ():
+        accuracy = {
+            method: mine[mine["learning_rate"] == best_rate(mine)].drop_duplicates("run_id").set_index("seed")["accuracy"]
+            for method, mine in own.groupby("method")
+        }
+        for method in [method for method in ("s_grpo", "t_spmo") if method in accuracy and "grpo" in accuracy]:
+            gap = mean_over_seeds((accuracy[method] - accuracy["grpo"]).dropna()).scaled(100)
+            row = {"task": task, "rank": int(rank), "method": METHODS[method], "seeds": gap.seeds}
+            out.append(row | {"gap": gap.value, "low": gap.low, "high": gap.high})
+    return pd.DataFrame(out, columns=["task", "rank", "method", "seeds", "gap", "low", "high"])
 
 
 def edge(rate: float, tried: pd.Series) -> str:

@@ -21,6 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from replication import evaluate as evaluation
+from replication import parallel
 from replication.algorithms import TokenCredit
 from replication.config import ExperimentConfig, base_fingerprint
 from replication.errors import Diverged, Stopped
@@ -55,9 +56,10 @@ def run(config: ExperimentConfig, run_dir: str | Path, *, progress: bool | None 
         Stopped: a signal came; a checkpoint of the last whole step is saved.
         Diverged: the logits of the base itself are not finite.
     """
-    with RunDirectory.open(run_dir, config) as record:
-        if record.finished:
-            return record.summary
+    parallel.start(config.device)
+    with parallel.own_folder(run_dir) as folder, RunDirectory.open(folder, config) as record:
+        if (summary := parallel.from_first(record.summary)) is not None:
+            return summary
         torch.set_num_threads(config.threads)
         task = config.load_task()
         record.write_manifest(
@@ -65,6 +67,7 @@ def run(config: ExperimentConfig, run_dir: str | Path, *, progress: bool | None 
             base_sha256=base_fingerprint(config.model, config.revision),
             task_version=task.version,
             seed=config.seed,
+            processes=parallel.processes(),
         )
         policy = load_policy(config)
         record.write_manifest(model_commit=policy.commit)
@@ -86,11 +89,11 @@ def run(config: ExperimentConfig, run_dir: str | Path, *, progress: bool | None 
             final, items = evaluation.final_evaluation(policy, config, task)
         record.append_timings({"step": config.steps, "evaluation_s": time.perf_counter() - started, **_peak_memory()})
         record.write_items(items)
-        totals = _totals(Path(run_dir) / "metrics.jsonl")
+        totals = _totals(folder / "metrics.jsonl")
         outcome = {"status": status, "reason": reason, **totals, **final}
         if policy.trainable:
             record.write_adapter(policy.model)
-            write_card(Path(run_dir) / "adapter", config, record.manifest, outcome)
+            write_card(folder / "adapter", config, record.manifest, outcome)
         return record.finish(outcome)
 
 
@@ -104,10 +107,10 @@ def _train(
 ) -> None:
     method = config.build_method()
     optimizer = torch.optim.AdamW(policy.trainable.values(), lr=config.learning_rate, weight_decay=0.0)
-    first = _restore(record.load_checkpoint(), policy, optimizer, finite)
+    first = _restore(parallel.from_first(record.load_checkpoint()), policy, optimizer, finite)
     if first == 0:
         _validate(config, record, task, policy, finite, 0)
-    show = sys.stderr.isatty() if progress is None else progress
+    show = parallel.is_first() and (sys.stderr.isatty() if progress is None else progress)
     steps = range(first, config.steps)
     bar = tqdm(steps, initial=first, total=config.steps, disable=not show, desc=f"{config.task} {config.method}")
 
@@ -115,7 +118,8 @@ def _train(
         clock = [time.perf_counter()]
 
         # Sample: one group for each problem, from exactly the distribution that is scored below.
-        groups = sample_groups(policy, config, task, training_batch(config, task, step), step)
+        batch = training_batch(config, task, step)
+        groups = parallel.share(lambda part, step=step: sample_groups(policy, config, task, part, step), batch)
         clock.append(time.perf_counter())
 
         # Credit: the only place where the methods differ.
@@ -155,7 +159,7 @@ def _train(
         bar.set_postfix(reward=f"{row['reward']:.2f}", refresh=False)
         if (step + 1) % config.eval_every == 0 and step + 1 < config.steps:
             _validate(config, record, task, policy, finite, step + 1)
-        signum = stop_requested()
+        signum = parallel.first_given(stop_requested())
         if signum or (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
             _save(record, step + 1, policy, optimizer, finite)
         if signum:
@@ -164,14 +168,15 @@ def _train(
 
 def _backward(config: ExperimentConfig, policy: Policy, groups: Sequence[Group], credits: Sequence[TokenCredit]) -> float:
     """Accumulate the gradient of the batch's loss; returns the loss."""
-    prompts = [group.prompt for group in groups]
-    completions = [group.completions for group in groups]
+    own, own_credits = parallel.mine(groups), parallel.mine(credits)
+    prompts = [group.prompt for group in own]
+    completions = [group.completions for group in own]
     how = {"strategy": config.scoring, "temperature": config.temperature}
     total = 0.0
     # transformers recomputes activations in train mode only, and a model in train mode then ignores the cache of a rollout.
     policy.model.train(config.activation_checkpointing)
-    for part in micro_batches(prompts, completions, credits, config.scoring_tokens):
-        batch = [[column[i] for i in part] for column in (prompts, completions, credits)]
+    for part in micro_batches(prompts, completions, own_credits, config.scoring_tokens):
+        batch = [[column[i] for i in part] for column in (prompts, completions, own_credits)]
         log_probs = token_log_probs(policy.model, *batch, **how)
         reference = None
         if config.beta > 0:
@@ -181,6 +186,7 @@ def _backward(config: ExperimentConfig, policy: Policy, groups: Sequence[Group],
         loss.backward()
         total += loss.item()
     policy.model.eval()
+    total = parallel.sum_gradients(policy.trainable.values(), total)
     if config.l2 > 0 and any(len(credit) for credit in credits):
         penalty = config.l2 * l2_penalty(policy.trainable.values(), policy.initial)
         penalty.backward()
@@ -280,6 +286,8 @@ def _epoch_order(seed: int, size: int, epoch: int) -> list[int]:
 
 
 def _save(record: RunDirectory, step: int, policy: Policy, optimizer: torch.optim.Optimizer, finite: Mapping[str, Tensor]) -> None:
+    if not parallel.is_first():
+        return
     tensors = {f"finite/{name}": value for name, value in finite.items()}
     for name, parameter in policy.trainable.items():
         tensors[f"parameter/{name}"] = parameter

@@ -73,8 +73,11 @@ def test_an_unsolved_exercise_says_so_and_wrong_answers_say_what_is_off(name):
         assert checked.right is False and checked.message.startswith("not yet: ") and word in checked.message, checked
 
 
+ANSWERS = {"text": "?", "object": object(), "list": [], "function": lambda *rest: None, "nan": float("nan"), "dict": {"a": 1}}
+
+
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("answer", ["?", object(), [], lambda *rest: None, float("nan"), {"a": 1}], ids=str)
+@pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
 def test_no_answer_makes_a_checking_cell_raise(name, answer):
     assert getattr(exercises, name)(answer).right is False
 

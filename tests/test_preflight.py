@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 from tiny_runs import tiny_config
-from transformers import Qwen2Config
 
 from replication import preflight
 from replication.config import load_profile
@@ -22,14 +21,9 @@ GIB = 2**30
 
 
 @pytest.fixture(scope="module")
-def qwen2_shape(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A folder with nothing but the config of Qwen2-1.5B: enough to predict with."""
-    folder = tmp_path_factory.mktemp("qwen2-shape")
-    Qwen2Config(
-        vocab_size=151936, hidden_size=1536, intermediate_size=8960, num_hidden_layers=28, num_attention_heads=12,
-        num_key_value_heads=2, max_position_embeddings=131072, tie_word_embeddings=True, eos_token_id=151643,
-    ).save_pretrained(folder)  # fmt: skip
-    return str(folder)
+def qwen2_shape() -> str:
+    """The sizes of Qwen2-1.5B without its weights: enough to predict with."""
+    return str(ROOT / "data" / "qwen2-1.5b-shape")
 
 
 def paper(model: str, **changes):

@@ -32,6 +32,10 @@ def test_the_plan_is_that_of_the_profile():
     assert readme.block(TEXT, "plan") == readme.plan_block()
 
 
+def test_the_needs_of_the_paper_are_those_of_its_profile():
+    assert readme.block(TEXT, "paper") == readme.paper_block()
+
+
 def test_the_tree_names_every_file_and_no_other():
     try:
         files = readme.tracked_files()

@@ -205,6 +205,23 @@ def test_rank_points_are_read_at_the_rate_that_validation_chooses():
     assert point["learning_rate"] == 1e-2 and point["accuracy"] == pytest.approx(85.0)
 
 
+def test_the_gap_at_a_rank_is_that_of_paired_seeds_with_its_interval():
+    def row(method, seed, accuracy):
+        shared = {"ablation": "lora_rank", "profile": "nano", "task": "word_problems", "lora_rank": 4, "status": "done"}
+        shared |= {"method": method, "learning_rate": 1e-3, "seed": seed, "validation_accuracy": 0.5, "accuracy": accuracy}
+        return {"run_id": f"{method}-{seed}", **shared}
+
+    grpo, sparse = [0.70, 0.80, 0.90], [0.68, 0.76, 0.84]  # differences -2, -4, -6 points; t(2) = 4.3027, sd 2
+    rows = [row("grpo", n, a) for n, a in enumerate(grpo)] + [row("s_grpo", n, a) for n, a in enumerate(sparse)]
+    tables = {"runs": pd.DataFrame([*rows, row("s_grpo", 3, 0.1)])}  # a seed without a partner does not count
+    (gap,) = summaries.rank_gap_table(tables, "nano").to_dict("records")
+    assert gap["seeds"] == 3 and gap["gap"] == pytest.approx(-4)
+    assert (gap["low"], gap["high"]) == pytest.approx((-4 - 4.968, -4 + 4.968), abs=1e-3)
+    said = readings.lora_rank(tables, "nano")
+    assert any("S-GRPO minus full-token GRPO is -4.0 points [-9.0, +1.0] at rank 4" in sentence for sentence in said)
+    assert summaries.rank_gap_table({}, "nano").empty
+
+
 def test_a_rate_tuned_at_the_edge_of_its_grid_is_named():
     def row(method, rate, validation):
         shared = {"ablation": "lora_rank", "profile": "nano", "task": "word_problems", "lora_rank": 0, "status": "done", "seed": 0}

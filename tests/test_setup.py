@@ -111,6 +111,15 @@ def test_clean_never_touches_results_or_another_environment(tmp_path):
     assert "results" not in text and "mine" not in text
 
 
+@pytest.mark.parametrize(("words", "measured"), [((), True), (("PROFILE=paper",), False), (("MODEL=/m",), False)])
+def test_credit_against_the_truth_is_measured_where_it_is_known(words, measured, tmp_path):
+    (line,) = [line for line in make("-n", "all", f"OUT={tmp_path}", *words).stdout.splitlines() if "diagnose" in line]
+    condition = line.split(";")[0].removeprefix("if ")
+    assert (subprocess.run(["bash", "-c", condition], check=False).returncode == 0) == measured
+    (tmp_path / "credit.csv").touch()
+    assert subprocess.run(["bash", "-c", condition], check=False).returncode, "what is there is not measured again"
+
+
 def test_variables_reach_the_command_line():
     words = make("-n", "all", "PROFILE=paper", "SEEDS=2", "WORKERS=3", "MODEL=/m", "SVAMP=/s.json", "PLAN=full", "OUT=/o").stdout
     words = " ".join(words.split())
