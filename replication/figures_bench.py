@@ -127,7 +127,7 @@ def scaling(tables: Bench) -> Figure:
         axis.set_ylabel("seconds")
     axes.flat[-1].set_axis_off()
     p.legend_beside(figure, axes)
-    text = "Medians in turns at each value, one value after the other. What does not grow: 2 prompts of 32 tokens, 16 completions "
+    text = "Medians, in turns at each value, one value after the other. What does not grow: 2 prompts of 32 tokens, 16 completions "
     text += "of 32 tokens that part after some 5, vocabulary 1,024, width 128, 4 layers, one thread, random weights, CPU."
     return p.caption(figure, text, _NO_RUNS)
 
