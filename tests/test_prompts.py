@@ -21,7 +21,7 @@ from replication.tasks import Problem, get_task
 from replication.tasks.prompts import TEMPLATES, question_of, with_template
 
 TASKS = {"word_problems": get_task("word_problems"), "multiplication": get_task("multiplication")}
-SMALL = {"device": "cpu", "max_new_tokens": 4, "eval_items": 5, "eval_batch_size": 5}
+SMALL = {"device": "cpu", "max_new_tokens": 30, "eval_items": 5, "eval_batch_size": 5}
 
 
 @pytest.fixture(scope="module")
