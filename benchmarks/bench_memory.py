@@ -123,7 +123,7 @@ def main(out: Path, *, quick: bool = False) -> pd.DataFrame:
         table = common.write_table(out, "memory", _rows(measured, shape))
         common.write_manifest(out, "memory", threads=1, cases_done=done, cases=len(cases))
         taken = time.perf_counter() - started
-        print(f"  {done} of {len(cases)}: {implementation} {method}, {likeness} in common: {np.median(peaks) / 2**20:.0f} MB, "
+        print(f"  {done} of {len(cases)}: {implementation} {method}, {likeness} in common: {np.median(peaks) / 1e6:.0f} MB, "
               f"{len(runs)} processes in {taken:.0f} s", flush=True)  # fmt: skip
     return table
 

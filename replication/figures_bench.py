@@ -71,15 +71,15 @@ def memory(tables: Bench) -> Figure:
         shown = table[table["common"] == likeness]
         names = [_implementation(row) for row in shown.itertuples()]
         colours = [p.COLOURS[row.method] if row.implementation == "packed" else "#999999" for row in shown.itertuples()]
-        axis.barh(range(len(shown)), shown["peak_bytes"] / 2**20, color=colours)
+        axis.barh(range(len(shown)), shown["peak_bytes"] / 1e6, color=colours)
         for place, row in enumerate(shown.itertuples()):
             axis.annotate(
-                f"{row.peak_bytes / 2**20:.0f} MB", (row.peak_bytes / 2**20, place), xytext=(3, 0), textcoords="offset points",
+                f"{row.peak_bytes / 1e6:.0f} MB", (row.peak_bytes / 1e6, place), xytext=(3, 0), textcoords="offset points",
                 va="center", fontsize=8,
             )  # fmt: skip
         axis.set_yticks(range(len(shown)), names)
         axis.invert_yaxis()
-        axis.set_xlim(0, 1.25 * table["peak_bytes"].max() / 2**20)
+        axis.set_xlim(0, 1.25 * table["peak_bytes"].max() / 1e6)
         axis.set_xlabel("MB above what is held before")
         axis.set_title(f"completions part after about {1 / (1 - likeness**2):.0f} tokens", loc="left")
     row = table.iloc[0]
@@ -153,7 +153,7 @@ def ledger(tables: Bench) -> Figure:
         held = tables["memory"].dropna(subset=["predicted_bytes"])
         for row in held.itertuples():
             colour = p.COLOURS[row.method] if row.implementation == "packed" else "#999999"
-            right.scatter(row.predicted_bytes / 2**20, row.peak_bytes / 2**20, s=24, color=colour, marker=p.MARKERS[row.method])
+            right.scatter(row.predicted_bytes / 1e6, row.peak_bytes / 1e6, s=24, color=colour, marker=p.MARKERS[row.method])
         low, high = held["predicted_bytes"].min() / 2**21, held["peak_bytes"].max() / 2**19
         right.plot([low, high], [low, high], color="#777777", linestyle="--")
     right.set(xscale="log", yscale="log", xlabel="predicted peak (MB)", ylabel="measured peak (MB)")

@@ -59,7 +59,7 @@ def summary(tables: Bench, manifest: dict) -> str:
             aim = "" if np.isnan(row.aim) else f"{row.aim:g}{'' if row.met in (True, 'True') else ' (missed)'}"
             lines.append(
                 f"| {row.implementation.replace('dense', 'plain logits')} | {row.method} | {1 / (1 - row.common**2):.0f} tokens | "
-                f"{row.peak_bytes / 2**20:.0f} | {row.share_of_trl_at_its_best:.2f} | {aim} |"
+                f"{row.peak_bytes / 1e6:.0f} | {row.share_of_trl_at_its_best:.2f} | {aim} |"
             )
         lines.append("")
     if "scaling" in tables:
