@@ -34,7 +34,8 @@ def summary(tables: Bench, manifest: dict) -> str:
         lines += [
             f"This project against TRL {packages.get('trl')}'s GRPOTrainer, in turns in one run: the same nano base, problems, "
             f"adapter and sampling, 8 prompts x 16 completions, float32, {about.get('cpu')}, torch {packages.get('torch')}. "
-            f"Medians of {shown['n'].min()}, quartiles in brackets; the aim in the last column.",
+            f"Medians of {shown['n'].min()}, quartiles in brackets; the aim in the last column. Times faster: of each repetition's "
+            "two turns, so its median is not the quotient of the two columns beside it.",
             "",
             "| threads | method | part | TRL (s) | ours (s) | times faster | aim |",
             "|---|---|---|---|---|---|---|",
@@ -52,14 +53,15 @@ def summary(tables: Bench, manifest: dict) -> str:
             f"width {tables['memory']['width'][0]}, 8 completions of {tables['memory']['completion_length'][0]} tokens), as a "
             "share of TRL's at its best:",
             "",
-            "| scored by | method | completions part after | MB | share of TRL | aim |",
-            "|---|---|---|---|---|---|",
+            "| scored by | method | completions part after | MB, median (range) | processes | share of TRL | aim |",
+            "|---|---|---|---|---|---|---|",
         ]
         for row in tables["memory"].itertuples():
             aim = "" if np.isnan(row.aim) else f"{row.aim:g}{'' if row.met in (True, 'True') else ' (missed)'}"
             lines.append(
                 f"| {row.implementation.replace('dense', 'plain logits')} | {row.method} | {1 / (1 - row.common**2):.0f} tokens | "
-                f"{row.peak_bytes / 1e6:.0f} | {row.share_of_trl_at_its_best:.2f} | {aim} |"
+                f"{row.peak_bytes / 1e6:.0f} ({row.peak_bytes_low / 1e6:.0f} to {row.peak_bytes_high / 1e6:.0f}) | {row.n} | "
+                f"{row.share_of_trl_at_its_best:.2f} | {aim} |"
             )
         lines.append("")
     if "scaling" in tables:
