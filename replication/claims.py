@@ -44,6 +44,7 @@ class Claim(BaseModel):
     upper: float | None = Field(None, description="upper end, for the rule between")
     resolution: float | None = Field(None, gt=0, description="widest half-width that still counts, for the rule agrees")
     by_design: bool = False
+    tuned: bool = Field(False, description="judged only where the ablation learning_rate confirms the headline's learning rates")
 
     @model_validator(mode="after")
     def _fields_fit(self) -> Claim:
@@ -55,6 +56,8 @@ class Claim(BaseModel):
             raise ValueError("accuracy_difference needs two methods")
         if self.measure == "regularisation" and len(self.methods) < 2:
             raise ValueError("regularisation needs the sparse methods and then the full one")
+        if self.tuned and self.measure not in ("accuracy_difference", "regularisation"):
+            raise ValueError("`tuned` goes with accuracy_difference and regularisation")
         return self
 
     @property

@@ -61,12 +61,14 @@ class Evidence:
 
     def __init__(self, tables: Tables, scale: str) -> None:
         runs = table(tables, "runs", RUN_COLUMNS)
-        keep = (runs["ablation"] == HEADLINE) & (runs["profile"] == scale)
+        keep = runs["profile"] == scale
         if scale == "paper" and "model" in runs:
             keep &= runs["model"].astype(str).map(lambda model: bool(_PAPER_MODEL.search(model)))
         if scale == "nano" and "model" in runs:
             keep &= runs["model"] == "nano"
-        runs = runs[keep].copy()
+        #: The ablation that tunes, with what is pending or failed: for whether a headline run is at its tuned rate.
+        self.rates = runs[keep & (runs["ablation"] == "learning_rate")].copy()
+        runs = runs[keep & (runs["ablation"] == HEADLINE)].copy()
         self._planned = runs
         runs["accuracy"] = pd.to_numeric(runs["accuracy"], errors="coerce")
         runs = runs[runs["status"].isin(["done", "diverged"]) & runs["accuracy"].notna()]

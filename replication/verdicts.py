@@ -7,7 +7,7 @@ all" and are there for the reader who asks; the thresholds of data/claims.yaml a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from typing import Any
 
@@ -18,6 +18,7 @@ from replication.claims import Claim, load_claims
 from replication.evidence import Evidence, Tables
 from replication.intervals import Estimate, bootstrap, holm, mean_over_seeds, sign_test
 from replication.randomness import numpy_stream
+from replication.tuning import tuning
 
 VERDICTS = ("supported", "not supported", "inconclusive", "not run", "by design")
 _NAMES = {"base": "base", "grpo": "GRPO", "s_grpo": "S-GRPO", "t_spmo": "T-SPMO"}
@@ -120,8 +121,10 @@ def _cases(claim: Claim, evidence: Evidence, seed: int) -> tuple[list[Case], lis
             case = _measure(claim, evidence, task, method, label, rng)
             if case is None:
                 missing.append(label)
-            else:
-                cases.append(case)
+                continue
+            if claim.tuned and (remarks := _untuned(evidence, task, (method, claim.methods[-1]))):
+                case = replace(case, holds=None, remarks=case.remarks + remarks)
+            cases.append(case)
     return cases, missing
 
 
@@ -156,6 +159,29 @@ def _measure(claim: Claim, evidence: Evidence, task: str, method: str, label: st
     if not words and holds is not False:
         return None
     return Case(task, label, estimate, _and(holds, drifts_less), p, remarks + words)
+
+
+def _untuned(evidence: Evidence, task: str, methods: Sequence[str]) -> tuple[str, ...]:
+    """In words, why the headline runs of these methods are not known to be at their tuned rates; empty where all are."""
+    remarks = []
+    for method in (method for method in methods if method != "base"):
+        name = f"{_NAMES[method]} on {_words(task)}"
+        rates = evidence.rates[(evidence.rates["task"] == task) & (evidence.rates["method"] == method)]
+        points = tuning({"runs": rates})
+        chosen = points.loc[points["chosen"].astype(bool), "learning_rate"].tolist()
+        unfinished = int(rates["status"].isin(["failed", "pending"]).sum())
+        judged = int(points["validation_accuracy"].notna().sum())
+        if judged < 2 or unfinished:
+            why = f"{unfinished} of its {len(rates)} runs unfinished" if unfinished else f"rates judged on validation: {judged}"
+            remarks.append(f"{name} is not known to be at its tuned rate: run the ablation learning_rate ({why})")
+            continue
+        used = pd.to_numeric(evidence.rows(task, method)["learning_rate"], errors="coerce").unique()
+        # Tables keep six digits.
+        if not np.isclose(used, chosen[0], rtol=1e-4, atol=0).all():
+            headline = " and ".join(f"{rate:g}" for rate in used)
+            prefers = f"headline {headline}, validation prefers {chosen[0]:g}"
+            remarks.append(f"{name} is not at its tuned rate: {prefers}: set it in the profile and run again")
+    return tuple(remarks)
 
 
 def _kept_fraction(claim: Claim, evidence: Evidence, task: str, method: str, label: str) -> Case | None:

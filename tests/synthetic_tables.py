@@ -66,6 +66,18 @@ def headline(
     }
 
 
+def tuned(tables: Mapping[str, pd.DataFrame], factor: float = 1.0) -> dict[str, pd.DataFrame]:
+    """``tables`` with the ablation learning_rate, which chooses ``factor`` times the rates of the headline runs."""
+    runs = tables["runs"]
+    first = runs[(runs["ablation"] == "full_vs_sparse") & (runs["method"] != "base") & (runs["seed"] == 0)]
+    points = []
+    for rate, accuracy in ((0.1, 0.3), (1.0, 0.5), (10.0, 0.4)):
+        names = [run_id("tuned", name, rate) for name in first["run_id"]]
+        values = {"run_id": names, "ablation": "learning_rate", "validation_accuracy": accuracy}
+        points.append(first.assign(**values, learning_rate=first["learning_rate"] * factor * rate))
+    return {**tables, "runs": pd.concat([runs, *points], ignore_index=True)}
+
+
 def full(seeds: int = 5, selectors: Sequence[str] = ("random", "earliest", "latest", "entropy")) -> dict[str, pd.DataFrame]:
     """The headline and the three ablations; T-SPMO diverges at the highest learning rate."""
     tables = headline(seeds=seeds)

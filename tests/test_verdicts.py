@@ -14,8 +14,10 @@ from replication.claims import Claim, load_claims
 from replication.errors import UserError
 from replication.intervals import holm
 from replication.statistics import VERDICTS, verdicts
+from replication.tables import read_tables
 
-CLAIMS = Path(__file__).resolve().parent.parent / "data" / "claims.yaml"
+ROOT = Path(__file__).resolve().parent.parent
+CLAIMS = ROOT / "data" / "claims.yaml"
 CONTRACT = ["claim", "paper_value", "value", "low", "high", "seeds", "items", "verdict"]
 
 
@@ -109,13 +111,13 @@ def test_over_seventy_percent(rate: float, verdict: str):
 def test_full_grpo_does_not_improve(gain: float, verdict: str):
     accuracy = {task: rates | {"grpo": rates["base"] - 0.03} for task, rates in synthetic_tables.ACCURACY.items()}
     accuracy["word_problems"]["grpo"] = 0.46 + gain
-    row = _judge(synthetic_tables.headline(accuracy=accuracy), "N4").loc["N4"]
+    row = _judge(synthetic_tables.tuned(synthetic_tables.headline(accuracy=accuracy)), "N4").loc["N4"]
     assert row["verdict"] == verdict
     assert row["verdict"] != "supported" or row["high"] < 5
 
 
 def test_a_claim_about_both_tasks_falls_with_one_of_them_and_shows_it():
-    row = _judge(_with("grpo", 0.46), "N4").loc["N4"]  # multiplication still rises from 9 to 62 %
+    row = _judge(synthetic_tables.tuned(_with("grpo", 0.46)), "N4").loc["N4"]  # multiplication still rises from 9 to 62 %
     assert row["verdict"] == "not supported"
     assert "shown: GRPO on multiplication" in row["note"] and "GRPO on word problems" in row["note"]
     assert row["value"] == pytest.approx(53, abs=3)
@@ -140,7 +142,61 @@ def test_sparse_beats_full_only_with_less_drift(sparse: float, less_kl: bool, ve
         sign = runs["method"].isin(["s_grpo", "t_spmo"])
         runs.loc[sign, "kl_to_base"] += 1.0
         runs.loc[sign, "train_accuracy"] += 0.3
-    assert _judge(tables, "N9").loc["N9", "verdict"] == verdict
+    assert _judge(synthetic_tables.tuned(tables), "N9").loc["N9", "verdict"] == verdict
+
+
+def test_claims_at_the_tuned_rate_are_marked():
+    assert [claim.id for claim in load_claims(CLAIMS) if claim.tuned] == ["C4", "C9", "N4", "N9", "N9m"]
+
+
+@pytest.mark.parametrize("rate", [0.38, 0.90])
+def test_a_claim_at_the_tuned_rate_is_open_at_any_other(rate: float):
+    accuracy = {task: rates | {"grpo": rates["base"] + rate - 0.46} for task, rates in synthetic_tables.ACCURACY.items()}
+    tables = synthetic_tables.headline(accuracy=accuracy)
+    tuned = _judge(synthetic_tables.tuned(tables), "N4").loc["N4"]
+    assert tuned["verdict"] in ("supported", "not supported") and "tuned rate" not in tuned["note"]
+    elsewhere = _judge(synthetic_tables.tuned(tables, factor=3.0), "N4").loc["N4"]
+    assert elsewhere["verdict"] == "inconclusive"
+    assert "GRPO on word problems is not at its tuned rate: headline 0.001, validation prefers 0.003" in elsewhere["note"]
+    without = _judge(tables, "N4").loc["N4"]
+    assert without["verdict"] == "inconclusive" and "run the ablation learning_rate (rates judged on validation: 0)" in without["note"]
+    # The numbers are the same: only what they may be called differs.
+    assert (elsewhere["low"], elsewhere["high"]) == (without["low"], without["high"]) == (tuned["low"], tuned["high"])
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "note"),
+    [
+        ("status", "pending", "1 of its 3 runs unfinished"),
+        ("profile", "smoke", "rates judged on validation: 0"),
+        ("model", "other", "rates judged on validation: 0"),
+        ("task", "svamp", "rates judged on validation: 0"),
+        ("validation_accuracy", np.nan, "rates judged on validation: 0"),
+        ("learning_rate", 1e-3, "rates judged on validation: 1"),
+    ],
+)
+def test_a_tuning_that_is_not_whole_or_not_of_these_runs_confirms_nothing(column: str, value: object, note: str):
+    tables = synthetic_tables.tuned(_with("grpo", 0.40, items=60))  # on multiplication it rises: a clear failure, once tuned
+    assert _judge(tables, "N4").loc["N4", "verdict"] == "not supported"
+    runs = tables["runs"]
+    rows = runs.index[(runs["ablation"] == "learning_rate") & (runs["method"] == "grpo") & (runs["task"] == "multiplication")]
+    runs.loc[rows[:1] if column == "status" else rows, column] = value
+    row = _judge(tables, "N4").loc["N4"]
+    assert f"GRPO on multiplication is not known to be at its tuned rate: run the ablation learning_rate ({note})" in row["note"]
+    assert row["verdict"] == "inconclusive"
+
+
+def test_a_clear_failure_at_the_tuned_rate_decides_whatever_the_other_task():
+    tables = synthetic_tables.tuned(_with("grpo", 0.46))
+    runs = tables["runs"]
+    tables["runs"] = runs[(runs["ablation"] != "learning_rate") | (runs["task"] == "multiplication")]
+    assert _judge(tables, "N4").loc["N4", "verdict"] == "not supported"
+
+
+def test_the_committed_results_are_at_their_tuned_rates():
+    tables = read_tables(ROOT / "results" / "nano")
+    notes = _judge(tables, "N4", "N9", "N9m")["note"]
+    assert len(notes) == 3 and not notes.str.contains("tuned rate").any()
 
 
 def test_sparse_beats_full_is_not_judged_without_any_measure_of_drift():
@@ -323,6 +379,7 @@ def test_the_number_of_a_reader_who_has_the_paper_is_shown():
         ([_GOOD | {"treshold": 3}], "claim X: treshold"),
         ([_GOOD | {"rule": "between"}], "claim X.*upper"),
         ([_GOOD | {"measure": "accuracy_difference"}], "claim X.*two methods"),
+        ([_GOOD | {"tuned": True}], "claim X.*tuned"),
         ([_GOOD, _GOOD], "claim id X occurs twice"),
         (["C1"], "claim number 1"),
         ("no/such/claims.yaml", "cannot read the claims file"),
