@@ -159,7 +159,8 @@ def test_a_claim_at_the_tuned_rate_is_open_at_any_other(rate: float):
     assert elsewhere["verdict"] == "inconclusive"
     assert "GRPO on word problems is not at its tuned rate: headline 0.001, validation prefers 0.003" in elsewhere["note"]
     without = _judge(tables, "N4").loc["N4"]
-    assert without["verdict"] == "inconclusive" and "run the ablation learning_rate (rates judged on validation: 0)" in without["note"]
+    assert without["verdict"] == "inconclusive"
+    assert "run the ablation learning_rate (rates judged on validation: 0)" in without["note"]
     # The numbers are the same: only what they may be called differs.
     assert (elsewhere["low"], elsewhere["high"]) == (without["low"], without["high"]) == (tuned["low"], tuned["high"])
 
