@@ -22,7 +22,7 @@ CURVE_COLUMNS = ("run_id", "step", "metric", "value")
 Tables = Mapping[str, pd.DataFrame]
 
 #: The paper's model itself: not its Instruct or quantised siblings, and not a small stand-in of a dry run.
-_PAPER_MODEL = re.compile(r"(?i)qwen2-1\.5b(?![-\w])")
+PAPER_MODEL = "Qwen2-1.5B"
 _TRUE = {"1", "1.0", "true"}
 _FALSE = {"0", "0.0", "false"}
 
@@ -56,16 +56,27 @@ def as_correct(values: pd.Series) -> pd.Series:
     return text.isin(_TRUE).astype(float)
 
 
+def counts_for(scale: str, model: str) -> bool:
+    """Whether runs of ``model`` (a config's: a Hub name, a folder, or nano) are evidence for the claims of a scale.
+
+    For the paper's scale the last part of the name decides; a snapshot in the Hub's cache is named by its models--owner--name.
+    """
+    if scale == "nano":
+        return model == "nano"
+    parts = [part for part in re.split(r"[/\\]", model) if part]
+    if len(parts) > 2 and parts[-2] == "snapshots" and parts[-3].startswith("models--"):
+        parts = parts[-3].split("--")
+    return bool(parts) and parts[-1].lower() == PAPER_MODEL.lower()
+
+
 class Evidence:
     """The headline runs of one scale (``paper`` or ``nano``), by task and method."""
 
     def __init__(self, tables: Tables, scale: str) -> None:
         runs = table(tables, "runs", RUN_COLUMNS)
         keep = runs["profile"] == scale
-        if scale == "paper" and "model" in runs:
-            keep &= runs["model"].astype(str).map(lambda model: bool(_PAPER_MODEL.search(model)))
-        if scale == "nano" and "model" in runs:
-            keep &= runs["model"] == "nano"
+        if "model" in runs:
+            keep &= runs["model"].astype(str).map(lambda model: counts_for(scale, model)).astype(bool)
         #: The ablation that tunes, with what is pending or failed: for whether a headline run is at its tuned rate.
         self.rates = runs[keep & (runs["ablation"] == "learning_rate")].copy()
         runs = runs[keep & (runs["ablation"] == HEADLINE)].copy()

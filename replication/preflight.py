@@ -15,7 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from replication.claims import load_claims
 from replication.errors import UserError
+from replication.evidence import PAPER_MODEL, counts_for
+from replication.manifest import ROOT
 from replication.records import read_summary
 from replication.tasks import svamp
 
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
 
     from replication.config import ExperimentConfig
 
+CLAIMS = ROOT / "data" / "claims.yaml"
 #: A folder with less than these bytes of weights runs on a CPU if device=auto finds no GPU.
 SMALL_MODEL = 2**29
 #: Seconds to wait for the Hub's answer.
@@ -80,6 +84,16 @@ def require(configs: Sequence[ExperimentConfig], runs_dir: str | Path | None = N
     if problems:
         numbered = "; ".join(f"({number}) {problem}" for number, problem in enumerate(problems, 1))
         raise UserError(f"these runs cannot start here, nothing was begun: {numbered}")
+
+
+def announce_uncounted(configs: Sequence[ExperimentConfig]) -> str | None:
+    """A line on the claims that these runs cannot be evidence for, because of their model; None if there are none."""
+    for profile, model in dict.fromkeys((config.profile, getattr(config, "model", "nano")) for config in configs):
+        ids = [claim.id for claim in load_claims(CLAIMS) if claim.scale == profile]
+        if ids and not counts_for(profile, model):
+            name = "nano" if profile == "nano" else PAPER_MODEL
+            return f"MODEL={model} is not named {name}: claims {ids[0]} to {ids[-1]} will stay not run"
+    return None
 
 
 def _is_finished(config: ExperimentConfig, runs_dir: Path) -> bool:

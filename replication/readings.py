@@ -24,6 +24,7 @@ from replication.summaries import (
     token_fraction_table,
     tuning_table,
 )
+from replication.tasks import svamp
 
 #: Two rates count as equally good within this many points of accuracy: about what 300 test items can tell apart in a pair.
 CLOSE = 5.0
@@ -40,6 +41,26 @@ def plan_sentence(plan: pd.DataFrame) -> str:
         f"({int(trained['steps'].sum())} steps in all) and {len(distinct) - len(trained)} only evaluated; "
         f"{shared} further rows of the plan are shared with another ablation and not run again."
     )
+
+
+def svamp_split(tables: Tables, profile: str) -> str:
+    """Which split of SVAMP the ended runs used, from svamp_source; empty without such runs or without that column."""
+    runs = tables.get("runs", pd.DataFrame())
+    if not len(runs) or "svamp_source" not in runs:
+        return ""
+    ended = (runs["profile"] == profile) & (runs["task"] == "svamp") & runs["status"].isin(["done", "diverged"])
+    runs = runs[ended]
+    if runs.empty:
+        return ""
+    items = tables.get("items", pd.DataFrame(columns=["run_id", "item_id"]))
+    if items.loc[items["run_id"].isin(runs["run_id"]), "item_id"].astype(str).str.startswith(svamp.MADE_UP).any():
+        return "SVAMP: items made up for a dry run, not SVAMP itself."
+    from_file = runs["svamp_source"].notna()
+    own, hub = "a 700/300 split of the official file by content hash", "the Hub's own 700/300 split"
+    if from_file.any() and not from_file.all():
+        count = runs.loc[from_file, "run_id"].nunique()
+        return f"SVAMP: {count} runs used {own} and {runs.loc[~from_file, 'run_id'].nunique()} {hub}; the two cannot be compared."
+    return f"SVAMP: all runs used {own if from_file.all() else hub}."
 
 
 # Full against sparse -------------------------------------------------------------------------------------------------------

@@ -109,6 +109,8 @@ def run_plan(
     configs = [run.config for run in planned]
     preflight.require(configs, runs_dir)
     make_folder(Path(runs_dir))
+    if progress and (line := preflight.announce_uncounted(configs)):
+        print(f"warning: {line}", file=sys.stderr)
     if progress and (line := preflight.announce_hours(configs, runs_dir)):
         print(line, file=sys.stderr)
     with signals.handled():

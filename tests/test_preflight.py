@@ -47,6 +47,18 @@ def test_a_plan_on_the_shipped_base_asks_for_nothing(monkeypatch):
     preflight.require([load_profile("nano", task="word_problems", method="grpo")])
 
 
+def test_a_model_that_no_claim_counts_is_told_before_and_not_refused(random_base):
+    uncounted = preflight.announce_uncounted
+    expected = "MODEL=/data/weights is not named Qwen2-1.5B: claims C1 to C9 will stay not run"
+    assert uncounted([paper("Qwen/Qwen2-1.5B"), paper("/data/weights")]) == expected
+    assert uncounted([paper("Qwen/Qwen2-1.5B"), paper("/data/Qwen2-1.5B")]) is None
+    assert uncounted([load_profile("nano", task="word_problems", method="grpo")]) is None
+    other = load_profile("nano", task="word_problems", method="grpo", model="/data/other")
+    assert uncounted([other]) == "MODEL=/data/other is not named nano: claims N1 to N9m will stay not run"
+    assert uncounted([load_profile("smoke", model="/data/other")]) is None  # no claim is of that scale
+    preflight.require([paper(str(random_base), device="cpu")])
+
+
 def test_device_decides_and_not_the_profile(random_base, monkeypatch):
     import torch
 

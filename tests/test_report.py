@@ -252,6 +252,25 @@ def test_a_plan_says_how_many_runs_of_how_many_steps():
     assert PlannedRun("lora_rank", configs[0]).config is configs[0]
 
 
+def test_the_split_of_svamp_is_named_only_where_it_was_run(page, tmp_path):
+    assert "700/300" not in page  # the nano lab has no SVAMP
+    tables = synthetic.headline(profile="paper", tasks=("svamp",), items=20, seeds=1)
+    runs, items = tables["runs"], tables["items"]
+    assert readings.svamp_split(tables, "paper") == "", "not recorded"
+    for source, said in ((None, "all runs used the Hub's own 700/300 split"), ("a.json", "all runs used a 700/300 split of")):
+        runs["svamp_source"] = source
+        assert said in readings.svamp_split(tables, "paper") and readings.svamp_split(tables, "nano") == ""
+    runs.loc[runs["method"] == "base", "svamp_source"] = None
+    runs["steps"], runs["keep_probability"] = runs["steps_done"], runs["method"].map({"s_grpo": 0.3})
+    both = readings.svamp_split(tables, "paper")
+    assert "3 runs used a 700/300 split of the official file by content hash and 1 the Hub's" in both
+    write_tables(tables, tmp_path, MANIFEST)
+    assert both.replace("'", "&#39;") in report.build(tmp_path, "paper").read_text()
+    made_up = {**tables, "items": items.assign(item_id="made-up-" + items["item_id"])}
+    assert "made up for a dry run" in readings.svamp_split(made_up, "paper")
+    assert readings.svamp_split({**tables, "runs": runs.assign(status="pending")}, "paper") == ""
+
+
 def test_power_names_the_differences_that_these_seeds_and_items_would_show(tables):
     said = readings.power(tables, "nano")
     for row in detectable_differences(tables, "nano").itertuples():

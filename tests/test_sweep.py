@@ -39,6 +39,12 @@ def go(planned: list[Planned], folder: Path, workers: int = 2) -> sweep.SweepRes
     return run_plan(planned, folder, workers=workers, progress=False, target=TARGET)
 
 
+def test_a_sweep_says_before_it_starts_that_no_claim_counts_its_model(tmp_path, capfd):
+    assert run_plan(plan(StandIn(profile="paper")), tmp_path, workers=1, progress=True, target=TARGET).ok
+    warning = "warning: MODEL=nano is not named Qwen2-1.5B: claims C1 to C9 will stay not run"
+    assert capfd.readouterr().err.splitlines()[0] == warning
+
+
 def times_begun(folder: Path, config: StandIn) -> int:
     log = folder / config.run_id / "run.log"
     return log.read_text().count("training ") if log.exists() else 0

@@ -93,10 +93,24 @@ def test_smoke_dry_runs_and_other_models_are_no_evidence(profile: str, model: st
     assert set(verdicts(CLAIMS, tables)["verdict"]) == {"not run"}
 
 
-def test_a_resolved_path_of_the_paper_model_is_evidence():
+@pytest.mark.parametrize(
+    ("model", "counts"),
+    [
+        ("Qwen/Qwen2-1.5B", True),
+        ("/data/qwen2-1.5b/", True),
+        ("/cache/models--Qwen--Qwen2-1.5B/snapshots/8a16abf2", True),
+        ("/ft/qwen2-1.5b/my-sft", False),
+        ("/ft/qwen2-1.5b/snapshots/8a16abf2", False),
+        ("/cache/models--Qwen--Qwen2-1.5B-Instruct/snapshots/8a16abf2", False),
+        ("/data/my-qwen2-1.5b", False),
+        ("/data/Qwen2-1.5B-GPTQ", False),
+        ("/data/weights", False),
+    ],
+)
+def test_the_last_part_of_a_path_says_whether_it_is_the_paper_model(model: str, counts: bool):
     tables = _paper()
-    tables["runs"]["model"] = "/cache/models--Qwen--Qwen2-1.5B/snapshots/8a16abf2"
-    assert _judge(tables, "C3").loc["C3", "verdict"] != "not run"
+    tables["runs"]["model"] = model
+    assert (_judge(tables, "C3").loc["C3", "verdict"] != "not run") == counts
 
 
 @pytest.mark.parametrize(("rate", "verdict"), [(0.85, "supported"), (0.72, "inconclusive"), (0.50, "not supported")])
