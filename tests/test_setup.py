@@ -147,7 +147,8 @@ def test_the_ci_script_runs_lint_tests_and_smoke_and_names_no_host():
     path = ROOT / ".ci/run"
     text = path.read_text()
     assert path.stat().st_mode & 0o111 and "set -euo pipefail" in text
-    assert "for target in setup lint test smoke" in text
+    steps = re.findall(r"^step make ([a-z-]+)$", text, flags=re.MULTILINE)
+    assert steps == ["setup", "lint", "test", "smoke"] and "step make paper-dryrun" in text
     for file in (path, ROOT / "Makefile", ROOT / "pyproject.toml", ROOT / "environment.yml"):
         assert "://" not in file.read_text() and "index-url" not in file.read_text(), file
     assert subprocess.run(["bash", "-n", str(path)], check=False).returncode == 0
