@@ -24,7 +24,7 @@ from replication.algorithms import TokenCredit
 from replication.config import ExperimentConfig, load_profile
 from replication.files import atomic_write, to_json
 from replication.groups import Group
-from replication.manifest import manifest
+from replication.manifest import manifest, now
 from replication.models.load import Policy
 from replication.randomness import numpy_stream, stream
 from replication.rollout import Completion
@@ -216,7 +216,7 @@ def write_manifest(folder: Path, part: str, **facts: Any) -> None:
     """Record hardware, versions and facts of one part of the benchmarks beside its tables."""
     path = folder / "manifest.json"
     content = json.loads(path.read_text()) if path.exists() else {}
-    content[part] = {**_about(), **facts}
+    content[part] = {**_about(), "made": now(), **facts}
     folder.mkdir(parents=True, exist_ok=True)
     atomic_write(path, to_json(content, indent=2) + "\n")
 

@@ -177,14 +177,15 @@ def _manifest(folder: Path) -> dict[str, Any]:
 def diagnose(options: argparse.Namespace) -> int:
     out = _results(options)
     from replication.diagnostics import diagnose as measure
-    from replication.manifest import manifest
+    from replication.manifest import manifest, now, peak_memory
     from replication.tables import write_tables
 
     tables, took = measure(
         options.profile, task=options.task, problems=options.problems, redraws=options.redraws, run_dirs=options.run,
         **parse_settings(options.set),
     )  # fmt: skip
-    write_tables(tables, out, _manifest(out) | {"diagnostics": manifest() | took})
+    about = {**manifest(), **took, **peak_memory(), "made": now(), "tables": [f"{name}.csv" for name in tables]}
+    write_tables(tables, out, _manifest(out) | {"diagnostics": about})
     print(f"{out / 'credit.csv'} and worked_example.csv, {took['seconds']} s", file=sys.stderr)
     return 0
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import unescape
@@ -63,18 +64,31 @@ def provenance(path: Path) -> str:
         raise UserError(f"{path} holds no provenance and there is no manifest.json beside it: it was not made by this project")
     manifest = read_json(folder / "manifest.json", "a manifest") if folder else {}
     found: dict[str, Any] = {"file": path.name, **({"figure": inside} if inside is not None else {})}
-    names = ("commit", "dirty", "made", "run_commits", "runs_dirty", "seeds")
-    names += ("command", "python", "platform", "cpu", "cores", "memory_bytes", "gpu", "packages")
-    found["made_by"] = {name: manifest[name] for name in names if name in manifest}
+    shown = inside.get("run_ids") if isinstance(inside, dict) else None
+    # What was measured without training (diagnose, each benchmark) has a manifest of its own within the folder's.
+    measured = {name: part for name, part in manifest.items() if isinstance(part, dict) and "commit" in part}
+    own = {name: part for name, part in measured.items() if path.name in part.get("tables", ())}
+    without_runs = bool(measured) and (bool(own) or shown == [] or "commit" not in manifest)
+    if without_runs:
+        found["measured_by"] = {name: _origin(part) for name, part in (own or measured).items()}
+    else:
+        found["made_by"] = _origin(manifest)
     known = (manifest.get("tables") or {}).get(path.name)
     if known is not None:
         same = hashlib.sha256(path.read_bytes()).hexdigest() == known
         found["checksum"] = "as in the manifest" if same else "NOT that of the manifest: the file was changed afterwards"
     text = json.dumps(found, indent=2, ensure_ascii=False)
-    shown = set(inside.get("run_ids") or ()) if isinstance(inside, dict) else set()
+    if without_runs:
+        return f"{text}\nmeasured by the command above, not from runs"
     origins = manifest.get("runs")
-    commands = _commands(folder, shown, origins if isinstance(origins, dict) else {}) if folder else []
+    commands = _commands(folder, set(shown or ()), origins if isinstance(origins, dict) else {}) if folder else []
     return "\n".join([text, f"made from {len(commands)} runs:", *commands])
+
+
+def _origin(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    names = ("commit", "dirty", "made", "run_commits", "runs_dirty", "seeds", "command", "seconds", "peak_rss_bytes")
+    names += ("python", "platform", "cpu", "cores", "threads", "memory_bytes", "gpu", "packages")
+    return {name: manifest[name] for name in names if name in manifest}
 
 
 def _commands(folder: Path, only: set[str], origins: dict[str, Any]) -> list[str]:

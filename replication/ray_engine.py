@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from replication import signals
 from replication.errors import Stopped, UserError
-from replication.sweep import GRACE, POLL, SweepResult
-from replication.worker import Answer, one_run
+from replication.worker import GRACE, POLL, Answer, one_run
 
 if TYPE_CHECKING:
     from replication.sweep import Sweep
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 RETRIES = 5
 
 
-def run(sweep: Sweep, address: str, target: str) -> SweepResult:
+def run(sweep: Sweep, address: str, target: str) -> None:
     """Run what is missing of ``sweep`` on the cluster at ``address`` ("auto" or host:port), one CPU per thread, one GPU each.
 
     Raises:
@@ -31,7 +30,7 @@ def run(sweep: Sweep, address: str, target: str) -> SweepResult:
         Stopped: SIGINT or SIGTERM came; the runs have saved.
     """
     if not sweep.waiting:
-        return sweep.result
+        return
     try:
         import ray
     except ImportError:
@@ -42,14 +41,15 @@ def run(sweep: Sweep, address: str, target: str) -> SweepResult:
         first = str(error).strip().splitlines()[0]
         raise UserError(f"no Ray cluster answers at {address} ({first}): start one with `ray start --head`") from None
     try:
-        return _run(ray, sweep, target)
+        _run(ray, sweep, target)
     finally:
         ray.shutdown()
 
 
-def _run(ray: Any, sweep: Sweep, target: str) -> SweepResult:
+def _run(ray: Any, sweep: Sweep, target: str) -> None:
     gpus = ray.cluster_resources().get("GPU", 0)
     task = ray.remote(_one_run)
+    sweep.announce("on the Ray cluster")
     running: dict[Any, tuple[str, float]] = {}
     while sweep.waiting or running:
         signum = signals.stop_requested()
@@ -72,7 +72,6 @@ def _run(ray: Any, sweep: Sweep, target: str) -> SweepResult:
         for reference in ready:
             run_id, started = running.pop(reference)
             sweep.take(run_id, _answer(ray, reference), time.monotonic() - started)
-    return sweep.result
 
 
 def _answer(ray: Any, reference: Any) -> Answer:

@@ -1,4 +1,4 @@
-"""What of a plan is missing, and running it in local worker processes.
+"""What of a plan is missing, and having it run: by worker processes of this machine, or by a Ray cluster.
 
 What is missing is judged by the run directories alone, just before a run is handed out: two sweeps on one folder share the
 work, and a run that some other process holds is waited for, never run twice.
@@ -6,37 +6,26 @@ work, and a run that some other process holds is waited for, never run twice.
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import multiprocessing
-import os
-import signal
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from replication import preflight, signals
-from replication.errors import Stopped, UserError
+from replication import local_engine, preflight, ray_engine, signals
+from replication.errors import UserError
 from replication.files import make_folder
-from replication.manifest import cores
 from replication.records import RunSummary, is_locked, mark_failed, read_failure, read_summary
-from replication.worker import Answer, how_it_died, log_tail, work
+from replication.worker import Answer, log_tail
 
 if TYPE_CHECKING:
     from replication.ablations import PlannedRun
 
 log = logging.getLogger("replication")
-
-#: Seconds that workers get to save and stop; whoever needs longer is killed and goes on from its last checkpoint.
-GRACE = 15.0
-#: Seconds between two looks at signals and at the runs of other processes.
-POLL = 0.5
 
 
 @dataclass
@@ -64,14 +53,6 @@ class SweepResult:
     def ok(self) -> bool:
         """Whether every planned run is finished; a diverged one is a result and counts."""
         return not self.missing
-
-
-@dataclass
-class _Worker:
-    process: Any
-    connection: Connection
-    run_id: str | None = None
-    started: float = 0.0
 
 
 def run_plan(
@@ -113,29 +94,29 @@ def run_plan(
         print(f"warning: {line}", file=sys.stderr)
     if progress and (line := preflight.announce_hours(configs, runs_dir)):
         print(line, file=sys.stderr)
-    with signals.handled():
-        sweep = Sweep(planned, Path(runs_dir), workers, progress, target)
-        if engine == "ray":
-            from replication import ray_engine
-
-            return ray_engine.run(sweep, address, target)
-        return sweep.run()
+    sweep = Sweep(planned, Path(runs_dir), progress)
+    try:
+        with signals.handled():
+            if engine == "ray":
+                ray_engine.run(sweep, address, target)
+            else:
+                local_engine.run(sweep, workers, target)
+    finally:
+        sweep.bar.close()
+    return sweep.result
 
 
 class Sweep:
-    """The state of a sweep: what waits, what came out of it, and the worker processes of the local engine."""
+    """The state of a sweep, whatever engine runs it: what waits, what is running, and what came out."""
 
-    def __init__(self, planned: Sequence[PlannedRun], runs_dir: Path, workers: int | None, progress: bool, target: str) -> None:
+    def __init__(self, planned: Sequence[PlannedRun], runs_dir: Path, progress: bool) -> None:
         self.configs = {run.config.run_id: run.config for run in planned}
         self.runs_dir = runs_dir
-        self.target = target
         self.result = SweepResult(planned=list(self.configs))
         self.waiting = sorted((run_id for run_id in self.configs if not self._is_finished(run_id)), key=self._cost, reverse=True)
+        self.running: set[str] = set()
         # A note of a failure that is not one of these was written while we ran, by another sweep: no second try now.
         self.earlier_failures = {run_id: read_failure(self.folder(run_id)) for run_id in self.waiting}
-        self.gpus = _gpus(self.configs[run_id] for run_id in self.waiting)
-        self.limit = min(workers or len(self.gpus) or cores(), len(self.waiting))
-        self.workers: list[_Worker | None] = [None] * self.limit
         self.progress = progress
         # Where there is no terminal, the lines of finished runs alone say how far it is.
         self.bar = tqdm(
@@ -148,43 +129,14 @@ class Sweep:
         self.cost_done = 0.0
         self.to_do = len(self.waiting)
 
-    def run(self) -> SweepResult:
-        if self.progress:
-            finished = len(self.configs) - self.to_do
-            self._say(f"{finished} of {len(self.configs)} runs are finished, {self.to_do} to run in {self.limit} processes")
+    def announce(self, where: str) -> None:
+        """Say how much there is to do, and where."""
+        finished = len(self.configs) - self.to_do
+        self._say(f"{finished} of {len(self.configs)} runs are finished, {self.to_do} to run {where}")
         self._show()
-        try:
-            while self.waiting or self._busy():
-                signum = signals.stop_requested()
-                if signum is not None:
-                    self._end_workers()
-                    raise Stopped(signum)
-                self._hand_out()
-                self._collect(POLL)
-        finally:
-            self._end_workers()
-            self.bar.close()
-        return self.result
-
-    # Handing out ------------------------------------------------------------------------------------------------------
-
-    def _hand_out(self) -> None:
-        for slot, worker in enumerate(self.workers):
-            if worker is not None and worker.run_id is not None:
-                continue
-            run_id = self.next_run()
-            if run_id is None:
-                return
-            if worker is None:
-                worker = self.workers[slot] = self._start_worker(slot)
-            worker.run_id, worker.started = run_id, time.monotonic()
-            try:
-                worker.connection.send((self.configs[run_id], str(self.folder(run_id))))
-            except OSError:  # it died while idle: nothing was begun
-                self.waiting.insert(0, run_id)
-                self._discard(slot)
 
     def next_run(self) -> str | None:
+        """The next run to begin, which counts as running from now on; None if there is none that nobody holds."""
         for run_id in list(self.waiting):
             if self._is_finished(run_id):  # by another sweep, meanwhile
                 self.waiting.remove(run_id)
@@ -197,46 +149,19 @@ class Sweep:
                 self._ended(run_id, f"failed in another process: {failure['reason']}")
             else:
                 self.waiting.remove(run_id)
+                self.running.add(run_id)
                 return run_id
         return None
 
-    def _start_worker(self, slot: int) -> _Worker:
-        context = multiprocessing.get_context("spawn")
-        ours, theirs = context.Pipe()
-        gpu = self.gpus[slot % len(self.gpus)] if self.gpus else None
-        process = context.Process(target=work, args=(theirs, self.target, gpu), daemon=True)
-        # A Ctrl-C while the new process is still importing would kill it with a traceback on the terminal.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            process.start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        theirs.close()
-        return _Worker(process, ours)
-
-    # Collecting -------------------------------------------------------------------------------------------------------
-
-    def _collect(self, seconds: float) -> None:
-        slots = {worker.connection: slot for slot, worker in self._busy()}
-        if not slots:
-            time.sleep(seconds)  # all that is left is being run by others
-        for connection in wait(list(slots), seconds) if slots else ():
-            slot = slots[connection]
-            worker = self.workers[slot]
-            run_id, worker.run_id = worker.run_id, None
-            try:
-                answer = connection.recv()
-            except (EOFError, OSError):
-                worker.process.join()
-                answer = ("failed", how_it_died(worker.process.exitcode))
-                self._discard(slot)
-            else:
-                if answer[0] == "stopped":  # somebody told this one worker alone to stop: it is ending
-                    self._discard(slot)
-            self.take(run_id, answer, time.monotonic() - worker.started)
+    def put_back(self, run_id: str) -> None:
+        """Let a run that was handed out wait again: nothing of it was begun."""
+        self.running.discard(run_id)
+        self.waiting.insert(0, run_id)
 
     def take(self, run_id: str, answer: Answer, seconds: float) -> None:
+        """Note how a run ended: its answer (see ``worker.work``) and how long it took."""
         outcome, reason = answer
+        self.running.discard(run_id)
         if outcome in ("locked", "stopped"):
             self.waiting.append(run_id)
         elif outcome == "failed":
@@ -255,50 +180,12 @@ class Sweep:
     def _ended(self, run_id: str, how: str) -> None:
         config = self.configs[run_id]
         self.cost_done += self._cost(run_id)
-        left = [*self.waiting, *(worker.run_id for _, worker in self._busy())]
+        left = [*self.waiting, *self.running]
         seconds = (time.monotonic() - self.started) * sum(map(self._cost, left)) / self.cost_done
         where = f"{self.to_do - len(left)}/{self.to_do}, {seconds / 60:.0f} min to go"
         self._say(f"{run_id} {config.task} {config.method} seed {config.seed}: {how} ({where})")
         self.bar.update(self._cost(run_id))
         self._show()
-
-    # The end ----------------------------------------------------------------------------------------------------------
-
-    def _end_workers(self) -> None:
-        """Tell every worker to save and stop; kill those that do not within GRACE seconds, or at a second signal."""
-        running = [worker for worker in self.workers if worker is not None]
-        self.workers = [None] * self.limit
-        for worker in running:
-            if worker.run_id is not None:
-                with contextlib.suppress(OSError):
-                    os.kill(worker.process.pid, signal.SIGTERM)
-            else:
-                worker.connection.close()
-        deadline = time.monotonic() + GRACE
-        try:
-            for worker in running:
-                worker.process.join(max(0.0, deadline - time.monotonic()))
-        finally:
-            for worker in running:
-                if worker.process.is_alive():
-                    worker.process.kill()
-                worker.process.join()
-                worker.connection.close()
-                worker.process.close()
-
-    def _discard(self, slot: int) -> None:
-        worker = self.workers[slot]
-        self.workers[slot] = None
-        worker.connection.close()
-        if worker.process.is_alive():
-            worker.process.kill()
-        worker.process.join()
-        worker.process.close()
-
-    # Small things -----------------------------------------------------------------------------------------------------
-
-    def _busy(self) -> list[tuple[int, _Worker]]:
-        return [(slot, worker) for slot, worker in enumerate(self.workers) if worker is not None and worker.run_id is not None]
 
     def folder(self, run_id: str) -> Path:
         return self.runs_dir / run_id
@@ -324,17 +211,6 @@ class Sweep:
             tqdm.write(line, file=sys.stderr)
 
     def _show(self) -> None:
-        left = len(self.waiting) + len(self._busy())
+        left = len(self.waiting) + len(self.running)
         failed = f", {len(self.result.failed)} failed" if self.result.failed else ""
         self.bar.set_description_str(f"{self.to_do - left}/{self.to_do} runs{failed}")
-
-
-def _gpus(configs: Any) -> list[str]:
-    """The GPUs to hand to the workers, one each, if the configs ask for any."""
-    if not any(getattr(config, "device", "cpu") in ("cuda", "auto") for config in configs):
-        return []
-    import torch
-
-    count = torch.cuda.device_count()
-    names = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-    return names[:count] if len(names) >= count and names[0] else [str(number) for number in range(count)]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import json
 import math
-import resource
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -27,6 +26,7 @@ from replication.config import ExperimentConfig, base_fingerprint
 from replication.errors import Diverged, Stopped, UserError
 from replication.groups import Group, sample_groups
 from replication.ledger import rollout_cost, scoring_cost
+from replication.manifest import forget_peak_memory, peak_memory
 from replication.models.card import write_card
 from replication.models.load import Policy, load_policy
 from replication.objective import l2_penalty, surrogate_loss
@@ -61,8 +61,7 @@ def run(config: ExperimentConfig, run_dir: str | Path, *, progress: bool | None 
         if (summary := parallel.from_first(record.summary)) is not None:
             return summary
         torch.set_num_threads(config.threads)
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
+        forget_peak_memory()
         task = config.load_task()
         record.write_manifest(
             command=config.command(run_dir),
@@ -94,7 +93,7 @@ def run(config: ExperimentConfig, run_dir: str | Path, *, progress: bool | None 
                     policy.trainable[name].copy_(value)
             started = time.perf_counter()
             final, items = evaluation.final_evaluation(policy, config, task)
-        record.append_timings({"step": config.steps, "evaluation_s": time.perf_counter() - started, **_peak_memory()})
+        record.append_timings({"step": config.steps, "evaluation_s": time.perf_counter() - started, **peak_memory()})
         record.write_items(items)
         totals = _totals(folder / "metrics.jsonl")
         outcome = {"status": status, "reason": reason, **totals, **final}
@@ -162,7 +161,7 @@ def _train(
         row = {"step": step + 1, "loss": loss, "grad_norm": norm if learns else None, "clipped": int(norm > config.max_grad_norm)}
         row |= {"skipped": int(not learns), "learning_rate": learning_rate, **_group_metrics(config, policy, groups, credits)}
         record.append_metrics(row)
-        record.append_timings({"step": step + 1, **_durations(clock), **_peak_memory()})
+        record.append_timings({"step": step + 1, **_durations(clock), **peak_memory()})
         bar.set_postfix(reward=f"{row['reward']:.2f}", refresh=False)
         if (step + 1) % config.eval_every == 0 and step + 1 < config.steps:
             _validate(config, record, task, policy, finite, step + 1)
@@ -346,11 +345,3 @@ def _durations(clock: Sequence[float]) -> dict[str, float]:
     names = ("rollout_s", "score_s", "update_s")
     parts = {name: after - before for name, before, after in zip(names, clock, clock[1:], strict=False)}
     return {**parts, "step_s": time.perf_counter() - clock[0]}
-
-
-def _peak_memory() -> dict[str, int]:
-    """The most memory held: by the process since it began (a worker's earlier runs count), on the GPU since the run began."""
-    peak = {"peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)}
-    if torch.cuda.is_available():
-        peak["peak_gpu_bytes"] = torch.cuda.max_memory_allocated()
-    return peak

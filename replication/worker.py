@@ -23,6 +23,10 @@ from replication import signals
 from replication.errors import Stopped, UserError
 from replication.files import Locked
 
+#: Seconds that workers get to save and stop; whoever needs longer is killed and goes on from its last checkpoint.
+GRACE = 15.0
+#: Seconds between two looks at signals and at the runs of other processes.
+POLL = 0.5
 #: Lines of a failed run's log that are kept with its reason.
 LOG_LINES = 20
 Answer = tuple[str, str | None]

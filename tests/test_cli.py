@@ -277,6 +277,22 @@ def test_provenance_of_a_figure_is_inside_it(tmp_path, capsys):
         assert '"run_ids": [' in out and "made from 1 runs:" in out
 
 
+def test_provenance_of_what_was_measured_without_runs_names_its_own_command(tmp_path, capsys):
+    """credit.csv used to be said to come from every run of the folder, with the command and commit of the report."""
+    folder = results(tmp_path / "from")
+    part = {"commit": "e" * 40, "command": "python -m replication diagnose", "made": "2026-01-01", "tables": ["credit.csv"]}
+    write_tables({"credit": pd.DataFrame([{"share": 0.5}])}, folder, {"diagnostics": part})
+    assert main(["provenance", str(folder / "credit.csv")]) == 0
+    out = capsys.readouterr().out
+    assert "e" * 40 in out and "diagnose" in out and "cccc" not in out and "not from runs" in out and "replication run" not in out
+
+
+def test_provenance_of_a_benchmark_names_its_parts(capsys):
+    assert main(["provenance", str(ROOT / "results/bench/figures/memory.png")]) == 0
+    out = capsys.readouterr().out
+    assert "benchmarks --parts memory" in out and "not from runs" in out
+
+
 def test_verify_says_claim_by_claim_and_ends_with_1_on_disagreement(tmp_path, capsys):
     row = {"claim": "N1", "paper_value": None, "value": 70.0, "low": 65.0, "high": 75.0, "verdict": "supported"}
     write_tables({"verdicts": pd.DataFrame([row])}, tmp_path / "mine", {})

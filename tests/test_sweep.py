@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from stand_ins import StandIn, train
 
-from replication import signals, sweep
+from replication import local_engine, signals, sweep
 from replication.errors import Stopped, UserError
 from replication.records import RunDirectory, is_locked, read_failure, read_summary
 from replication.sweep import run_plan
@@ -251,7 +251,7 @@ def test_a_killed_sweep_leaves_no_worker_behind(tmp_path):
 
 
 def test_whoever_does_not_stop_in_time_is_killed(tmp_path, monkeypatch):
-    monkeypatch.setattr(sweep, "GRACE", 0.5)
+    monkeypatch.setattr(local_engine, "GRACE", 0.5)
     config = StandIn(fault="hangs")
 
     def interrupt() -> None:
