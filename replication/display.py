@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from markupsafe import Markup
 
-from replication import report
+from replication import report, report_rows
 from replication.claims import load_claims
 from replication.statistics import verdicts
 from replication.summaries import METHODS, TASKS, Tables
@@ -83,12 +83,12 @@ def paper_says(*claims: str) -> HTML:
 
 def not_as_thought(tables: Tables) -> HTML:
     """The log of negative results, with the verdicts on these tables of the claims each touches."""
-    rows = report.negative_results(verdicts(report.CLAIMS, tables))
+    rows = report_rows.negative_results(verdicts(report.CLAIMS, tables))
     return readable(pd.DataFrame(rows)[["date", "what", "expected", "found", "follows", "now"]])
 
 
 def judged(tables: Tables, *claims: str) -> HTML:
     """The verdicts of some claims (default: all) on these tables."""
-    rows = report.verdict_rows(verdicts(report.CLAIMS, tables))
+    rows = report_rows.verdict_rows(verdicts(report.CLAIMS, tables))
     frame = pd.DataFrame([row for row in rows if not claims or row["claim"] in claims])
     return readable(frame[["claim", "mark", "text", "verdict", "ours", "paper", "seeds", "items"]])

@@ -28,7 +28,9 @@ def token_fraction(tables: Tables) -> Figure:
         here = runs[runs["task"] == task].copy()
         p.base_line(axis, tables, task)
         points = here.groupby([name for name in settings if name in here], dropna=False, sort=True)
-        means = points.agg(x=("kept_fraction", "mean"), y=("accuracy", "mean"), runs=("seed", "size")).reset_index()
+        means = points.agg(
+            x=("kept_fraction", "mean"), y=("accuracy", "mean"), runs=("seed", "size"), values=("accuracy", list)
+        ).reset_index()
         usual = here.groupby("selector")["denominator"].agg(lambda names: names.mode()[0])
         series = set(zip(means["selector"], means["denominator"], strict=True))
         for selector, denominator in sorted(series, key=_series_order(usual)):
@@ -42,6 +44,8 @@ def token_fraction(tables: Tables) -> Figure:
                 edgecolors=colour, linewidths=0.8, alpha=0.8, zorder=2,
             )  # fmt: skip
             p.crosses(axis, 100 * dots["kept_fraction"], dots)
+            for row in mine.itertuples():
+                p.seed_bar(axis, 100 * row.x, row.values, colour)
             label = p.SELECTOR_LABELS.get(selector, selector)
             axis.plot(
                 100 * mine["x"], 100 * mine["y"], color=colour, marker=marker, markersize=8 if contrast else 6.5, zorder=3,
@@ -54,7 +58,7 @@ def token_fraction(tables: Tables) -> Figure:
         p.percent_axis(axis, "test accuracy (%)", [*(100 * here["accuracy"]), p.base_value(tables, task)])
         axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
     text = f"{p.scale_text(runs)} Filled: mean of the seeds at one setting; hollow: {p.runs_per_point(means['runs'])}."
-    return p.caption(figure, text + p.diverged_text(runs), runs)
+    return p.caption(figure, text + p.bars_text(means["runs"]) + p.diverged_text(runs), runs)
 
 
 def lora_rank(tables: Tables) -> Figure:

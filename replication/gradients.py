@@ -23,7 +23,7 @@ def flat_credit(credit: TokenCredit, lengths: Sequence[int]) -> np.ndarray:
     starts = np.cumsum([0, *lengths])
     place = starts[:-1][credit.completion.numpy()] + credit.position.numpy()
     value = credit.weight.double().numpy() * credit.advantage.double().numpy()
-    return np.bincount(place, weights=value, minlength=starts[-1])
+    return np.bincount(place, weights=value, minlength=starts[-1]).astype(np.float64)  # of nothing it would be integers
 
 
 def surrogate_gradients(policy: Policy, group: Group, coefficients_MT: np.ndarray, *, strategy: str, temperature: float) -> Tensor:
@@ -108,14 +108,15 @@ def batch_product(gram: np.ndarray, within: np.ndarray, redraws: int, batch: int
         weights: (R, P) how often each problem counts; different copies of one problem are no pair.
 
     Returns:
-        (R,). May be negative where noise is all there is, since the estimate is unbiased.
+        (R,). May be negative where noise is all there is, since the estimate is unbiased; NaN for a resample of one problem alone.
     """
     diagonal = np.diag(gram)
     own = weights @ (diagonal - within / redraws) / weights.sum(1)
     if batch == 1:
         return own
     pairs = np.einsum("rp,pq,rq->r", weights, gram, weights, optimize=True) - weights**2 @ diagonal
-    return own / batch + (1 - 1 / batch) * pairs / (weights.sum(1) ** 2 - (weights**2).sum(1))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return own / batch + (1 - 1 / batch) * pairs / (weights.sum(1) ** 2 - (weights**2).sum(1))
 
 
 def update_snr(gram: np.ndarray, within: np.ndarray, redraws: int, batch: int, weights: np.ndarray) -> np.ndarray:

@@ -218,6 +218,13 @@ def whole_decades(axis: Axes, values: pd.Series) -> None:
         axis.set_xlim(10 ** np.floor(np.log10(values.min())) * 0.9, 10 ** np.ceil(np.log10(values.max()) + 1e-9) * 1.1)
 
 
+def seed_bar(axis: Axes, x: float, values: Sequence[float], colour: str) -> None:
+    """The t interval over seeds of a share, drawn in percent; nothing where there are too few seeds for one."""
+    if len(values) >= SEEDS_FOR_A_BAR:
+        estimate = mean_over_seeds(values).scaled(100)
+        axis.plot([x, x], [max(estimate.low, 0), min(estimate.high, 100)], color=colour, linewidth=2, alpha=0.6, zorder=2)
+
+
 def dots_and_means(
     axis: Axes, runs: pd.DataFrame, column: str, place: Mapping[float, float], method: str, measure: str, label: str | None = None
 ) -> None:
@@ -234,9 +241,7 @@ def dots_and_means(
             [x] * len(values), values, s=14, marker=marker, facecolors="white", edgecolors=colour, linewidths=0.8, zorder=2
         )
         crosses(axis, x, group, measure)
-        if len(values) >= SEEDS_FOR_A_BAR:
-            estimate = mean_over_seeds(values)
-            axis.plot([x, x], [max(estimate.low, 0), min(estimate.high, 100)], color=colour, linewidth=2, alpha=0.6, zorder=2)
+        seed_bar(axis, x, group[measure], colour)
     order = np.argsort(xs)
     axis.plot(
         np.array(xs)[order],

@@ -5,26 +5,13 @@ Used by the notebooks and the report, so that no number in prose is ever typed. 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
 import pandas as pd
 
-from replication.intervals import detectable_gap, mean_over_seeds
+from replication.intervals import detectable_gap
 from replication.statistics import detectable_differences
-from replication.summaries import (
-    METHODS,
-    TASKS,
-    Tables,
-    headline_table,
-    listed,
-    lora_rank_table,
-    rank_gap_table,
-    rows_of,
-    token_fraction_table,
-    tuning_table,
-)
+from replication.summaries import METHODS, TASKS, Tables, headline_table, listed, rows_of
 from replication.tasks import svamp
+from replication.wording import digits, listing, percent, plural
 
 #: Two rates count as equally good within this many points of accuracy: about what 300 test items can tell apart in a pair.
 CLOSE = 5.0
@@ -74,16 +61,16 @@ def headline(tables: Tables, profile: str) -> list[str]:
     sentences = []
     for task, own in table.groupby("task", sort=False):
         rows = {row["method"]: row for row in own.to_dict("records")}
-        parts = [f"{METHODS[m]} {_value(r['accuracy'], r['low'], r['high'])}" for m, r in rows.items()]
-        counts = f"{int(own['seeds'].max())} {_plural(own['seeds'].max(), 'seed')} and {int(own['items'].max())} items"
-        sentences.append(f"On {TASKS[task]} ({counts}) the greedy accuracy is {_and(parts)}.")
+        parts = [f"{METHODS[m]} {percent(r['accuracy'], r['low'], r['high'])}" for m, r in rows.items()]
+        counts = f"{int(own['seeds'].max())} {plural(own['seeds'].max(), 'seed')} and {int(own['items'].max())} items"
+        sentences.append(f"On {TASKS[task]} ({counts}) the greedy accuracy is {listing(parts)}.")
         if task != "svamp":
             longer = own.set_index("method")["longer_numbers_accuracy"].dropna()
-            words = _and([f"{METHODS[m]} {value:.1f} %" for m, value in longer.items()]) if len(longer) else "not measured"
+            words = listing([f"{METHODS[m]} {value:.1f} %" for m, value in longer.items()]) if len(longer) else "not measured"
             sentences.append(f"With longer numbers than any trained on: {words}.")
-        kept = [f"{METHODS[m]} {_digits(r['kept_fraction'])} %" for m, r in rows.items() if pd.notna(r["kept_fraction"])]
+        kept = [f"{METHODS[m]} {digits(r['kept_fraction'])} %" for m, r in rows.items() if pd.notna(r["kept_fraction"])]
         if kept:
-            sentences.append(f"Of the tokens generated in groups that do not tie, {_and(kept)} enter the loss.")
+            sentences.append(f"Of the tokens generated in groups that do not tie, {listing(kept)} enter the loss.")
     return sentences
 
 
@@ -103,8 +90,8 @@ def power(tables: Tables, profile: str) -> str:
     parts = [f"{METHODS[row.method]} on {TASKS[row.task]} {row.detectable:.1f} points" for row in differences.itertuples()]
     seeds = int(differences["seeds"].max())
     return (
-        f"{text} The items in pairs and {seeds} {_plural(seeds, 'seed')}, as in the verdicts, show a difference to full-token GRPO "
-        f"four times in five if it is as large as, for {_and(parts)}; what is smaller may well stay inconclusive."
+        f"{text} The items in pairs and {seeds} {plural(seeds, 'seed')}, as in the verdicts, show a difference to full-token GRPO "
+        f"four times in five if it is as large as, for {listing(parts)}; what is smaller may well stay inconclusive."
     )
 
 
@@ -177,136 +164,3 @@ def _at(cumulative: pd.Series, step: int) -> float:
     """A running total after ``step``; nothing before the first step."""
     before = cumulative.loc[:step]
     return float(before.iloc[-1]) if len(before) else 0.0
-
-
-# The learning rate ---------------------------------------------------------------------------------------------------------
-
-
-def learning_rate(tables: Tables, profile: str) -> list[str]:
-    """Per task, the rate that validation chooses for each method, and how many rates of the grid are about as good."""
-    table = tuning_table(tables, profile)
-    if table.empty:
-        return ["Not run."]
-    sentences = []
-    for task, own in table.groupby("task", sort=False):
-        parts = []
-        for method, grid in own.groupby("method", sort=False):
-            chosen = grid[grid["chosen"]].iloc[0]
-            close = int((grid["accuracy"] >= grid["accuracy"].max() - CLOSE).sum())
-            parts.append(
-                f"{METHODS[method]} {chosen['learning_rate']:g} ({chosen['accuracy']:.1f} % on test; {close} of {len(grid)} rates "
-                f"within {CLOSE:g} points of its best)"
-            )
-        sentences.append(f"On {TASKS[task]} validation chooses, for {_and(parts)}.")
-    tuned = table[table["chosen"]]
-    sentences.append(_edges([(f"{METHODS[r['method']]} on {TASKS[r['task']]}", r) for r in tuned.to_dict("records")]))
-    grpo = table[(table["method"] == "grpo")].groupby("task")["accuracy"].agg(["min", "max"])
-    for task, ends in grpo.iterrows():
-        sentences.append(
-            f"Depending on the rate alone, full-token GRPO on {TASKS[task]} ends at {ends['min']:.1f} to {ends['max']:.1f} %."
-        )
-    return sentences
-
-
-# Token fraction and rank ---------------------------------------------------------------------------------------------------
-
-
-def token_fraction(tables: Tables, profile: str) -> list[str]:
-    """The two ends of the range and the best point between them."""
-    table = token_fraction_table(tables, profile)
-    if table.empty:
-        return ["Not run."]
-    least, best = table.iloc[0], table.loc[table["accuracy"].idxmax()]
-    full = table[table["setting"] == "all tokens"]
-    first = f"With the fewest tokens ({least['method']}, {least['setting']}: {_digits(least['kept_fraction'])} %) the accuracy is "
-    first += f"{least['accuracy']:.1f} %"
-    if len(full):
-        first += f", with all of them {full.iloc[0]['accuracy']:.1f} %"
-    first += f"; the highest, {best['accuracy']:.1f} % (seeds from {best['lowest']:.1f} to {best['highest']:.1f}), is reached by "
-    first += f"{best['method']} ({best['setting']}) with {_digits(best['kept_fraction'])} % of the tokens."
-    spread = (table["highest"] - table["lowest"]).max()
-    second = f"Seeds of one setting differ by up to {spread:.1f} points, so a smaller difference between settings says little."
-    return [first, second, *_by_which_tokens(table)]
-
-
-def _by_which_tokens(table: pd.DataFrame) -> list[str]:
-    """At each share, the accuracy by the rule that picks the tokens."""
-    picked = table[table["share"].notna()]
-    sentences = []
-    for share, own in picked.groupby("share"):
-        parts = [f"{row.selector} {row.accuracy:.1f} %" for row in own.sort_values("accuracy", ascending=False).itertuples()]
-        sentences.append(f"With {100 * share:g} % of each completion's tokens, by which: {', '.join(parts)}.")
-    return sentences
-
-
-def lora_rank(tables: Tables, profile: str) -> list[str]:
-    """The lowest and the highest rank of each method, and the gap between sparse and full at both."""
-    table = lora_rank_table(tables, profile)
-    if table.empty:
-        return ["Not run."]
-    low, high = _extreme_ranks(table)
-    at = table.set_index(["method", "rank"])["accuracy"]
-    parts = [
-        f"{method} goes from {at[method, low]:.1f} % at {_rank(low)} to {at[method, high]:.1f} % at {_rank(high)}"
-        for method in table["method"].unique()
-        if (method, low) in at and (method, high) in at
-    ]
-    sentences = [f"With the learning rate chosen on validation for each rank, {_and(parts)}."] if parts else []
-    gaps = rank_gap_table(tables, profile)
-    for sparse, own in gaps[gaps["rank"].isin([low, high])].groupby("method", sort=False):
-        own = own.sort_values("rank", key=lambda ranks: ranks.map([low, high].index))
-        parts = [f"{_points(row.gap, row.low, row.high)} at {_rank(row.rank)}" for row in own.itertuples()]
-        sentences.append(f"{sparse} minus full-token GRPO is {_and(parts)}.")
-    tuned = table[table["rates_tried"] > 1].to_dict("records")
-    if tuned:
-        sentences.append(_edges([(f"{row['method']} at {_rank(row['rank'])}", row) for row in tuned]))
-    return sentences or ["Not run."]
-
-
-def _edges(points: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
-    """Which points were tuned at the end of their grid, so that a better rate may lie outside."""
-    at = [f"{name} ({row['learning_rate']:g}, the {row['edge']} tried)" for name, row in points if row["edge"]]
-    if not at:
-        return "No chosen rate lies at the edge of its grid."
-    return f"Tuned at the edge of the grid, so that a better rate may lie outside: {_and(at)}."
-
-
-def _extreme_ranks(table: pd.DataFrame) -> tuple[int, int]:
-    """The lowest rank, and full fine-tuning (rank 0) if it was run, or else the highest rank."""
-    ranks = sorted(table["rank"].unique())
-    positive = [rank for rank in ranks if rank > 0]
-    return (positive[0] if positive else 0), (0 if ranks[0] == 0 else ranks[-1])
-
-
-def _rank(rank: int) -> str:
-    return f"rank {rank}" if rank else "full fine-tuning"
-
-
-# Words and numbers ---------------------------------------------------------------------------------------------------------
-
-
-def mean_and_interval(values: Sequence[float] | pd.Series) -> str:
-    """Mean over seeds with its t interval, as text; one seed has no interval."""
-    estimate = mean_over_seeds(values)
-    return _value(estimate.value, estimate.low, estimate.high)
-
-
-def _value(value: float, low: float, high: float) -> str:
-    return f"{value:.1f} %" if pd.isna(low) else f"{value:.1f} % [{low:.1f}, {high:.1f}]"
-
-
-def _points(value: float, low: float, high: float) -> str:
-    return f"{value:+.1f} points" + ("" if pd.isna(low) else f" [{low:+.1f}, {high:+.1f}]")
-
-
-def _digits(percent: float) -> str:
-    """Percent with as many digits as a small share needs."""
-    return f"{percent:.0f}" if percent >= 10 else f"{percent:.2g}"
-
-
-def _plural(count: float, word: str) -> str:
-    return word if count == 1 else f"{word}s"
-
-
-def _and(parts: Sequence[str]) -> str:
-    return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]

@@ -8,6 +8,7 @@ from replication.figures_diagnostics import CONTENDERS, base_credit, of
 from replication.figures_regularisation import PRICES, prices
 from replication.intervals import mean_over_seeds
 from replication.summaries import METHODS, TASKS, Tables, rows_of
+from replication.wording import digits
 
 _MAIN = tuple(CONTENDERS)[:3]
 _TRAINED = ("grpo", "s_grpo", "t_spmo")
@@ -74,8 +75,8 @@ def gradient_snr(tables: Tables, profile: str) -> list[str]:
     ratios = [f"{METHODS[name[0]]} {tokens[name] / tokens[_MAIN[0]]:.2g} times" for name in _MAIN[1:]]
     return [
         f"The signal-to-noise ratio of an update is {'; '.join(update)}; of all rules it is highest for {CONTENDERS[best]} "
-        f"({_two(of(credit, best, 'snr_update')[0])}) and lowest for {CONTENDERS[worst]} "
-        f"({_two(of(credit, worst, 'snr_update')[0])}). Per token in the loss, {' and '.join(ratios)} that of full-token GRPO.",
+        f"({digits(of(credit, best, 'snr_update')[0])}) and lowest for {CONTENDERS[worst]} "
+        f"({digits(of(credit, worst, 'snr_update')[0])}). Per token in the loss, {' and '.join(ratios)} that of full-token GRPO.",
         f"The cosine between the expected gradient and that of full-token GRPO is {'; '.join(cosine)}: what differs from 1 is "
         "another direction, which no number of samples averages out.",
     ]
@@ -118,7 +119,7 @@ def price_of_accuracy(tables: Tables, profile: str) -> list[str]:
         parts = []
         for method in [method for method in _TRAINED[1:] if method in mean.index and "grpo" in mean.index]:
             share = 100 * mean.loc[method] / mean.loc["grpo"]
-            words = [f"{_two(share[name])} % of the {' '.join(label.split())}" for name, label in PRICES if pd.notna(share[name])]
+            words = [f"{digits(share[name])} % of the {' '.join(label.split())}" for name, label in PRICES if pd.notna(share[name])]
             no_seed = not own.loc[own["method"] == method, "step"].notna().any()
             missing = "no seed got there" if no_seed else "not to be said, since no seed of full-token GRPO got there"
             parts.append(f"{METHODS[method]} {', '.join(words)}" if words else f"{METHODS[method]}: {missing}")
@@ -137,12 +138,8 @@ def _credit(tables: Tables, profile: str) -> pd.DataFrame:
     return credit[credit["profile"] == profile]
 
 
-def _two(value: float) -> str:
-    return f"{value:.0f}" if abs(value) >= 10 else f"{value:.2g}"
-
-
 def _interval(value: float, low: float, high: float, unit: str = "") -> str:
-    return f"{_two(value)}{unit} [{_two(low)}, {_two(high)}]"
+    return f"{digits(value)}{unit} [{digits(low)}, {digits(high)}]"
 
 
 def _seeds(values: pd.Series, form: str = ".3f") -> str:

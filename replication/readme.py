@@ -17,7 +17,8 @@ import pandas as pd
 from replication.errors import UserError
 from replication.files import atomic_write, explained
 from replication.manifest import ROOT
-from replication.report import CLAIMS, verdict_rows
+from replication.report import CLAIMS
+from replication.report_rows import verdict_rows
 from replication.statistics import verdicts
 from replication.tables import read_tables
 
@@ -30,11 +31,11 @@ BLOCKS = ("verdicts", "plan", "paper", "cost", "tree")
 _ORDER = (
     "config.py", "profiles/", "ablations.py", "tasks/", "models/", "rollout.py", "groups.py", "algorithms/", "packing.py",
     "scoring.py", "objective.py", "ledger.py", "train.py", "evaluate.py", "records.py", "checkpoints.py", "sweep.py", "worker.py",
-    "ray_engine.py",
+    "local_engine.py", "ray_engine.py",
     "tables.py", "table_files.py", "intervals.py", "claims.py", "evidence.py", "verdicts.py", "statistics.py", "summaries.py",
-    "readings.py", "plotting.py", "figures.py", "figures_ablations.py", "figures_teaching.py", "figures_trie.py",
-    "walkthrough.py", "exercises.py", "interactive.py", "pages.py", "report.py", "templates/", "readme.py", "display.py",
-    "notebooks.py", "publish.py", "__main__.py", "commands.py",
+    "readings.py", "readings_ablations.py", "plotting.py", "figures.py", "figures_ablations.py", "figures_teaching.py",
+    "figures_trie.py", "walkthrough.py", "exercises.py", "interactive.py", "pages.py", "report.py", "report_rows.py", "templates/",
+    "readme.py", "display.py", "notebooks.py", "publish.py", "__main__.py", "commands.py",
 )  # fmt: skip
 _TOP = ("Makefile", "README.md", "replication/", "notebooks/", "data/", "results/", "tests/", "benchmarks/", ".ci/")
 #: Files that hold no docstring, and folders that are not opened.
@@ -106,7 +107,7 @@ def paper_block(shape: Path = SHAPE) -> str:
     """What `make paper` is and the GPU memory that it is predicted to need, from the sizes of the model alone."""
     from replication.ablations import plan
     from replication.config import load_profile
-    from replication.preflight import predicted_peak
+    from replication.forecast import predicted_peak
     from replication.readings import plan_sentence
     from replication.summaries import plan_frame
 

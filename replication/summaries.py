@@ -258,6 +258,24 @@ def rank_gap_table(tables: Tables, profile: str) -> pd.DataFrame:
     return pd.DataFrame(out, columns=["task", "rank", "method", "seeds", "gap", "low", "high"])
 
 
+def selector_gap_table(tables: Tables, profile: str) -> pd.DataFrame:
+    """Per share of the tokens and rule that picks them: its accuracy minus that of random tokens, in points.
+
+    Mean over the seeds that both have, with the t interval of the paired differences; one seed has no interval.
+    """
+    rows = rows_of(tables, "token_fraction", profile)
+    columns = ["share", "selector", "seeds", "gap", "low", "high"]
+    if rows.empty or "token_share" not in rows:
+        return pd.DataFrame(columns=columns)
+    out = []
+    for share, own in rows.groupby("token_share"):
+        accuracy = {name: mine.drop_duplicates("run_id").set_index("seed")["accuracy"] for name, mine in own.groupby("selector")}
+        for name in [name for name in accuracy if name != "random" and "random" in accuracy]:
+            gap = mean_over_seeds((accuracy[name] - accuracy["random"]).dropna()).scaled(100)
+            out.append({"share": share, "selector": name, "seeds": gap.seeds, "gap": gap.value, "low": gap.low, "high": gap.high})
+    return pd.DataFrame(out, columns=columns)
+
+
 def edge(rate: float, tried: pd.Series) -> str:
     """ "lowest" or "highest" if the rate is at that end of those tried, so that a better one may lie beyond; else empty.
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from tiny_runs import tiny_config
 
-from replication import preflight
+from replication import forecast, preflight
 from replication.config import load_profile
 from replication.errors import UserError
 
@@ -79,7 +79,7 @@ def test_a_folder_says_what_it_lacks(tmp_path):
 
 
 def test_the_paper_profile_is_predicted_to_fit_24_gb(qwen2_shape):
-    peak = preflight.predicted_peak(paper(qwen2_shape))
+    peak = forecast.predicted_peak(paper(qwen2_shape))
     assert 2.8 * GIB < peak.resident < 3.2 * GIB  # 1.54 billion weights in bfloat16, and the adapter's state
     assert peak.total < 20 * GIB
     assert preflight.memory_problem(paper(qwen2_shape), 24 * GIB) is None
@@ -96,7 +96,7 @@ def test_what_does_not_fit_names_settings_that_do(qwen2_shape):
 
 def test_hours_are_steps_and_evaluated_items():
     config = load_profile("paper", task="multiplication", method="grpo", steps=100, eval_every=50, eval_items=10, test_items=20)
-    hours = preflight.predicted_hours([config], {"multiplication": (36.0, 3.6)})
+    hours = forecast.predicted_hours([config], {"multiplication": (36.0, 3.6)})
     assert hours == pytest.approx((100 * 36.0 + (2 * 3 * 10 + 2 * 20 + 2 * 10) * 3.6) / 3600)
 
 
@@ -114,19 +114,19 @@ def test_warm_up_steps_run_without_a_shell(monkeypatch, tmp_path):
         (run / "timings.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         return subprocess.CompletedProcess(words, 0, "", "")
 
-    monkeypatch.setattr(preflight.subprocess, "run", timed)
+    monkeypatch.setattr(forecast.subprocess, "run", timed)
     config = tiny_config("base").model_copy(update={"model": str(strange)})
-    assert preflight.timed_steps(config) == (pytest.approx((4.5 + 3.0) / 2), pytest.approx(8.0 / 8))
+    assert forecast.timed_steps(config) == (pytest.approx((4.5 + 3.0) / 2), pytest.approx(8.0 / 8))
     assert seen[:4] == [sys.executable, "-m", "replication", "run"] and f"model={json.dumps(str(strange))}" in seen
 
 
 def test_warm_up_steps_that_fail_say_why(tmp_path):
     config = tiny_config("base").model_copy(update={"model": str(tmp_path / "no model")})
     with pytest.raises(UserError, match="timed warm-up steps failed: error: .*no model"):
-        preflight.timed_steps(config)
+        forecast.timed_steps(config)
 
 
 @pytest.mark.slow
 def test_warm_up_steps_are_timed(random_base):
-    step_s, item_s = preflight.timed_steps(tiny_config(random_base))
+    step_s, item_s = forecast.timed_steps(tiny_config(random_base))
     assert 0 < item_s < step_s < 60

@@ -6,11 +6,13 @@ import datetime
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+import scipy
 import synthetic_tables as synthetic
 
-from replication import readings, report, summaries
+from replication import readings, readings_ablations, report, report_rows, summaries
 from replication.config import ExperimentConfig, load_profile
 from replication.errors import UserError
 from replication.figures import FIGURES
@@ -97,14 +99,14 @@ def test_verdicts_are_those_of_the_csv(page, folder, tables):
     fresh = verdicts(report.CLAIMS, tables)
     assert written["verdict"].tolist() == fresh["verdict"].tolist()
     text = " ".join("".join(read(page).text).split())
-    for row in report.verdict_rows(fresh):
+    for row in report_rows.verdict_rows(fresh):
         assert row["claim"] in text and row["ours"] in text
         assert " ".join(row["text"].split()) in text
     assert page.count('class="mark ') == len(fresh)
 
 
 def test_each_claim_of_the_paper_is_followed_by_its_counterpart(tables):
-    rows = report.verdict_rows(verdicts(report.CLAIMS, tables))
+    rows = report_rows.verdict_rows(verdicts(report.CLAIMS, tables))
     order = [row["claim"] for row in rows]
     assert len(set(order)) == len(order) == len(verdicts(report.CLAIMS, {}))
     for before, row in zip(rows, rows[1:], strict=False):
@@ -165,18 +167,22 @@ def test_longer_numbers_are_a_number_or_not_measured_and_never_zero(tables):
     runs = tables["runs"]
     grpo = runs[(runs["ablation"] == "full_vs_sparse") & (runs["method"] == "grpo") & (runs["task"] == "word_problems")]
     mean = 100 * grpo["longer_numbers_accuracy"].mean()
-    assert report._headline(tables, "nano")[1]["longer"] == f"{mean:.1f}"
+    assert report_rows.headline(tables, "nano")[1]["longer"] == f"{mean:.1f}"
     assert f"GRPO {mean:.1f} %" in readings.headline(tables, "nano")[1]
     without = {**tables, "runs": runs.drop(columns="longer_numbers_accuracy")}
-    assert {row["longer"] for row in report._headline(without, "nano")} == {"not measured"}
+    assert {row["longer"] for row in report_rows.headline(without, "nano")} == {"not measured"}
     assert readings.headline(without, "nano")[1] == "With longer numbers than any trained on: not measured."
 
 
 @pytest.mark.parametrize(
-    "name", ["headline", "learning_curves", "learning_rate", "token_fraction", "lora_rank", "cost", "cost_to_reach"]
+    "read",
+    [
+        *(readings.headline, readings.learning_curves, readings.cost, readings.cost_to_reach),
+        *(readings_ablations.learning_rate, readings_ablations.token_fraction, readings_ablations.lora_rank),
+    ],
 )
-def test_no_tables_no_numbers(name):
-    assert getattr(readings, name)({}, "nano") == ["Not run."]
+def test_no_tables_no_numbers(read):
+    assert read({}, "nano") == ["Not run."]
 
 
 def test_tuning_is_chosen_on_validation_alone(tables):
@@ -217,7 +223,7 @@ def test_the_gap_at_a_rank_is_that_of_paired_seeds_with_its_interval():
     (gap,) = summaries.rank_gap_table(tables, "nano").to_dict("records")
     assert gap["seeds"] == 3 and gap["gap"] == pytest.approx(-4)
     assert (gap["low"], gap["high"]) == pytest.approx((-4 - 4.968, -4 + 4.968), abs=1e-3)
-    said = readings.lora_rank(tables, "nano")
+    said = readings_ablations.lora_rank(tables, "nano")
     assert any("S-GRPO minus full-token GRPO is -4.0 points [-9.0, +1.0] at rank 4" in sentence for sentence in said)
     assert summaries.rank_gap_table({}, "nano").empty
 
@@ -231,11 +237,11 @@ def test_a_rate_tuned_at_the_edge_of_its_grid_is_named():
     low, middle = [(1e-4, 0.9), (3e-4, 0.8), (1e-3, 0.7)], [(1e-4, 0.8), (3e-4, 0.9), (1e-3, 0.7)]
     at_edge = [row("grpo", *point) for point in low]
     inside = [row("s_grpo", *point) for point in middle]
-    said = readings.lora_rank({"runs": pd.DataFrame(at_edge + inside)}, "nano")[-1]
+    said = readings_ablations.lora_rank({"runs": pd.DataFrame(at_edge + inside)}, "nano")[-1]
     assert "GRPO at full fine-tuning (0.0001, the lowest tried)" in said and "S-GRPO" not in said
-    assert readings.lora_rank({"runs": pd.DataFrame(inside)}, "nano")[-1].startswith("No chosen rate lies at the edge")
+    assert readings_ablations.lora_rank({"runs": pd.DataFrame(inside)}, "nano")[-1].startswith("No chosen rate lies at the edge")
     # A rank run at one rate was tuned elsewhere: nothing can be said of an edge.
-    alone = readings.lora_rank({"runs": pd.DataFrame(at_edge[:1])}, "nano")
+    alone = readings_ablations.lora_rank({"runs": pd.DataFrame(at_edge[:1])}, "nano")
     assert not any("edge" in sentence for sentence in alone)
 
 
@@ -283,22 +289,38 @@ def test_tokens_are_compared_by_which_at_the_same_share():
     row |= {"kept_fraction": 0.1, "seed": 0}
     picked = [row | {"run_id": s, "selector": s, "token_share": 0.1, "accuracy": a} for s, a in (("latest", 0.5), ("entropy", 0.9))]
     rule = {"selector": "rule", "keep_probability": 0.3, "max_kept_tokens": 12, "denominator": "completion", "accuracy": 0.8}
-    said = readings.token_fraction({"runs": pd.DataFrame([*picked, row | {"run_id": "rule"} | rule])}, "nano")
+    said = readings_ablations.token_fraction({"runs": pd.DataFrame([*picked, row | {"run_id": "rule"} | rule])}, "nano")
     assert said[-1] == "With 10 % of each completion's tokens, by which: entropy 90.0 %, latest 50.0 %."
     settings = summaries.token_fraction_table({"runs": pd.DataFrame([row | {"run_id": "rule"} | rule])}, "nano")["setting"]
     assert settings.tolist() == ["rule, keep probability 0.3, at most 12, divided by the completion"]
+
+
+def test_what_a_rule_gains_over_random_tokens_is_paired_by_seed_with_a_t_interval():
+    row = {"ablation": "token_fraction", "profile": "nano", "task": "word_problems", "method": "s_grpo", "status": "done"}
+    accuracy = {"random": (0.50, 0.60, 0.70, 0.90), "latest": (0.52, 0.61, 0.73)}  # the fourth seed has no partner
+    picked = [
+        row | {"run_id": f"{name}{seed}", "selector": name, "seed": seed, "token_share": 0.2, "kept_fraction": 0.2, "accuracy": a}
+        for name, values in accuracy.items()
+        for seed, a in enumerate(values)
+    ]
+    gap = summaries.selector_gap_table({"runs": pd.DataFrame(picked)}, "nano").iloc[0]
+    half = scipy.stats.t.ppf(0.975, 2) * np.std([2, 1, 3], ddof=1) / np.sqrt(3)
+    assert gap["seeds"] == 3
+    assert [gap["gap"], gap["low"], gap["high"]] == pytest.approx([2.0, 2.0 - half, 2.0 + half])
+    said = readings_ablations.token_fraction({"runs": pd.DataFrame(picked)}, "nano")
+    assert said[-1] == f"Latest minus random tokens, seeds in pairs: +2.0 points [{2 - half:+.1f}, {2 + half:+.1f}] with 20 %."
 
 
 def test_pairs_and_corrected_p_values_are_on_the_page(page, tables):
     text = " ".join("".join(read(page).text).split())
     assert "McNemar" in text and "after Holm over the claims" in text
     tests = paired_tests(tables, "nano")
-    assert len(report._paired(tables, "nano")) == int((tests["a"] != "base").sum()) > 0
+    assert len(report_rows.paired(tables, "nano")) == int((tests["a"] != "base").sum()) > 0
 
 
 def test_the_log_of_negative_results_is_dated_in_order_and_shows_the_verdicts_of_today(page, tables):
     judged = verdicts(report.CLAIMS, tables)
-    entries = report.negative_results(judged)
+    entries = report_rows.negative_results(judged)
     days = [datetime.date.fromisoformat(entry["date"]) for entry in entries]
     assert days == sorted(days) and len(entries) >= 5
     text = " ".join("".join(read(page).text).split())
@@ -314,7 +336,7 @@ def test_the_log_of_negative_results_is_dated_in_order_and_shows_the_verdicts_of
 
 
 def test_every_reconstructed_setting_is_in_the_ledger():
-    ledger = report._ledger()
+    ledger = report_rows.ledger()
     assert ledger["schema_version"] == 1
     listed = [name for entry in ledger["deviations"] for name in entry["fields"]]
     marked = {name for name, field in ExperimentConfig.model_fields.items() if "[R]" in (field.description or "")}

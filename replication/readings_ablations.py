@@ -1,0 +1,124 @@
+"""What the three ablations say in words; like ``readings``, every number computed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from replication.readings import CLOSE
+from replication.summaries import (
+    METHODS,
+    TASKS,
+    Tables,
+    lora_rank_table,
+    rank_gap_table,
+    selector_gap_table,
+    token_fraction_table,
+    tuning_table,
+)
+from replication.wording import digits, listing, points
+
+
+def learning_rate(tables: Tables, profile: str) -> list[str]:
+    """Per task, the rate that validation chooses for each method, and how many rates of the grid are about as good."""
+    table = tuning_table(tables, profile)
+    if table.empty:
+        return ["Not run."]
+    sentences = []
+    for task, own in table.groupby("task", sort=False):
+        parts = []
+        for method, grid in own.groupby("method", sort=False):
+            chosen = grid[grid["chosen"]].iloc[0]
+            close = int((grid["accuracy"] >= grid["accuracy"].max() - CLOSE).sum())
+            parts.append(
+                f"{METHODS[method]} {chosen['learning_rate']:g} ({chosen['accuracy']:.1f} % on test; {close} of {len(grid)} rates "
+                f"within {CLOSE:g} points of its best)"
+            )
+        sentences.append(f"On {TASKS[task]} validation chooses, for {listing(parts)}.")
+    tuned = table[table["chosen"]]
+    sentences.append(_edges([(f"{METHODS[r['method']]} on {TASKS[r['task']]}", r) for r in tuned.to_dict("records")]))
+    grpo = table[(table["method"] == "grpo")].groupby("task")["accuracy"].agg(["min", "max"])
+    for task, ends in grpo.iterrows():
+        sentences.append(
+            f"Depending on the rate alone, full-token GRPO on {TASKS[task]} ends at {ends['min']:.1f} to {ends['max']:.1f} %."
+        )
+    return sentences
+
+
+# Token fraction and rank ---------------------------------------------------------------------------------------------------
+
+
+def token_fraction(tables: Tables, profile: str) -> list[str]:
+    """The two ends of the range and the best point between them."""
+    table = token_fraction_table(tables, profile)
+    if table.empty:
+        return ["Not run."]
+    least, best = table.iloc[0], table.loc[table["accuracy"].idxmax()]
+    full = table[table["setting"] == "all tokens"]
+    first = f"With the fewest tokens ({least['method']}, {least['setting']}: {digits(least['kept_fraction'])} %) the accuracy is "
+    first += f"{least['accuracy']:.1f} %"
+    if len(full):
+        first += f", with all of them {full.iloc[0]['accuracy']:.1f} %"
+    first += f"; the highest, {best['accuracy']:.1f} % (seeds from {best['lowest']:.1f} to {best['highest']:.1f}), is reached by "
+    first += f"{best['method']} ({best['setting']}) with {digits(best['kept_fraction'])} % of the tokens."
+    spread = (table["highest"] - table["lowest"]).max()
+    second = f"Seeds of one setting differ by up to {spread:.1f} points, so a smaller difference between settings says little."
+    return [first, second, *_by_which_tokens(table, selector_gap_table(tables, profile))]
+
+
+def _by_which_tokens(table: pd.DataFrame, gaps: pd.DataFrame) -> list[str]:
+    """At each share, the accuracy by the rule that picks the tokens, and what each rule gains over picking at random."""
+    picked = table[table["share"].notna()]
+    sentences = []
+    for share, own in picked.groupby("share"):
+        parts = [f"{row.selector} {row.accuracy:.1f} %" for row in own.sort_values("accuracy", ascending=False).itertuples()]
+        sentences.append(f"With {100 * share:g} % of each completion's tokens, by which: {', '.join(parts)}.")
+    for selector, own in gaps.groupby("selector", sort=False):
+        parts = [f"{points(row.gap, row.low, row.high)} with {100 * row.share:g} %" for row in own.itertuples()]
+        sentences.append(f"{selector.capitalize()} minus random tokens, seeds in pairs: {', '.join(parts)}.")
+    return sentences
+
+
+def lora_rank(tables: Tables, profile: str) -> list[str]:
+    """The lowest and the highest rank of each method, and the gap between sparse and full at both."""
+    table = lora_rank_table(tables, profile)
+    if table.empty:
+        return ["Not run."]
+    low, high = _extreme_ranks(table)
+    at = table.set_index(["method", "rank"])["accuracy"]
+    parts = [
+        f"{method} goes from {at[method, low]:.1f} % at {_rank(low)} to {at[method, high]:.1f} % at {_rank(high)}"
+        for method in table["method"].unique()
+        if (method, low) in at and (method, high) in at
+    ]
+    sentences = [f"With the learning rate chosen on validation for each rank, {listing(parts)}."] if parts else []
+    gaps = rank_gap_table(tables, profile)
+    for sparse, own in gaps[gaps["rank"].isin([low, high])].groupby("method", sort=False):
+        own = own.sort_values("rank", key=lambda ranks: ranks.map([low, high].index))
+        parts = [f"{points(row.gap, row.low, row.high)} at {_rank(row.rank)}" for row in own.itertuples()]
+        sentences.append(f"{sparse} minus full-token GRPO is {listing(parts)}.")
+    tuned = table[table["rates_tried"] > 1].to_dict("records")
+    if tuned:
+        sentences.append(_edges([(f"{row['method']} at {_rank(row['rank'])}", row) for row in tuned]))
+    return sentences or ["Not run."]
+
+
+def _edges(tuned: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
+    """Which points were tuned at the end of their grid, so that a better rate may lie outside."""
+    at = [f"{name} ({row['learning_rate']:g}, the {row['edge']} tried)" for name, row in tuned if row["edge"]]
+    if not at:
+        return "No chosen rate lies at the edge of its grid."
+    return f"Tuned at the edge of the grid, so that a better rate may lie outside: {listing(at)}."
+
+
+def _extreme_ranks(table: pd.DataFrame) -> tuple[int, int]:
+    """The lowest rank, and full fine-tuning (rank 0) if it was run, or else the highest rank."""
+    ranks = sorted(table["rank"].unique())
+    positive = [rank for rank in ranks if rank > 0]
+    return (positive[0] if positive else 0), (0 if ranks[0] == 0 else ranks[-1])
+
+
+def _rank(rank: int) -> str:
+    return f"rank {rank}" if rank else "full fine-tuning"
