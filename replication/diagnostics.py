@@ -58,7 +58,7 @@ def assign(rules: Mapping[tuple[str, str], Any], group: Group, seed: int, redraw
 
 @dataclass
 class _Measured:
-    """Per problem: sums over redraws of credit (P, M, 6), of generated and decisive tokens (P, 2), tokens in the loss (P, M)."""
+    """Per problem: sums over redraws of credit (P, M, 7), of generated and decisive tokens (P, 2), tokens in the loss (P, M)."""
 
     credit: np.ndarray
     tokens: np.ndarray
@@ -118,9 +118,9 @@ def credit_table(
     """The rows of credit.csv: every quantity of every method with its 95 % percentile bootstrap interval over problems.
 
     Shares are ratios of sums over problems and redraws (tied groups have neither credit nor gradient). In percent of the
-    method's whole |weight * advantage|: credit_decisive, its parts credit_right, credit_wrong and credit_nothing, and
-    credit_consequence (see ``credit_sums``); sign_right = right / (right + wrong); gradient_decisive = <g of the decisive rows, g>
-    / |g|^2 per group, which can lie outside 0 to 100 %. tokens_decisive (method "generated"): share of generated tokens.
+    method's whole |weight * advantage|: credit_decisive, its parts credit_right, credit_wrong, credit_nothing and credit_unknown,
+    and credit_consequence (see ``credit_sums``); sign_right = right / (right + wrong); gradient_decisive = <g of the decisive
+    rows, g> / |g|^2 per group, which can lie outside 0 to 100 %. tokens_decisive (method "generated"): share of generated tokens.
     snr_update, snr_per_1000_tokens and tokens_in_loss: of an update of ``prompts_per_step`` problems, see ``update_snr``.
     cosine_with_grpo: between the true gradients of an update, corrected for noise, so that it can stray over 1 by chance.
     """
@@ -149,10 +149,10 @@ def credit_table(
     estimate = {"redraws": redraws, "batch": config.prompts_per_step, "weights": weights}
     own = []
     for place, name in enumerate(rules):
-        whole, on_decisive, right, wrong, nothing, consequence = measured.credit[:, place].T
+        whole, on_decisive, right, wrong, nothing, unknown, consequence = measured.credit[:, place].T
         for quantity, part in (
             ("credit_decisive", on_decisive), ("credit_right", right), ("credit_wrong", wrong), ("credit_nothing", nothing),
-            ("credit_consequence", consequence),
+            ("credit_unknown", unknown), ("credit_consequence", consequence),
         ):  # fmt: skip
             add(name, quantity, "%", share(part, whole))
         add(name, "sign_right", "%", share(right, right + wrong))

@@ -168,9 +168,9 @@ class Evidence:
         return int((self._planned_of(tasks, methods)["status"] == "diverged").sum())
 
     def lost(self, tasks: Sequence[str], methods: Sequence[str]) -> list[str]:
-        """In words, the ended runs without answers per item: leaving out diverged ones would flatter their method."""
+        """In words, the ended or failed runs without answers per item: leaving them out would flatter a method that breaks."""
         planned = self._planned_of(tasks, methods)
-        ended = planned[planned["status"].isin(["done", "diverged"]) & ~planned["run_id"].isin(self._items["run_id"])]
+        ended = planned[planned["status"].isin(["done", "diverged", "failed"]) & ~planned["run_id"].isin(self._items["run_id"])]
         return [f"{row.method} seed {row.seed} on {row.task} ({row.status}) has no answers" for row in ended.itertuples()]
 
     def unfinished(self, tasks: Sequence[str], methods: Sequence[str]) -> int:

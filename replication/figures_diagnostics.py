@@ -27,6 +27,7 @@ _KINDS = (
     ("credit_right", "decisive token,\nright sign", POSITIVE),
     ("credit_wrong", "decisive token,\nwrong sign", NEGATIVE),
     ("credit_nothing", "decisive in form,\nnothing was decided", "#a9c6dd"),
+    ("credit_unknown", "decisive in form,\nworth not known", "#b5b5b5"),
     (None, "any other token", "#e6e6e6"),
 )
 _NO_RUNS = pd.DataFrame({"run_id": []})
@@ -60,7 +61,7 @@ def credit_vs_truth(tables: Tables) -> Figure:
     for place, name in enumerate(CONTENDERS):
         left = 0.0
         for quantity, label, colour in _KINDS:
-            size = of(credit, name, quantity)[0] if quantity else 100 - left
+            size = float(np.nan_to_num(of(credit, name, quantity)[0])) if quantity else 100 - left
             name_once = label if place == 0 else None
             bars.barh(place, size, left=left, color=colour, height=0.68, label=name_once, edgecolor="white", lw=0.4)
             left += size
@@ -80,7 +81,8 @@ def credit_vs_truth(tables: Tables) -> Figure:
     text = (
         f"{p.scale_text(credit)} {_sample_text(credit)} Left: |weight x advantage|; number: decisive, right sign. A sign "
         "is right if it is that of the token's worth, the change of the chance to be right, from an audit sample of its own; "
-        "under 5 points nothing was decided. Right: projection on the whole gradient; bars: 95 % bootstrap over problems."
+        "under 5 points nothing was decided, within two standard errors of 0 it is not known. Right: projection on the whole "
+        "gradient; bars: 95 % bootstrap over problems."
     )
     return p.caption(figure, text, _NO_RUNS)
 
@@ -113,7 +115,7 @@ def gradient_snr(tables: Tables) -> Figure:
         axis.set_xlabel(label)
         axis_names(axis, list(CONTENDERS.values()) if axis is axes[0, 0] else [""] * len(CONTENDERS))
     text = (
-        f"{p.scale_text(credit)} {_sample_text(credit)} Signal: squared length of the mean gradient of an update of 8 problems; "
+        f"{p.scale_text(credit)} {_sample_text(credit)} Signal: squared length of the mean gradient of an update; "
         "noise: its mean squared deviation when completions and kept tokens are drawn again for the same problems. "
         "Bars: 95 % bootstrap over problems. A cosine under 1 is bias against full-token GRPO, and may be a better direction."
     )

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from replication import plotting as p
 from replication.evidence import HEADLINE, Tables, table
 from replication.figures_diagnostics import axis_names
+from replication.intervals import mean_over_seeds
 
 #: Column of runs.csv, what it is called, factor, whether the base's value is a reference worth a line.
 _MEASURES = (
@@ -37,9 +38,11 @@ def regularisation(tables: Tables) -> Figure:
         for axis, (column, label, factor, line) in zip(row, _MEASURES, strict=True):
             _measure(axis, here, column, label, factor, line)
         row[0].set_title(f"trained on {p.TASKS[task]}", loc="left")
+    counts = runs[runs["method"] != "base"].groupby(["task", "method"])["seed"].nunique()
     text = (
-        f"{p.scale_text(runs)} Hollow: {p.seeds_text(runs)}; filled: their mean; dashed: the base. Every axis has its own "
-        "scale. A method regularises if it drifts less and loses less elsewhere at an equal test accuracy, not by learning less."
+        f"{p.scale_text(runs)} Hollow: {p.seeds_text(runs)}; filled: their mean; dashed: the base.{p.bars_text(counts)} Every "
+        "axis has its own scale. A method regularises if it drifts less and loses less elsewhere at an equal test accuracy, not by "
+        "learning less."
     )
     return p.caption(figure, text + p.diverged_text(runs), runs)
 
@@ -63,6 +66,9 @@ def _measure(axis: Axes, runs: pd.DataFrame, column: str, label: str, factor: fl
         spread = np.linspace(-0.18, 0.02, len(mine)) if len(mine) > 1 else np.zeros(1)
         axis.scatter(place + spread, mine, s=20, marker=marker, facecolors="white", edgecolors=colour, lw=1.0, zorder=3)
         axis.plot(place + 0.22, mine.mean(), marker, color=colour, markersize=6.5, zorder=4)
+        if len(mine) >= p.SEEDS_FOR_A_BAR:
+            over_seeds = mean_over_seeds(mine)
+            axis.plot([place + 0.22] * 2, [over_seeds.low, over_seeds.high], color=colour, linewidth=2, alpha=0.6, zorder=3)
     axis.set_xticks(range(3), ["GRPO", "S-GRPO", "T-SPMO"], fontsize=8)
     axis.set_xlim(-0.5, 2.6)
     low, high = axis.get_ylim()
@@ -122,11 +128,7 @@ def prices(tables: Tables, share: float = 0.8) -> pd.DataFrame:
 
 def _accuracy_by_step(run, curves: pd.DataFrame) -> pd.Series:
     mine = curves[(curves["run_id"] == run.run_id) & (curves["metric"] == "validation_accuracy")]
-    accuracy = mine.set_index("step")["value"].astype(float).sort_index()
-    last, steps = getattr(run, "validation_accuracy", None), getattr(run, "steps_done", None)
-    if pd.notna(last) and pd.notna(steps) and len(accuracy) and steps > accuracy.index[-1]:
-        accuracy.loc[int(steps)] = float(last)
-    return accuracy
+    return mine.set_index("step")["value"].astype(float).sort_index()
 
 
 def _first_step(accuracy: pd.Series, level: float) -> float:

@@ -8,7 +8,7 @@ run under the same seeds, so a difference between two methods is taken pair by p
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -20,17 +20,21 @@ RESAMPLES = 4000
 
 @dataclass(frozen=True)
 class Estimate:
-    """A point value and its 95 % interval; ``low`` and ``high`` are NaN where nothing was sampled to make one from."""
+    """A point value and its 95 % interval; ``low`` and ``high`` are NaN where nothing was sampled to make one from.
+
+    ``p``: two-sided p-value of no difference at all, for a difference (see ``bootstrap``); NaN for anything else.
+    """
 
     value: float
     low: float
     high: float
     seeds: int
     items: int
+    p: float = float("nan")
 
     def scaled(self, factor: float) -> Estimate:
         """The same estimate in another unit, for example 100 for percent."""
-        return Estimate(self.value * factor, self.low * factor, self.high * factor, self.seeds, self.items)
+        return replace(self, value=self.value * factor, low=self.low * factor, high=self.high * factor)
 
 
 def wilson(correct: int, n: int, level: float = LEVEL) -> tuple[float, float]:
@@ -73,16 +77,6 @@ def detectable_gap(rate: float, n: int, power: float = 0.8, level: float = LEVEL
     return float(z * np.sqrt(2 * rate * (1 - rate) / n))
 
 
-def sign_test(a: ArrayLike, b: ArrayLike) -> float:
-    """Exact sign test over items of two seeds × items matrices; with one seed each it is McNemar's exact test.
-
-    Each item counts once, by the sign of its difference of means over seeds: an item asked under ten seeds is still one item.
-    """
-    difference = np.mean(np.atleast_2d(a), axis=0) - np.mean(np.atleast_2d(b), axis=0)
-    # Means of 0 and 1 over different numbers of seeds do not subtract to exact zero.
-    return mcnemar(int(np.sum(difference > 1e-9)), int(np.sum(difference < -1e-9)))
-
-
 def bootstrap(
     a: ArrayLike, b: ArrayLike | None, rng: np.random.Generator, *, paired_seeds: bool = True, resamples: int = RESAMPLES
 ) -> Estimate:
@@ -98,6 +92,9 @@ def bootstrap(
     One seed of one method has Wilson's interval, which needs no resampling. Where every resample agrees (all right, all
     wrong, no discordant item) the interval is Wilson's at that count too, since n equal answers do not prove that the next
     one is equal. Clipped to what is possible: [0, 1] or [−1, 1].
+
+    The p-value of a difference is that of the same stretched resamples: twice the share of them on the other side of 0, each
+    side with one more (so never under 2 / (resamples + 1)). It is under 0.05 where the interval leaves 0 out.
     """
     a = np.atleast_2d(np.asarray(a, dtype=np.float64))
     parts = [(a, 1.0)]
@@ -130,13 +127,17 @@ def bootstrap(
     value = float(item_means.mean())
     if np.ptp(draws) < 1e-12:
         low, high = _no_spread(value, items, difference=b is not None)
+        p = 1.0
     else:
         if items > 1:
             components.append((float(item_means.var(ddof=1)) / items, items - 1))
-        tails = np.quantile(draws, [0.5 - LEVEL / 2, 0.5 + LEVEL / 2])
-        low, high = value + _stretch(components) * (tails - value)
-    floor = 0.0 if b is None else -1.0
-    return Estimate(value, max(float(low), floor), min(float(high), 1.0), seeds, items)
+        stretched = value + _stretch(components) * (draws - value)
+        low, high = np.quantile(stretched, [0.5 - LEVEL / 2, 0.5 + LEVEL / 2])
+        beyond = min(np.sum(stretched <= 0), np.sum(stretched >= 0))
+        p = min(1.0, 2 * (int(beyond) + 1) / (resamples + 1))
+    if b is None:
+        return Estimate(value, max(float(low), 0.0), min(float(high), 1.0), seeds, items)
+    return Estimate(value, max(float(low), -1.0), min(float(high), 1.0), seeds, items, p)
 
 
 def mean_over_seeds(values: ArrayLike) -> Estimate:

@@ -18,7 +18,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from replication.errors import UserError
-from replication.evidence import HEADLINE, Tables, as_correct
+from replication.estimates import answers
+from replication.evidence import HEADLINE, Tables
 from replication.files import atomic_write
 from replication.intervals import bootstrap, mean_over_seeds
 from replication.randomness import numpy_stream
@@ -136,20 +137,11 @@ def seed_dots(axis: Axes, x: float, runs: pd.DataFrame, colour: str, marker: str
 
 def accuracy_interval(tables: Tables, runs: pd.DataFrame) -> tuple[float, float, float]:
     """Mean and 95 % interval of the accuracy in percent: over seeds × items where items.csv has the runs, else over seeds."""
-    items = tables.get("items")
-    seed_of = runs.set_index(runs["run_id"].astype(str))["seed"]
-    if items is not None and len(items) and set(seed_of.index) <= set(items["run_id"].astype(str)):
-        mine = items[items["run_id"].astype(str).isin(seed_of.index)]
-        wide = pd.DataFrame(
-            {
-                "seed": mine["run_id"].astype(str).map(seed_of).to_numpy(),
-                "item": mine["item_id"].astype(str).to_numpy(),
-                "correct": as_correct(mine["correct"]).to_numpy(),
-            }
-        ).pivot(index="seed", columns="item", values="correct")
+    matrix = answers(tables, runs)
+    if len(matrix) == runs["run_id"].nunique() and matrix.size:
         first = runs.iloc[0]
-        rng = numpy_stream(0, "bootstrap", "figure", str(first["task"]), str(first["method"]))
-        estimate = bootstrap(wide.dropna(axis="columns").sort_index(axis="columns"), None, rng).scaled(100)
+        rng = numpy_stream(0, "bootstrap", "accuracy", str(first["task"]), str(first["method"]))
+        estimate = bootstrap(matrix, None, rng).scaled(100)
     else:
         estimate = mean_over_seeds(runs["accuracy"].dropna()).scaled(100)
     return estimate.value, max(estimate.low, 0.0), min(estimate.high, 100.0)

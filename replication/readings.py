@@ -62,7 +62,7 @@ def headline(tables: Tables, profile: str) -> list[str]:
     for task, own in table.groupby("task", sort=False):
         rows = {row["method"]: row for row in own.to_dict("records")}
         parts = [f"{METHODS[m]} {percent(r['accuracy'], r['low'], r['high'])}" for m, r in rows.items()]
-        counts = f"{int(own['seeds'].max())} {plural(own['seeds'].max(), 'seed')} and {int(own['items'].max())} items"
+        counts = f"{_seeds(own[own['method'] != 'base'])} and {int(own['items'].max())} items"
         sentences.append(f"On {TASKS[task]} ({counts}) the greedy accuracy is {listing(parts)}.")
         if task != "svamp":
             longer = own.set_index("method")["longer_numbers_accuracy"].dropna()
@@ -72,6 +72,14 @@ def headline(tables: Tables, profile: str) -> list[str]:
         if kept:
             sentences.append(f"Of the tokens generated in groups that do not tie, {listing(kept)} enter the loss.")
     return sentences
+
+
+def _seeds(rows: pd.DataFrame) -> str:
+    """How many seeds: one number, or those of each method where some of their runs are missing."""
+    counts = rows.groupby("method", sort=False)["seeds"].min().astype(int)
+    if counts.nunique() <= 1:
+        return f"{counts.max()} {plural(counts.max(), 'seed')}" if len(counts) else "1 seed"
+    return listing([f"{METHODS[method]} {count}" for method, count in counts.items()]) + " seeds"
 
 
 def power(tables: Tables, profile: str) -> str:
@@ -88,15 +96,14 @@ def power(tables: Tables, profile: str) -> str:
     if differences.empty:
         return text
     parts = [f"{METHODS[row.method]} on {TASKS[row.task]} {row.detectable:.1f} points" for row in differences.itertuples()]
-    seeds = int(differences["seeds"].max())
     return (
-        f"{text} The items in pairs and {seeds} {plural(seeds, 'seed')}, as in the verdicts, show a difference to full-token GRPO "
+        f"{text} The items in pairs and {_seeds(differences)}, as in the verdicts, show a difference to full-token GRPO "
         f"four times in five if it is as large as, for {listing(parts)}; what is smaller may well stay inconclusive."
     )
 
 
 def learning_curves(tables: Tables, profile: str) -> list[str]:
-    """At which evaluated step each method was first within ``CLOSE`` points of its last validation accuracy."""
+    """From which evaluated step on each method stayed within ``CLOSE`` points of its last validation accuracy."""
     rows, curves = rows_of(tables, "full_vs_sparse", profile), tables.get("curves")
     if rows.empty or curves is None or curves.empty:
         return ["Not run."]
@@ -108,9 +115,10 @@ def learning_curves(tables: Tables, profile: str) -> list[str]:
             ids = own.loc[own["method"] == method, "run_id"]
             mean = 100 * curves[curves["run_id"].isin(ids)].groupby("step")["value"].mean()
             if len(mean):
-                reached = mean.index[mean >= mean.iloc[-1] - CLOSE][0]
+                far = (mean - mean.iloc[-1]).abs() > CLOSE
+                reached = mean.index[far.to_numpy().nonzero()[0].max() + 1 if far.any() else 0]
                 parts.append(f"{METHODS[method]} starts at {mean.iloc[0]:.1f} %, ends at {mean.iloc[-1]:.1f} %, and is within")
-                parts[-1] += f" {CLOSE:g} points of that from step {int(reached)} on"
+                parts[-1] += f" {CLOSE:g} points of that from step {int(reached)} on (evaluated: {listed(mean.index.to_series())})"
         if parts:
             sentences.append(f"Validation accuracy on {TASKS[task]}, mean over seeds: {'; '.join(parts)}.")
     return sentences or ["Not run."]

@@ -14,11 +14,11 @@ from replication.summaries import (
     Tables,
     lora_rank_table,
     rank_gap_table,
-    selector_gap_table,
+    selection_gap_table,
     token_fraction_table,
     tuning_table,
 )
-from replication.wording import digits, listing, points
+from replication.wording import digits, listing, percent, points
 
 
 def learning_rate(tables: Tables, profile: str) -> list[str]:
@@ -31,10 +31,10 @@ def learning_rate(tables: Tables, profile: str) -> list[str]:
         parts = []
         for method, grid in own.groupby("method", sort=False):
             chosen = grid[grid["chosen"]].iloc[0]
-            close = int((grid["accuracy"] >= grid["accuracy"].max() - CLOSE).sum())
+            close = int((grid["validation_accuracy"] >= chosen["validation_accuracy"] - CLOSE).sum())
             parts.append(
-                f"{METHODS[method]} {chosen['learning_rate']:g} ({chosen['accuracy']:.1f} % on test; {close} of {len(grid)} rates "
-                f"within {CLOSE:g} points of its best)"
+                f"{METHODS[method]} {chosen['learning_rate']:g} ({_chosen(chosen)}; on validation {close} of {len(grid)} rates are "
+                f"within {CLOSE:g} points of it, a range of {chosen['forgiving']:g} times)"
             )
         sentences.append(f"On {TASKS[task]} validation chooses, for {listing(parts)}.")
     tuned = table[table["chosen"]]
@@ -47,37 +47,38 @@ def learning_rate(tables: Tables, profile: str) -> list[str]:
     return sentences
 
 
+def _chosen(row: pd.Series) -> str:
+    """Test accuracy at the rate that validation chose, with its interval where there are answers per item."""
+    return f"{percent(row['accuracy'], row['low'], row['high'])} on test"
+
+
 # Token fraction and rank ---------------------------------------------------------------------------------------------------
 
 
 def token_fraction(tables: Tables, profile: str) -> list[str]:
-    """The two ends of the range and the best point between them."""
+    """Both ends of the range, then what each rule gains over random tokens, and the other denominator over the usual one."""
     table = token_fraction_table(tables, profile)
     if table.empty:
         return ["Not run."]
-    least, best = table.iloc[0], table.loc[table["accuracy"].idxmax()]
+    least = table.iloc[0]
     full = table[table["setting"] == "all tokens"]
     first = f"With the fewest tokens ({least['method']}, {least['setting']}: {digits(least['kept_fraction'])} %) the accuracy is "
     first += f"{least['accuracy']:.1f} %"
-    if len(full):
-        first += f", with all of them {full.iloc[0]['accuracy']:.1f} %"
-    first += f"; the highest, {best['accuracy']:.1f} % (seeds from {best['lowest']:.1f} to {best['highest']:.1f}), is reached by "
-    first += f"{best['method']} ({best['setting']}) with {digits(best['kept_fraction'])} % of the tokens."
-    spread = (table["highest"] - table["lowest"]).max()
-    second = f"Seeds of one setting differ by up to {spread:.1f} points, so a smaller difference between settings says little."
-    return [first, second, *_by_which_tokens(table, selector_gap_table(tables, profile))]
+    first += f", with all of them {full.iloc[0]['accuracy']:.1f} %." if len(full) else "."
+    return [first, *_by_which_tokens(table, selection_gap_table(tables, profile))]
 
 
 def _by_which_tokens(table: pd.DataFrame, gaps: pd.DataFrame) -> list[str]:
-    """At each share, the accuracy by the rule that picks the tokens, and what each rule gains over picking at random."""
+    """At each share, the accuracy by the rule that picks the tokens; then every contrast with its interval."""
     picked = table[table["share"].notna()]
     sentences = []
     for share, own in picked.groupby("share"):
         parts = [f"{row.selector} {row.accuracy:.1f} %" for row in own.sort_values("accuracy", ascending=False).itertuples()]
         sentences.append(f"With {100 * share:g} % of each completion's tokens, by which: {', '.join(parts)}.")
-    for selector, own in gaps.groupby("selector", sort=False):
-        parts = [f"{points(row.gap, row.low, row.high)} with {100 * row.share:g} %" for row in own.itertuples()]
-        sentences.append(f"{selector.capitalize()} minus random tokens, seeds in pairs: {', '.join(parts)}.")
+    for (setting, reference), own in gaps[gaps["gap"].notna()].groupby(["setting", "reference"], sort=False):
+        parts = [f"{points(row.gap, row.low, row.high)} with {digits(row.share)} % of the tokens" for row in own.itertuples()]
+        name = setting[0].upper() + setting[1:]
+        sentences.append(f"{name} minus {reference}, seeds and items in pairs: {', '.join(parts)}.")
     return sentences
 
 
@@ -95,10 +96,10 @@ def lora_rank(tables: Tables, profile: str) -> list[str]:
     ]
     sentences = [f"With the learning rate chosen on validation for each rank, {listing(parts)}."] if parts else []
     gaps = rank_gap_table(tables, profile)
-    for sparse, own in gaps[gaps["rank"].isin([low, high])].groupby("method", sort=False):
-        own = own.sort_values("rank", key=lambda ranks: ranks.map([low, high].index))
+    for sparse, own in gaps[gaps["gap"].notna()].groupby("method", sort=False):
+        own = own.sort_values("rank", key=lambda ranks: ranks.replace(0, 10**9))  # full fine-tuning last
         parts = [f"{points(row.gap, row.low, row.high)} at {_rank(row.rank)}" for row in own.itertuples()]
-        sentences.append(f"{sparse} minus full-token GRPO is {listing(parts)}.")
+        sentences.append(f"{sparse} minus full-token GRPO, seeds and items in pairs, is {listing(parts)}.")
     tuned = table[table["rates_tried"] > 1].to_dict("records")
     if tuned:
         sentences.append(_edges([(f"{row['method']} at {_rank(row['rank'])}", row) for row in tuned]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 
 from replication.figures_diagnostics import CONTENDERS, base_credit, of
@@ -103,7 +104,35 @@ def regularisation(tables: Tables, profile: str) -> list[str]:
             text += f", held-out templates {100 * held_out.mean():.1f} %" if len(held_out) else ""
             parts.append(text + (f", longer numbers {100 * longer.mean():.1f} %" if len(longer) else ""))
         sentences.append(f"Trained on {TASKS[task]}, drift from the base and train minus test accuracy: {'; '.join(parts)}.")
+        for method in _TRAINED[1:]:
+            changes = _minus_full(own, method)
+            if changes:
+                sentences.append(f"{METHODS[method]} minus full-token GRPO there, seeds in pairs: {', '.join(changes)}.")
     return sentences
+
+
+#: What regularisation could show in: column, name, factor, and how its difference is written.
+_DIFFERENCES = (
+    ("kl_to_base", "KL", 1.0, "+.3f", " nats"),
+    ("gap", "train minus test", 100.0, "+.1f", " points"),
+    ("held_out_accuracy", "held-out templates", 100.0, "+.1f", " points"),
+    ("longer_numbers_accuracy", "longer numbers", 100.0, "+.1f", " points"),
+    ("other_task_accuracy", "the task not trained", 100.0, "+.1f", " points"),
+    ("entropy", "entropy", 1.0, "+.3f", " nats per token"),
+)
+
+
+def _minus_full(rows: pd.DataFrame, method: str) -> list[str]:
+    """A sparse method minus full-token GRPO in all that regularisation could show in, over the seeds both have."""
+    of = {name: own.drop_duplicates("run_id").set_index("seed") for name, own in rows.groupby("method")}
+    if method not in of or "grpo" not in of:
+        return []
+    words = []
+    for column, name, factor, form, unit in _DIFFERENCES:
+        if column in rows:
+            change = (of[method][column] - of["grpo"][column]).dropna()
+            words += [f"{name} {_seeds(factor * change, form)}{unit}"] if len(change) else []
+    return words
 
 
 def price_of_accuracy(tables: Tables, profile: str) -> list[str]:
@@ -115,22 +144,32 @@ def price_of_accuracy(tables: Tables, profile: str) -> list[str]:
     sentences = []
     for task in [task for task in TASKS if (table["task"] == task).any()]:
         own = table[table["task"] == task]
-        mean = own.groupby("method")[[name for name, _ in PRICES]].mean()
         parts = []
-        for method in [method for method in _TRAINED[1:] if method in mean.index and "grpo" in mean.index]:
-            share = 100 * mean.loc[method] / mean.loc["grpo"]
-            words = [f"{digits(share[name])} % of the {' '.join(label.split())}" for name, label in PRICES if pd.notna(share[name])]
-            no_seed = not own.loc[own["method"] == method, "step"].notna().any()
-            missing = "no seed got there" if no_seed else "not to be said, since no seed of full-token GRPO got there"
-            parts.append(f"{METHODS[method]} {', '.join(words)}" if words else f"{METHODS[method]}: {missing}")
+        for method in [method for method in _TRAINED[1:] if {method, "grpo"} <= set(own["method"])]:
+            shares = [(_share_of_full(own, method, name), " ".join(label.split())) for name, label in PRICES]
+            words = [f"{share} of the {label}" for share, label in shares if share]
+            parts.append(f"{METHODS[method]} {', '.join(words)}" if words else f"{METHODS[method]}: no seed got there in both")
         reached = own.groupby("method")["step"].agg(["count", "size"])
         reached = reached[reached["count"] < reached["size"]]
         short = [f"{METHODS[method]} {row['count']} of {row['size']}" for method, row in reached.iterrows()]
         sentences.append(
-            f"Until {own['level'].iloc[0]:.0f} % on the validation items of {TASKS[task]}, of what full-token GRPO takes: "
-            f"{'; '.join(parts)}" + (f". Seeds that got there: {'; '.join(short)}." if short else ".")
+            f"Until {own['level'].iloc[0]:.0f} % on the validation items of {TASKS[task]}, of what full-token GRPO takes under the "
+            f"same seed: {'; '.join(parts)}."
+            + (f" Seeds that got there: {'; '.join(short)}; the others would have cost more." if short else "")
         )
     return sentences or ["Not run."]
+
+
+def _share_of_full(prices_: pd.DataFrame, method: str, name: str) -> str:
+    """Percent of full-token GRPO's price: geometric mean over the seeds where both got there, with the t interval of the logs."""
+    wide = prices_.pivot(index="seed", columns="method", values=name)
+    both = wide[[method, "grpo"]].dropna()
+    both = both[(both > 0).all(axis=1)]
+    if both.empty:
+        return ""
+    logs = mean_over_seeds(np.log(both[method] / both["grpo"]))
+    value, low, high = (100 * np.exp(end) for end in (logs.value, logs.low, logs.high))
+    return f"{digits(value)} %" + ("" if np.isnan(low) else f" [{digits(low)}, {digits(high)}]")
 
 
 def _credit(tables: Tables, profile: str) -> pd.DataFrame:

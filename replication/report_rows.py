@@ -50,7 +50,7 @@ def _verdict_row(row: Mapping[str, Any]) -> dict[str, str]:
     plain["text"] = plain["text"].replace(" %", "\u00a0%")  # a line must not begin with the sign
     plain["p"] = ""
     if pd.notna(row["p_holm"]):
-        plain["p"] = f"Of no difference at all: p = {row['p']:.2g}, {row['p_holm']:.2g} after Holm over the claims"
+        plain["p"] = f"No difference at all, on the same resamples: p = {row['p']:.2g}, {row['p_holm']:.2g} after Holm"
     return {**plain, **counts, "paper": paper, "ours": ours, "counterpart": "" if pd.isna(counterpart) else str(counterpart)}
 
 
@@ -107,7 +107,7 @@ def spread(tables: Tables, profile: str) -> list[dict[str, str]]:
                 "mean": _number(100 * row["mean"], 1),
                 "sd": _number(100 * row["seed_sd"], 1) if several else "",
                 "seeds": f"{100 * row['seed_min']:.1f} to {100 * row['seed_max']:.1f}" if several else "",
-                "binomial": f"{100 * row['binomial_low']:.1f} to {100 * row['binomial_high']:.1f}",
+                "over_items": f"{100 * row['items_low']:.1f} to {100 * row['items_high']:.1f}",
             }  # fmt: skip
         )
     return rows

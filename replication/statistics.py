@@ -12,6 +12,7 @@ from scipy import stats
 
 from replication.claims import Claim, load_claims
 from replication.errors import UserError
+from replication.estimates import difference
 from replication.evidence import Evidence, Tables
 from replication.intervals import (
     Estimate,
@@ -20,10 +21,8 @@ from replication.intervals import (
     holm,
     mcnemar,
     mean_over_seeds,
-    sign_test,
     wilson,
 )
-from replication.randomness import numpy_stream
 from replication.tuning import best_rate, tuning
 from replication.verdicts import VERDICTS, verdicts
 
@@ -42,7 +41,6 @@ __all__ = [
     "mean_over_seeds",
     "paired_tests",
     "seed_spread",
-    "sign_test",
     "tuning",
     "verdicts",
     "wilson",
@@ -55,8 +53,8 @@ def seed_spread(tables: Tables, scale: str = "nano") -> pd.DataFrame:
     """Per task and method, two kinds of uncertainty side by side instead of one undefined "±".
 
     Columns task, method, seeds, items, mean, seed_sd, seed_min, seed_max (how much training under another seed changes the
-    accuracy; sd with ddof 1, NaN for one seed), binomial_low, binomial_high (Wilson interval of the mean at this number of
-    test items: what another test set could change), diverged. All in fractions.
+    accuracy; sd with ddof 1, NaN for one seed), items_low, items_high (what another test set could change for these very
+    policies: the t interval of the items' means over seeds; with one seed Wilson's), diverged. All in fractions.
     """
     evidence = Evidence(tables, scale)
     rows = []
@@ -67,7 +65,7 @@ def seed_spread(tables: Tables, scale: str = "nano") -> pd.DataFrame:
                 continue
             seeds, items = matrix.shape
             accuracy = matrix.mean(axis=1)
-            low, high = wilson(round(float(accuracy.mean()) * items), items)
+            low, high = _over_items(matrix)
             rows.append(
                 {
                     "task": task,
@@ -78,13 +76,21 @@ def seed_spread(tables: Tables, scale: str = "nano") -> pd.DataFrame:
                     "seed_sd": accuracy.std(ddof=1),
                     "seed_min": accuracy.min(),
                     "seed_max": accuracy.max(),
-                    "binomial_low": low,
-                    "binomial_high": high,
+                    "items_low": low,
+                    "items_high": high,
                     "diverged": evidence.diverged([task], [method]),
                 }  # fmt: skip
             )
-    columns = ["task", "method", "seeds", "items", "mean", "seed_sd", "seed_min", "seed_max", "binomial_low", "binomial_high"]
+    columns = ["task", "method", "seeds", "items", "mean", "seed_sd", "seed_min", "seed_max", "items_low", "items_high"]
     return pd.DataFrame(rows, columns=[*columns, "diverged"])
+
+
+def _over_items(matrix: pd.DataFrame) -> tuple[float, float]:
+    """Interval of the mean over items alone. Answers of several seeds to one item are no independent coin flips."""
+    if len(matrix) == 1 or np.ptp(matrix.mean(axis=0)) == 0:
+        return wilson(round(float(matrix.mean(axis=0).sum())), matrix.shape[1])
+    over_items = mean_over_seeds(matrix.mean(axis=0))
+    return max(over_items.low, 0.0), min(over_items.high, 1.0)
 
 
 def paired_tests(tables: Tables, scale: str = "nano") -> pd.DataFrame:
@@ -132,16 +138,15 @@ def detectable_differences(tables: Tables, scale: str = "nano", power: float = 0
     rows = []
     for task in sorted(evidence.runs["task"].unique()):
         for method in ("s_grpo", "t_spmo"):
-            a, b = evidence.pair(task, method, "grpo")
-            if a.size == 0 or b.size == 0:
+            gap = difference(evidence, task, method, "grpo")
+            if gap is None:
                 continue
-            rng = numpy_stream(0, "bootstrap", "power", task, method)
-            gap = bootstrap(a, b, rng, paired_seeds=list(a.index) == list(b.index)).scaled(100)
+            gap = gap.scaled(100)
             rows.append(
                 {
                     "task": task,
                     "method": method,
-                    "seeds": min(len(a), len(b)),
+                    "seeds": gap.seeds,
                     "items": gap.items,
                     "difference": gap.value,
                     "low": gap.low,
@@ -157,10 +162,10 @@ def compare_tables(mine: Mapping[str, Any] | pd.DataFrame, committed: Mapping[st
 
     Both arguments are a verdicts frame, or tables that hold one under ``verdicts``. Two intervals agree if they overlap, a
     value without an interval if it lies in the other's, two bare values if they are within 10 % of the committed one (memory:
-    allocators differ). ``missing``: one side, or both, did not measure the claim.
+    allocators differ). ``missing``: you did not measure what the committed tables have; ``not compared``: they have nothing.
 
     Returns:
-        Columns claim, agreement (agree, disagree, missing), mine, mine_low, mine_high, committed, committed_low,
+        Columns claim, agreement (agree, disagree, missing, not compared), mine, mine_low, mine_high, committed, committed_low,
         committed_high, verdict_mine, verdict_committed; claims in the committed order, then those only the reader has.
     """
     left, right = _verdict_frame(mine, "your"), _verdict_frame(committed, "the committed")
@@ -197,7 +202,9 @@ def _verdict_frame(source: Mapping[str, Any] | pd.DataFrame, whose: str) -> pd.D
 
 
 def _agreement(a: pd.Series | None, b: pd.Series | None) -> str:
-    if a is None or b is None or np.isnan(a["value"]) or np.isnan(b["value"]):
+    if b is None or np.isnan(b["value"]):
+        return "not compared"
+    if a is None or np.isnan(a["value"]):
         return "missing"
     bare_a, bare_b = np.isnan(a["low"]), np.isnan(b["low"])
     if bare_a and bare_b:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from replication.estimates import accuracy, answers, gap
 from replication.evidence import Evidence
-from replication.intervals import bootstrap, mean_over_seeds
+from replication.intervals import Estimate, bootstrap
 from replication.randomness import numpy_stream
 from replication.statistics import best_rate, tuning
 
@@ -91,10 +92,10 @@ def headline_table(tables: Tables, profile: str) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     for task in [task for task in TASKS if (evidence.runs["task"] == task).any()]:
         for method in METHODS:
-            matrix = evidence.matrix(task, method)
-            if matrix.size == 0:
+            estimate = accuracy(evidence, task, method)
+            if estimate is None:
                 continue
-            estimate = bootstrap(matrix, None, numpy_stream(0, "bootstrap", "headline", task, method)).scaled(100)
+            estimate = estimate.scaled(100)
             row: dict[str, Any] = {"task": task, "method": method, "seeds": estimate.seeds, "items": estimate.items}
             row |= {"accuracy": estimate.value, "low": estimate.low, "high": estimate.high}
             columns = ("sampled_accuracy", "accuracy_new_stories", "held_out_accuracy", "longer_numbers_accuracy")
@@ -156,17 +157,27 @@ def prompt_table(tables: Tables, profile: str) -> pd.DataFrame:
 
 
 def tuning_table(tables: Tables, profile: str) -> pd.DataFrame:
-    """``statistics.tuning`` in percent, with ``used``: whether full against sparse runs at that rate, and ``edge``."""
-    table = tuning({**tables, "runs": rows_of(tables, "learning_rate", profile)})
+    """``statistics.tuning`` in percent, with ``used``: whether full against sparse runs at that rate, and ``edge``.
+
+    low, high: at the chosen rates, the seed × item interval of the test accuracy, empty without answers per item.
+    """
+    runs = rows_of(tables, "learning_rate", profile)
+    table = tuning({**tables, "runs": runs})
     table = table.sort_values("task", key=lambda tasks: tasks.map(list(TASKS).index), kind="stable", ignore_index=True)
     table[["validation_accuracy", "accuracy"]] *= 100
     headline = rows_of(tables, "full_vs_sparse", profile)
     used = set(zip(headline["task"], headline["method"], headline.get("learning_rate", []), strict=False))
     table["used"] = [key in used for key in zip(table["task"], table["method"], table["learning_rate"], strict=True)]
-    table["edge"] = ""
-    for _, own in table.groupby(["task", "method"]):
+    table["edge"], table["low"], table["high"] = "", float("nan"), float("nan")
+    for (task, method), own in table.groupby(["task", "method"]):
         for place in own.index[own["chosen"]]:
-            table.loc[place, "edge"] = edge(own.loc[place, "learning_rate"], own["learning_rate"])
+            rate = own.loc[place, "learning_rate"]
+            table.loc[place, "edge"] = edge(rate, own["learning_rate"])
+            at_rate = runs[(runs["task"] == task) & (runs["method"] == method) & (runs["learning_rate"] == rate)]
+            matrix = answers(tables, at_rate)
+            if matrix.size:
+                found = bootstrap(matrix, None, numpy_stream(0, "bootstrap", "learning_rate", task, method)).scaled(100)
+                table.loc[place, ["low", "high"]] = found.low, found.high
     return table
 
 
@@ -242,38 +253,64 @@ def lora_rank_table(tables: Tables, profile: str) -> pd.DataFrame:
 def rank_gap_table(tables: Tables, profile: str) -> pd.DataFrame:
     """Per task, rank and sparse method: its accuracy minus that of full-token GRPO in points, each at its own best rate.
 
-    Mean over the seeds that both have, with the t interval of the paired differences; one seed has no interval.
+    Seeds and items in pairs, with the seed × item interval; that the rates were chosen is not part of it.
     """
     rows = rows_of(tables, "lora_rank", profile)
     out = []
     for (task, rank), own in rows.groupby(["task", "lora_rank"], sort=True) if len(rows) else ():
-        accuracy = {
-            method: mine[mine["learning_rate"] == best_rate(mine)].drop_duplicates("run_id").set_index("seed")["accuracy"]
-            for method, mine in own.groupby("method")
-        }
-        for method in [method for method in ("s_grpo", "t_spmo") if method in accuracy and "grpo" in accuracy]:
-            gap = mean_over_seeds((accuracy[method] - accuracy["grpo"]).dropna()).scaled(100)
-            row = {"task": task, "rank": int(rank), "method": METHODS[method], "seeds": gap.seeds}
-            out.append(row | {"gap": gap.value, "low": gap.low, "high": gap.high})
-    return pd.DataFrame(out, columns=["task", "rank", "method", "seeds", "gap", "low", "high"])
+        at_best = {method: mine[mine["learning_rate"] == best_rate(mine)] for method, mine in own.groupby("method")}
+        for method in [method for method in ("s_grpo", "t_spmo") if method in at_best and "grpo" in at_best]:
+            found = gap(tables, at_best[method], at_best["grpo"], "lora_rank", task, int(rank), method)
+            out.append({"task": task, "rank": int(rank), "method": METHODS[method], **_gap_row(found)})
+    return pd.DataFrame(out, columns=["task", "rank", "method", *_GAP])
 
 
-def selector_gap_table(tables: Tables, profile: str) -> pd.DataFrame:
-    """Per share of the tokens and rule that picks them: its accuracy minus that of random tokens, in points.
+def selection_gap_table(tables: Tables, profile: str) -> pd.DataFrame:
+    """What it matters which tokens are credited, and how they are weighed: contrasts of the token fraction, in points.
 
-    Mean over the seeds that both have, with the t interval of the paired differences; one seed has no interval.
+    Columns setting, reference, share (percent of the tokens) and the gap with its seed × item interval, seeds and items in
+    pairs: each rule that picks a share of the tokens minus picking as many at random; S-GRPO's own rule minus the random share
+    nearest to its own; and S-GRPO with the other denominator minus itself.
     """
     rows = rows_of(tables, "token_fraction", profile)
-    columns = ["share", "selector", "seeds", "gap", "low", "high"]
-    if rows.empty or "token_share" not in rows:
-        return pd.DataFrame(columns=columns)
     out = []
-    for share, own in rows.groupby("token_share"):
-        accuracy = {name: mine.drop_duplicates("run_id").set_index("seed")["accuracy"] for name, mine in own.groupby("selector")}
-        for name in [name for name in accuracy if name != "random" and "random" in accuracy]:
-            gap = mean_over_seeds((accuracy[name] - accuracy["random"]).dropna()).scaled(100)
-            out.append({"share": share, "selector": name, "seeds": gap.seeds, "gap": gap.value, "low": gap.low, "high": gap.high})
-    return pd.DataFrame(out, columns=columns)
+    if len(rows) and "token_share" in rows:
+        picked = rows[rows["token_share"].notna()]
+        chance = {share: own for share, own in picked[picked["selector"] == "random"].groupby("token_share")}
+        for (selector, share), own in picked[picked["selector"] != "random"].groupby(["selector", "token_share"], sort=True):
+            if share in chance:
+                found = gap(tables, own, chance[share], "selector", selector, str(share))
+                out.append({"setting": selector, "reference": "random", "share": 100 * share, **_gap_row(found)})
+        rule = rows[(rows["method"] == "s_grpo") & rows["token_share"].isna()]
+        usual = _at_the_profile(rule)
+        if len(usual) and chance:
+            kept = usual["kept_fraction"].mean()
+            nearest = min(chance, key=lambda share: abs(share - kept))
+            found = gap(tables, usual, chance[nearest], "rule against random")
+            names = {"setting": "S-GRPO's rule", "reference": f"random {100 * nearest:g} %"}
+            out.append(names | {"share": 100 * kept, **_gap_row(found)})
+        other = rule[rule["denominator"] != "kept"] if "denominator" in rule else rule.iloc[:0]
+        if len(usual) and len(other):
+            found = gap(tables, other, usual, "denominator")
+            names = {"setting": "S-GRPO divided by the completion's length", "reference": "by the kept tokens"}
+            out.append(names | {"share": 100 * other["kept_fraction"].mean(), **_gap_row(found)})
+    return pd.DataFrame(out, columns=["setting", "reference", "share", *_GAP])
+
+
+_GAP = ("seeds", "items", "gap", "low", "high")
+
+
+def _gap_row(found: Estimate | None) -> dict[str, float]:
+    if found is None:
+        return {}
+    return dict(zip(_GAP, (found.seeds, found.items, found.value, found.low, found.high), strict=True))
+
+
+def _at_the_profile(rule: pd.DataFrame) -> pd.DataFrame:
+    """S-GRPO as the headline runs it: of its settings the one with the cap and the usual denominator."""
+    if not {"denominator", "max_kept_tokens"} <= set(rule.columns):
+        return rule.iloc[:0]
+    return rule[(rule["denominator"] == "kept") & rule["max_kept_tokens"].notna()]
 
 
 def edge(rate: float, tried: pd.Series) -> str:

@@ -49,6 +49,7 @@ KINDS: dict[str, dict[str, str]] = {
     "runs": {"run_id": "str", "ablation": "str", "seed": "int", "command": "str", "status": "str", "reason": "str", **_RESULTS},
     "curves": {"run_id": "str", "step": "int", "metric": "str", "value": "float"},
     "items": {"run_id": "str", "item_id": "str", "correct": "int", "truncated": "int", "parsed": "int"},
+    "ablation_items": {"run_id": "str", "item_id": "str", "correct": "int"},
     "timings": {"run_id": "str", "seconds": "float", **dict.fromkeys(SECONDS, "float"), **dict.fromkeys(PEAKS, "int")},
     # Optional: made by `prompts`, from the base under each prompt template.
     "prompts": {

@@ -26,10 +26,14 @@ if TYPE_CHECKING:
 __all__ = ["build_tables", "read_tables", "tables_manifest", "write_tables"]
 
 HEADLINE = "full_vs_sparse"
+#: Of these ablations curves.csv has the validation alone: every metric of every step of 600 runs would be 30 MB.
+BRIEF = ("token_fraction", "lora_rank", "learning_rate")
 
 
 def build_tables(planned: Sequence[PlannedRun], runs_dir: str | Path) -> dict[str, pd.DataFrame]:
-    """The tables runs, curves, items and timings of a plan, from what lies under ``runs_dir``/<run_id>.
+    """The tables runs, curves, items, ablation_items and timings of a plan, from what lies under ``runs_dir``/<run_id>.
+
+    items has the answers of the headline runs on the test items, ablation_items the right and wrong of all others.
 
     Args:
         planned: ablation and config of each run; a config in several ablations gets a row in each.
@@ -41,25 +45,30 @@ def build_tables(planned: Sequence[PlannedRun], runs_dir: str | Path) -> dict[st
     runs_dir = Path(runs_dir)
     rows: list[dict[str, Any]] = []
     found: dict[str, RunSummary | None] = {}
-    headline = set()
+    headline, whole = set(), set()
     for run in planned:
         run_id = run.config.run_id
         if run_id not in found:
             found[run_id] = read_summary(runs_dir / run_id)
         if run.ablation == HEADLINE:
             headline.add(run_id)
+        if run.ablation not in BRIEF:
+            whole.add(run_id)
         rows.append(_run_row(run.ablation, run.config, run_id, found[run_id], runs_dir))
     columns = run_columns(type(planned[0].config)) if planned else KINDS["runs"]
     finished = sorted(run_id for run_id, summary in found.items() if summary is not None)
     for run_id in finished:
         check_files(runs_dir / run_id)
-    curves = [row for run_id in finished for row in _curve_rows(run_id, runs_dir / run_id)]
-    items = [row for run_id in finished if run_id in headline for row in _item_rows(run_id, runs_dir / run_id)]
+    curves = [row for run_id in finished for row in _curve_rows(found[run_id], runs_dir / run_id, brief=run_id not in whole)]
+    items = [row for run_id in finished for row in _item_rows(run_id, runs_dir / run_id)]
     timings = [_timing_row(run_id, runs_dir / run_id) for run_id in finished]
     return {
         "runs": frame(rows, columns, ["ablation", "task", "method", "seed", "run_id"]),
         "curves": frame(curves, KINDS["curves"], ["run_id", "step", "metric"]),
-        "items": frame(items, KINDS["items"], ["run_id", "item_id"]),
+        "items": frame([row for row in items if row["run_id"] in headline], KINDS["items"], ["run_id", "item_id"]),
+        "ablation_items": frame(
+            [row for row in items if row["run_id"] not in headline], KINDS["ablation_items"], ["run_id", "item_id"]
+        ),
         "timings": frame(timings, KINDS["timings"], ["run_id"]),
     }
 
@@ -89,11 +98,19 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _curve_rows(run_id: str, folder: Path) -> Iterable[dict[str, Any]]:
+def _curve_rows(summary: RunSummary, folder: Path, *, brief: bool) -> Iterable[dict[str, Any]]:
+    """Every metric at every step (``brief``: of the validations), and the validation accuracy that training ended with."""
+    last = None
     for row in _lines(folder / "metrics.jsonl") if (folder / "metrics.jsonl").exists() else ():
         for metric, value in row.items():
-            if metric != "step":
-                yield {"run_id": run_id, "step": row["step"], "metric": metric, "value": value}
+            if metric == "validation_accuracy":
+                last = row["step"]
+            if metric != "step" and (not brief or metric.startswith("validation_")):
+                yield {"run_id": summary.run_id, "step": row["step"], "metric": metric, "value": value}
+    # The last validation is part of the final evaluation. Without it every curve would stop before training does.
+    if last is not None and summary.steps_done > last:
+        ending = {"step": summary.steps_done, "metric": "validation_accuracy", "value": summary.validation_accuracy}
+        yield {"run_id": summary.run_id, **ending}
 
 
 def _item_rows(run_id: str, folder: Path) -> Iterable[dict[str, Any]]:

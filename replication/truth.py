@@ -5,11 +5,13 @@
   worth. Both are means over an audit sample of completions.
 
 A decisive token whose true worth is under ``CONSEQUENCE`` either way decided nothing (the second digit of a number already
-chosen, a choice that all samples make); a prefix with fewer than ``AUDITED`` audit samples has no known worth.
+chosen, a choice that all samples make). Worth is unknown where fewer than ``AUDITED`` audit samples begin with the prefix or the
+token, and where it is no more than two standard errors of the audit from 0 and could yet be of consequence.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,7 +27,7 @@ CONSEQUENCE = 0.05
 #: How many audit samples must begin with a prefix for its value to count as known.
 AUDITED = 30
 #: The quantities that a credit adds up to per group, and of what the table gives them as shares.
-SUMS = ("credit", "decisive", "right", "wrong", "nothing", "consequence")
+SUMS = ("credit", "decisive", "right", "wrong", "nothing", "unknown", "consequence")
 
 
 @dataclass(frozen=True)
@@ -43,10 +45,22 @@ class Truth:
     decisive: dict[tuple[int, ...], list[int]] = field(default_factory=dict)
 
     def worth(self, prefix: tuple[int, ...]) -> float:
-        """V(prefix) - V(prefix without its last token); NaN if either is not known well enough."""
-        after, before = self.value.get(prefix, (0, 0.0)), self.value.get(prefix[:-1], (0, 0.0))
-        # The prefix before must be known well; the one after may be rare only because the policy seldom goes there.
-        return after[1] - before[1] if min(after[0], before[0]) >= AUDITED else float("nan")
+        """V(prefix) - V(prefix without its last token); NaN if the audit does not tell it well enough.
+
+        Of the n samples before the token, m take it and are right at rate a, the others at rate b: the worth is
+        (1 - m/n)(a - b), and its standard error (1 - m/n) sqrt(var(a) / m + var(b) / (n - m)), rates smoothed by one
+        success and one failure, so that equal answers are not certainty.
+        """
+        (m, a), (n, whole) = self.value.get(prefix, (0, 0.0)), self.value.get(prefix[:-1], (0, 0.0))
+        if min(m, n) < AUDITED:
+            return float("nan")
+        worth, others = a - whole, n - m
+        if not others:
+            return worth  # no sample did otherwise: 0
+        right = ((m * a, m), (n * whole - m * a, others))
+        smooth = [((count + 1) / (size + 2), size) for count, size in right]
+        error = others / n * math.sqrt(sum(rate * (1 - rate) / size for rate, size in smooth))
+        return float("nan") if abs(worth) <= 2 * error and abs(worth) + 2 * error >= CONSEQUENCE else worth
 
     def positions(self, completion: Sequence[int]) -> list[int]:
         key = tuple(completion)
@@ -85,10 +99,10 @@ def judge(completions: Sequence[Sequence[int]], truth: Truth) -> tuple[np.ndarra
 
 
 def credit_sums(credit: np.ndarray, decisive: np.ndarray, worth: np.ndarray) -> np.ndarray:
-    """How much |weight * advantage| falls where; (6,) in the order of ``SUMS``.
+    """How much |weight * advantage| falls where; (7,) in the order of ``SUMS``.
 
     credit: all of it. decisive: on decisive tokens, and of that right, wrong (its sign is that of the token's worth, or the
-    other) and nothing (the token's worth is under CONSEQUENCE or unknown). consequence: on any token of consequence.
+    other), nothing (the token's worth is under CONSEQUENCE) and unknown. consequence: on any token of consequence.
 
     Args:
         credit, decisive, worth: (T,) as of ``flat_credit`` and ``judge``.
@@ -97,5 +111,7 @@ def credit_sums(credit: np.ndarray, decisive: np.ndarray, worth: np.ndarray) -> 
     consequence = np.abs(np.nan_to_num(worth)) >= CONSEQUENCE
     right = decisive & consequence & (np.sign(credit) == np.sign(worth))
     wrong = decisive & consequence & ~right
-    kinds = (np.ones_like(decisive), decisive, right, wrong, decisive & ~consequence, consequence)
+    unknown = decisive & np.isnan(worth)
+    nothing = decisive & ~consequence & ~unknown
+    kinds = (np.ones_like(decisive), decisive, right, wrong, nothing, unknown, consequence)
     return np.array([size[kind].sum() for kind in kinds])

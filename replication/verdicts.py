@@ -1,7 +1,7 @@
 """A verdict for every claim: measure it on the tables, hold the interval against the rule, say what is missing.
 
-The interval decides. The p-values beside it (exact, Holm over the judged differences of one scale) test "no difference at
-all" and are there for the reader who asks; the thresholds of data/claims.yaml are not what they test.
+The interval decides. The p-values beside it test "no difference at all" on the same resamples, Holm over every difference that
+the claims of one scale judge, shown or not; the thresholds of data/claims.yaml are not what they test.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ import numpy as np
 import pandas as pd
 
 from replication.claims import Claim, load_claims
+from replication.estimates import accuracy, difference
 from replication.evidence import Evidence, Tables
-from replication.intervals import Estimate, bootstrap, holm, mean_over_seeds, sign_test
-from replication.randomness import numpy_stream
+from replication.intervals import Estimate, holm, mean_over_seeds
 from replication.tuning import tuning
 
 VERDICTS = ("supported", "not supported", "inconclusive", "not run", "by design")
+#: A headline rate counts as tuned if no other has a validation accuracy higher by more: between rates this close chance chooses.
+TUNED_WITHIN = 0.02
 _NAMES = {"base": "base", "grpo": "GRPO", "s_grpo": "S-GRPO", "t_spmo": "T-SPMO"}
 
 
@@ -32,7 +34,6 @@ class Case:
     label: str
     estimate: Estimate
     holds: bool | None
-    p: float = float("nan")
     remarks: tuple[str, ...] = field(default=())
 
 
@@ -53,11 +54,13 @@ def verdicts(claims: str | PathLike[str] | Mapping[str, Any] | Sequence[Any], ta
     """
     parsed = load_claims(claims)
     evidence = {scale: Evidence(tables, scale) for scale in ("paper", "nano")}
-    rows = pd.DataFrame([_row(claim, evidence[claim.scale], seed) for claim in parsed], columns=list(_DTYPES))
-    for scale in ("paper", "nano"):
-        family = (rows["scale"] == scale) & rows["p"].notna() & (rows["verdict"] != "by design")
-        rows.loc[family, "p_holm"] = holm(rows.loc[family, "p"].tolist())
-    return rows.astype(_DTYPES)
+    found = [(claim, *_cases(claim, evidence[claim.scale], seed)) for claim in parsed]
+    rows = []
+    for claim, cases, missing in found:
+        family = [case for other, its, _ in found if other.scale == claim.scale for case in its]
+        adjusted = dict(zip(map(id, family), holm([case.estimate.p for case in family]), strict=True))
+        rows.append(_row(claim, cases, missing, evidence[claim.scale], adjusted))
+    return pd.DataFrame(rows, columns=list(_DTYPES)).astype(_DTYPES)
 
 
 _DTYPES = {
@@ -67,7 +70,9 @@ _DTYPES = {
 }  # fmt: skip
 
 
-def _row(claim: Claim, evidence: Evidence, seed: int) -> dict[str, Any]:
+def _row(
+    claim: Claim, cases: Sequence[Case], missing: Sequence[str], evidence: Evidence, adjusted: Mapping[int, float]
+) -> dict[str, Any]:
     nan = float("nan")
     row: dict[str, Any] = {
         "claim": claim.id, "paper_value": claim.paper_exact if claim.paper_exact is not None else claim.paper_value,
@@ -75,7 +80,6 @@ def _row(claim: Claim, evidence: Evidence, seed: int) -> dict[str, Any]:
         "scale": claim.scale, "mark": claim.mark, "counterpart": claim.counterpart or "", "unit": claim.unit,
         "rule": claim.rule_text, "p": nan, "p_holm": nan, "diverged": pd.NA, "note": "",
     }  # fmt: skip
-    cases, missing = _cases(claim, evidence, seed)
     if not cases:
         return row | {"note": "not measured: " + ", ".join(missing)}
     shown = min(cases, key=lambda case: _favour(claim, case))
@@ -92,7 +96,7 @@ def _row(claim: Claim, evidence: Evidence, seed: int) -> dict[str, Any]:
     estimate = shown.estimate
     return row | {
         "value": estimate.value, "low": estimate.low, "high": estimate.high, "seeds": estimate.seeds,
-        "items": estimate.items or pd.NA, "verdict": verdict, "p": shown.p,
+        "items": estimate.items or pd.NA, "verdict": verdict, "p": estimate.p, "p_holm": adjusted[id(shown)],
         "diverged": evidence.diverged(claim.tasks, claim.methods), "note": "; ".join(notes),
     }  # fmt: skip
 
@@ -117,8 +121,7 @@ def _cases(claim: Claim, evidence: Evidence, seed: int) -> tuple[list[Case], lis
     for task in claim.tasks:
         for method in subjects:
             label = f"{_NAMES[method]} on {_words(task)}"
-            rng = numpy_stream(seed, "bootstrap", claim.id, task, method)
-            case = _measure(claim, evidence, task, method, label, rng)
+            case = _measure(claim, evidence, task, method, label, seed)
             if case is None:
                 missing.append(label)
                 continue
@@ -128,7 +131,7 @@ def _cases(claim: Claim, evidence: Evidence, seed: int) -> tuple[list[Case], lis
     return cases, missing
 
 
-def _measure(claim: Claim, evidence: Evidence, task: str, method: str, label: str, rng: np.random.Generator) -> Case | None:
+def _measure(claim: Claim, evidence: Evidence, task: str, method: str, label: str, seed: int) -> Case | None:
     if claim.measure == "kept_fraction":
         return _kept_fraction(claim, evidence, task, method, label)
     if claim.measure == "peak_gpu_memory":
@@ -138,27 +141,24 @@ def _measure(claim: Claim, evidence: Evidence, task: str, method: str, label: st
         peak, nan = float(peaks.max()) / 1e9, float("nan")
         return Case(task, label, Estimate(peak, nan, nan, len(peaks), 0), _holds(claim, peak, peak))
     if claim.measure == "accuracy":
-        matrix = evidence.matrix(task, method)
-        if matrix.size == 0:
+        estimate = accuracy(evidence, task, method, seed)
+        if estimate is None:
             return None
-        estimate = bootstrap(matrix, None, rng).scaled(100)
+        estimate = estimate.scaled(100)
         remarks = ("one seed: the interval is over items only",) if estimate.seeds == 1 and method != "base" else ()
-        return Case(task, label, estimate, _holds(claim, estimate.low, estimate.high), remarks=remarks)
-    a, b = evidence.pair(task, method, claim.methods[-1])
-    if a.size == 0 or b.size == 0:
+        return Case(task, label, estimate, _holds(claim, estimate.low, estimate.high), remarks)
+    estimate = difference(evidence, task, method, claim.methods[-1], seed)
+    if estimate is None:
         return None
-    estimate = bootstrap(a, b, rng, paired_seeds=list(a.index) == list(b.index)).scaled(100)
-    # The untrained base has no seeds to speak of, so the number to state is that of the trained methods.
-    trained = [len(m) for m, name in ((a, method), (b, claim.methods[-1])) if name != "base"]
-    estimate = Estimate(estimate.value, estimate.low, estimate.high, min(trained, default=1), estimate.items)
-    holds, p = _holds(claim, estimate.low, estimate.high), sign_test(a, b)
+    estimate = estimate.scaled(100)
+    holds = _holds(claim, estimate.low, estimate.high)
     remarks = ("one seed: the interval is over items only",) if estimate.seeds == 1 else ()
     if claim.measure == "accuracy_difference":
-        return Case(task, label, estimate, holds, p, remarks)
+        return Case(task, label, estimate, holds, remarks)
     drifts_less, words = _drift(evidence, task, method, claim.methods[-1])
     if not words and holds is not False:
         return None
-    return Case(task, label, estimate, _and(holds, drifts_less), p, remarks + words)
+    return Case(task, label, estimate, _and(holds, drifts_less), remarks + words)
 
 
 def _untuned(evidence: Evidence, task: str, methods: Sequence[str]) -> tuple[str, ...]:
@@ -176,11 +176,15 @@ def _untuned(evidence: Evidence, task: str, methods: Sequence[str]) -> tuple[str
             remarks.append(f"{name} is not known to be at its tuned rate: run the ablation learning_rate ({why})")
             continue
         used = pd.to_numeric(evidence.rows(task, method)["learning_rate"], errors="coerce").unique()
+        headline = " and ".join(f"{rate:g}" for rate in used)
         # Tables keep six digits.
-        if not np.isclose(used, chosen[0], rtol=1e-4, atol=0).all():
-            headline = " and ".join(f"{rate:g}" for rate in used)
+        at = points[np.isclose(points["learning_rate"].to_numpy()[:, None], used, rtol=1e-4, atol=0).any(axis=1)]
+        best = float(points["validation_accuracy"].max())
+        if len(at) != len(used) or not (at["validation_accuracy"] >= best - TUNED_WITHIN).all():
             prefers = f"headline {headline}, validation prefers {chosen[0]:g}"
             remarks.append(f"{name} is not at its tuned rate: {prefers}: set it in the profile and run again")
+        elif at["learning_rate"].isin([points["learning_rate"].min(), points["learning_rate"].max()]).any():
+            remarks.append(f"{name} is at an end of the rates tried ({headline}), so a better one may lie beyond: try more")
     return tuple(remarks)
 
 
@@ -195,7 +199,7 @@ def _kept_fraction(claim: Claim, evidence: Evidence, task: str, method: str, lab
         low, high = (float(end) for end in np.quantile(steps, [0.025, 0.975]))
         remarks = ("one seed: the range is that of its steps",)
     estimate = Estimate(estimate.value, np.clip(low, 0, 1), np.clip(high, 0, 1), estimate.seeds, 0).scaled(100)
-    return Case(task, label, estimate, _holds(claim, estimate.low, estimate.high), remarks=remarks)
+    return Case(task, label, estimate, _holds(claim, estimate.low, estimate.high), remarks)
 
 
 def _drift(evidence: Evidence, task: str, sparse: str, full: str) -> tuple[bool | None, tuple[str, ...]]:

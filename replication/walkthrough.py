@@ -59,10 +59,7 @@ def learning(tables: dict[str, pd.DataFrame]) -> Figure:
         smooth = 100 * reward["value"].astype(float).rolling(5, min_periods=1).mean()
         axes[0, 0].plot(reward["step"], smooth, **look | {"marker": ""})
         greedy = mine[mine["metric"] == "validation_accuracy"].sort_values("step")
-        steps, values = greedy["step"].tolist(), (100 * greedy["value"].astype(float)).tolist()
-        if not pd.isna(run.validation_accuracy):  # the last one is in the run's summary
-            steps, values = [*steps, run.steps], [*values, 100 * float(run.validation_accuracy)]
-        axes[0, 1].plot(steps, values, **look)
+        axes[0, 1].plot(greedy["step"], 100 * greedy["value"].astype(float), **look)
     for axis, label in zip(axes[0], ("reward of the rollouts (%)", "validation accuracy (%)"), strict=True):
         p.percent_axis(axis, label)
         axis.set_xlabel("optimizer step")

@@ -16,7 +16,8 @@ from stand_ins import StandIn, train
 from replication import table_files
 from replication.config import ExperimentConfig
 from replication.errors import UserError
-from replication.records import mark_failed
+from replication.records import mark_failed, read_summary
+from replication.tables import _curve_rows as curve_rows
 from replication.tables import build_tables, read_tables, tables_manifest, write_tables
 
 
@@ -63,11 +64,29 @@ def test_every_planned_run_has_a_row_with_its_status(runs):
 def test_curves_once_per_run_and_items_of_the_headline_only(runs):
     tables = build_tables(PLAN, runs)
     curves, items, timings = tables["curves"], tables["items"], tables["timings"]
-    assert len(curves) == 3 * 4 * 2 and set(curves["metric"]) == {"reward", "kept_fraction"}
+    # Of the run that only an ablation asks for, the validation alone would be kept, and the stand-in has none.
+    assert set(curves["run_id"]) == {StandIn(seed=0).run_id, SHARED.run_id}
+    assert len(curves) == 2 * 4 * 2 and set(curves["metric"]) == {"reward", "kept_fraction"}
     assert curves.loc[curves["metric"] == "kept_fraction", "value"].isna().all()
+    assert set(tables["ablation_items"]["run_id"]) == {StandIn(seed=3).run_id}
+    assert tables["ablation_items"]["correct"].tolist() == [0, 1, 0, 1]
     assert set(items["run_id"]) == {StandIn(seed=0).run_id, SHARED.run_id}
     assert items["correct"].tolist() == [0, 1, 0, 1] * 2
     assert timings["seconds"].tolist() == [4.0] * 3 and timings["peak_rss_bytes"].tolist() == [1004.0] * 3
+
+
+def test_curves_end_where_training_ends(tmp_path):
+    """The last validation is part of the final evaluation: without it a curve of 75 steps would stop at step 50."""
+    config = StandIn(seed=1)
+    train(config, tmp_path / config.run_id)
+    summary = read_summary(tmp_path / config.run_id).model_copy(update={"steps_done": 75, "validation_accuracy": 0.9})
+    lines = [{"step": 50, "validation_accuracy": 0.8, "validation_sampled_accuracy": 0.7}, {"step": 75, "reward": 0.5}]
+    (tmp_path / config.run_id / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for brief in (False, True):
+        rows = list(curve_rows(summary, tmp_path / config.run_id, brief=brief))
+        accuracy = [(row["step"], row["value"]) for row in rows if row["metric"] == "validation_accuracy"]
+        assert accuracy == [(50, 0.8), (75, 0.9)]
+        assert ("reward" in {row["metric"] for row in rows}) is not brief
 
 
 def test_the_same_runs_elsewhere_and_in_another_order_give_the_same_bytes(runs, tmp_path):
@@ -76,7 +95,7 @@ def test_the_same_runs_elsewhere_and_in_another_order_give_the_same_bytes(runs, 
     write_tables(build_tables(PLAN, moved), tmp_path / "a", {})
     moved.rename(runs)
     write_tables(build_tables(PLAN[::-1], runs), tmp_path / "b", {})
-    for name in ("runs", "curves", "items", "timings"):
+    for name in ("runs", "curves", "items", "ablation_items", "timings"):
         assert (tmp_path / f"a/{name}.csv").read_bytes() == (tmp_path / f"b/{name}.csv").read_bytes()
         assert b"\r" not in (tmp_path / f"a/{name}.csv").read_bytes()
 
@@ -85,7 +104,7 @@ def test_what_is_written_is_read_back(runs, tmp_path):
     tables = build_tables(PLAN, runs)
     write_tables(tables, tmp_path / "out", tables_manifest(PLAN, runs))
     back = read_tables(tmp_path / "out")
-    assert set(back) == {"runs", "curves", "items", "timings"}
+    assert set(back) == {"runs", "curves", "items", "ablation_items", "timings"}
     for name, table in tables.items():
         pd.testing.assert_frame_equal(back[name], table, rtol=1e-5)
     write_tables(back, tmp_path / "again")
@@ -124,7 +143,7 @@ def test_verdicts_are_added_beside_the_others_and_the_manifest_knows_them(runs, 
     write_tables({"verdicts": verdicts}, tmp_path)
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     assert manifest["commit"] == "abc"
-    assert set(manifest["tables"]) == {"runs.csv", "curves.csv", "items.csv", "timings.csv", "verdicts.csv"}
+    assert set(manifest["tables"]) == {f"{name}.csv" for name in (*build_tables(PLAN, runs), "verdicts")}
     back = read_tables(tmp_path)["verdicts"]
     assert back["note"].tolist() == verdicts["note"].tolist() and back["value"].tolist() == [71.25] and math.isnan(back["low"][0])
 

@@ -49,6 +49,19 @@ def test_worth_is_a_difference_of_values_and_unknown_where_the_audit_is_small():
     assert np.isnan(truth.worth((4,))) and np.isnan(truth.worth((4, 5))) and np.isnan(truth.worth((9,)))
 
 
+def test_a_worth_that_chance_explains_is_unknown_and_one_that_is_surely_small_is_nothing():
+    """30 samples know a chance to 9 points: a token worth nothing passed for one of consequence more often than not."""
+    rng = np.random.default_rng(0)
+    named = {"known": 0, "unknown": 0}
+    for _ in range(200):  # both tokens are right half of the time
+        right = rng.random(2 * AUDITED) < 0.5
+        worth = audited(group_of([[1, 2], [1, 3]] * AUDITED, right.astype(float).tolist()), None).worth((1, 2))
+        named["unknown" if np.isnan(worth) else "known"] += 1
+    assert named["known"] <= 0.08 * 200
+    many = audited(group_of([[1, 2], [1, 3]] * 4000, [0.0, 0.0, 1.0, 1.0] * 2000), None)
+    assert many.worth((1, 2)) == 0.0
+
+
 def test_a_transition_that_completions_share_is_decisive_for_all_of_them():
     completions = [[1, 2, 3], [1, 2, 4], [1, 5]]
     truth = truth_of(completions * AUDITED, [1.0, 0.0, 0.0] * AUDITED, {(1, 2, 3): [1], (1, 2, 4): [2], (1, 5): []})
@@ -66,8 +79,8 @@ def test_credit_sums_by_hand():
     decisive = np.array([True, True, True, True, False, True, False])
     worth = np.array([0.5, 0.5, nan, 0.01, -0.9, 0.3, 0.0])
     named = dict(zip(SUMS, credit_sums(credit, decisive, worth).tolist(), strict=True))
-    # Right: 1. Wrong: -2 where the token helped. Nothing: 3 (unknown) and 4 (worth too little). 5 is of consequence, not decisive.
-    assert named == {"credit": 22, "decisive": 10, "right": 1, "wrong": 2, "nothing": 7, "consequence": 8}
+    # Right: 1. Wrong: -2 where the token helped. Nothing: -4 (worth too little). Unknown: 3. 5 is of consequence, not decisive.
+    assert named == {"credit": 22, "decisive": 10, "right": 1, "wrong": 2, "nothing": 4, "unknown": 3, "consequence": 8}
 
 
 def test_credit_sums_add_up_whatever_comes_in():
@@ -78,7 +91,7 @@ def test_credit_sums_add_up_whatever_comes_in():
         credit, decisive = rng.normal(size=size), rng.random(size) < 0.3
         sums = dict(zip(SUMS, credit_sums(credit, decisive, worth), strict=True))
         assert sums["credit"] == pytest.approx(np.abs(credit).sum())
-        assert sums["decisive"] == pytest.approx(sums["right"] + sums["wrong"] + sums["nothing"])
+        assert sums["decisive"] == pytest.approx(sum(sums[kind] for kind in ("right", "wrong", "nothing", "unknown")))
         assert sums["right"] + sums["wrong"] <= sums["consequence"] + 1e-12 <= sums["credit"] + 2e-12
 
 
@@ -101,7 +114,8 @@ def measured(rng: np.random.Generator, problems: int, redraws: int, size: int = 
     whole = rng.gamma(4.0, size=problems)
     right = whole * rng.beta(4.0, 6.0, size=problems)
     credit = np.zeros((problems, 1, len(SUMS)))
-    credit[:, 0, 0], credit[:, 0, 1], credit[:, 0, 2], credit[:, 0, 5] = whole, right, right, right
+    for kind, amount in (("credit", whole), ("decisive", right), ("right", right), ("consequence", right)):
+        credit[:, 0, SUMS.index(kind)] = amount
     kept = []
     for mean in rng.normal(1.0, 1.0, size=(problems, size)):
         draws = rng.normal(mean, 2.0, size=(redraws, size))

@@ -10,8 +10,11 @@ import pandas as pd
 import pytest
 import synthetic_tables
 
+from replication import plotting, summaries
 from replication.claims import Claim, load_claims
 from replication.errors import UserError
+from replication.estimates import difference
+from replication.evidence import Evidence
 from replication.intervals import holm
 from replication.statistics import VERDICTS, verdicts
 from replication.tables import read_tables
@@ -336,11 +339,56 @@ def test_tables_are_left_as_they_were():
         pd.testing.assert_frame_equal(frame, copies[name])
 
 
-def test_holm_runs_over_the_judged_differences_of_a_scale():
-    result = _judge(synthetic_tables.headline(seeds=5))
+def test_holm_runs_over_every_difference_that_a_scale_judges_shown_or_not():
+    tables = synthetic_tables.headline(seeds=5)
+    result = _judge(tables)
     judged = result[result["p"].notna()]
     assert judged.index.tolist() == ["N4", "N7", "N9", "N9m"]
-    assert judged["p_holm"].tolist() == pytest.approx(holm(judged["p"].tolist()))
+    evidence = Evidence(tables, "nano")
+    pairs = [("word_problems", "grpo", "base"), ("multiplication", "grpo", "base"), ("multiplication", "t_spmo", "base")]
+    pairs += [(task, sparse, "grpo") for task in ("word_problems", "multiplication") for sparse in ("s_grpo", "t_spmo")]
+    every = [difference(evidence, *pair).p for pair in pairs]
+    adjusted = dict(zip(every, holm(every), strict=True))
+    assert len(every) == 7 and judged["p_holm"].tolist() == [pytest.approx(adjusted[p]) for p in judged["p"]]
+
+
+def test_one_number_has_one_interval_wherever_it_is_shown():
+    tables = synthetic_tables.headline()
+    row = _judge(tables, "N2").loc["N2"]
+    shown = summaries.headline_table(tables, "nano").set_index(["task", "method"]).loc[("word_problems", "s_grpo")]
+    runs = tables["runs"][(tables["runs"]["task"] == "word_problems") & (tables["runs"]["method"] == "s_grpo")]
+    assert (row["low"], row["high"]) == (shown["low"], shown["high"]) == plotting.accuracy_interval(tables, runs)[1:]
+
+
+def test_a_method_with_failed_runs_is_not_judged_by_those_that_lasted():
+    tables = _with("s_grpo", 0.85)
+    assert _judge(tables, "N2").loc["N2", "verdict"] == "supported"
+    name = synthetic_tables.run_id("nano", "word_problems", "s_grpo", 1)
+    tables["runs"].loc[tables["runs"]["run_id"] == name, ["status", "accuracy"]] = ["failed", np.nan]
+    tables["items"] = tables["items"][tables["items"]["run_id"] != name]
+    row = _judge(tables, "N2").loc["N2"]
+    assert row["verdict"] == "inconclusive" and "s_grpo seed 1 on word_problems (failed) has no answers" in row["note"]
+
+
+@pytest.mark.parametrize(("ahead", "verdict"), [(0.019, "not supported"), (0.021, "inconclusive")])
+def test_a_rate_that_chance_alone_puts_first_untunes_nothing(ahead: float, verdict: str):
+    """Among rates about equally good another number of seeds, or another processor, chooses another: that decides no claim."""
+    tables = synthetic_tables.tuned(_with("grpo", 0.90))
+    runs = tables["runs"]
+    other = (runs["ablation"] == "learning_rate") & (runs["learning_rate"] == runs["learning_rate"].max())
+    rows = runs.index[(runs["ablation"] == "learning_rate") & (runs["method"] == "grpo") & (runs["learning_rate"] < 1e-3)]
+    assert other.any() and len(rows) == 2
+    runs.loc[rows, "validation_accuracy"] = 0.5 + ahead
+    assert _judge(tables, "N4").loc["N4", "verdict"] == verdict
+
+
+def test_a_rate_at_the_end_of_the_grid_is_not_known_to_be_tuned():
+    tables = synthetic_tables.tuned(_with("grpo", 0.90))
+    runs = tables["runs"]
+    low = (runs["ablation"] == "learning_rate") & (runs["method"] == "grpo") & (runs["learning_rate"] < 1e-3)
+    tables["runs"] = runs[~low]
+    row = _judge(tables, "N4").loc["N4"]
+    assert row["verdict"] == "inconclusive" and "is at an end of the rates tried (0.001)" in row["note"]
 
 
 @pytest.mark.parametrize(
