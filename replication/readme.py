@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from replication import readings_ablations
 from replication.errors import UserError
-from replication.files import atomic_write, explained
+from replication.files import atomic_write, explained, read_json
 from replication.manifest import ROOT
 from replication.report import CLAIMS
 from replication.report_rows import verdict_rows
@@ -26,7 +27,8 @@ README = ROOT / "README.md"
 COMMITTED = ROOT / "results" / "nano"
 BENCH = ROOT / "results" / "bench"
 SHAPE = ROOT / "data" / "qwen2-1.5b-shape"
-BLOCKS = ("verdicts", "plan", "paper", "cost", "tree")
+TRIED = ROOT / "results" / "safety" / "tried.csv"
+BLOCKS = ("verdicts", "plan", "tried", "paper", "cost", "tree")
 #: The package in the order of the data's way, then what serves it; files not named here follow by name.
 _ORDER = (
     "config.py", "profiles/", "ablations.py", "tasks/", "models/", "rollout.py", "groups.py", "algorithms/", "packing.py",
@@ -79,9 +81,17 @@ def verdict_block(committed: Path = COMMITTED) -> str:
         claim = f"**{row['claim']}** {row['text']}" + (" [P]" if row["mark"] == "P" else "")
         cells = [claim, row["paper"], row["ours"], row["seeds"], row["items"], row["verdict"]]
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    figure = committed / "figures" / "full_vs_sparse.png"
-    if figure.exists():
-        lines += ["", f"![Test accuracy of the base and the three methods]({figure.relative_to(committed.parents[1]).as_posix()})"]
+    said = readings_ablations.token_fraction(tables, "nano")
+    shown = {
+        "full_vs_sparse": ("Test accuracy of the base and the three methods", []),
+        "token_fraction": ("Test accuracy against the share of tokens in the loss", said),
+    }
+    for name, (alternative, sentences) in shown.items():
+        figure = committed / "figures" / f"{name}.png"
+        if figure.exists():
+            lines += ["", f"![{alternative}]({figure.relative_to(committed.parents[1]).as_posix()})"]
+            # Both ends of the range, and what each way to choose tokens gains; the accuracies themselves are in the figure.
+            lines += [""] * bool(sentences) + [f"- {text}" for text in sentences if "by which" not in text]
     return "\n".join(lines)
 
 
@@ -94,13 +104,36 @@ def plan_block(committed: Path = COMMITTED) -> str:
     from replication.readings import plan_sentence
     from replication.summaries import plan_frame
 
-    full = plan_frame(plan("nano", variant="full"))
-    text = f"{plan_sentence(plan_frame(plan('nano')))}\n\nWith `PLAN=full`: {plan_sentence(full)}"
+    frames = {variant: plan_frame(plan("nano", variant=variant)) for variant in ("default", "full")}
+    text = f"{plan_sentence(frames['default'])}\n\nWith `PLAN=full`: {plan_sentence(frames['full'])}"
     if (committed / "timings.csv").exists():
         seconds = read_tables(committed)["timings"]["seconds"].mean()
-        minutes = full["run_id"].nunique() * seconds / 2 / 60
-        text += f" At {seconds:.1f} s a run, as in the committed results, that is about {minutes:.0f} minutes on 2 cores."
+        whole, small = (frames[variant]["run_id"].nunique() * seconds / 2 / 60 for variant in ("full", "default"))
+        made = (read_json(committed / "manifest.json", "a manifest").get("plan") or {}).get("plan", "default")
+        text += f" The committed results are of `PLAN={made}`: {seconds:.1f} s a run on average, at which training takes about "
+        text += f"{whole:.0f} minutes on 2 cores, and {small:.0f} by default."
     return text
+
+
+def tried_block(path: Path = TRIED) -> str:
+    """How many inputs the fuzzing tried and what a soak went through, from the table that both append to."""
+    if not path.exists():
+        return "not run"
+    tried = pd.read_csv(path)
+    sentences = []
+    fuzzed = tried[tried["what"] == "fuzz"]
+    if len(fuzzed):
+        counts = fuzzed.groupby("name", sort=False)["count"].sum()
+        broke = int(fuzzed["failed"].sum())
+        parts = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in counts.items())
+        sentences.append(f"Inputs tried by coverage-guided fuzzing: {parts}; {broke or 'none'} broke a promise.")
+    for _, own in tried[tried["what"] == "soak"].groupby("made"):
+        counts = own.set_index("name")["count"]
+        parts = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in counts.items())
+        lost = "something was lost or grew" if own["failed"].any() else "nothing lost, nothing grew"
+        sentences.append(f"Soaked for {own['seconds'].iloc[0] / 60:.0f} minutes: {parts}; {lost}.")
+    commits = ", ".join(sorted({str(commit)[:7] for commit in tried["commit"]}))
+    return " ".join(sentences) + f" (At commit {commits}.)"
 
 
 def paper_block(shape: Path = SHAPE) -> str:
@@ -269,7 +302,7 @@ def write_readme(readme: Path = README, committed: Path = COMMITTED) -> bool:
         text = readme.read_text("utf-8")
     new = text
     for name, content in zip(
-        BLOCKS, (verdict_block(committed), plan_block(), paper_block(), cost_block(), tree_block()), strict=True
+        BLOCKS, (verdict_block(committed), plan_block(), tried_block(), paper_block(), cost_block(), tree_block()), strict=True
     ):
         new = with_block(new, name, content)
     if new != text:

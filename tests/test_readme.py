@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import synthetic_tables as synthetic
+from tried import note
 
 from replication import readme
 from replication.errors import UserError
@@ -108,6 +109,20 @@ def test_committed_results_show_in_table_and_figure(tmp_path):
     (folder / "figures").mkdir()
     (folder / "figures" / "full_vs_sparse.png").write_bytes(b"")
     assert "(results/nano/figures/full_vs_sparse.png)" in readme.verdict_block(folder)
+
+
+def test_what_was_tried_is_summed_from_its_table(tmp_path):
+    path = tmp_path / "tried.csv"
+    assert readme.tried_block(path) == "not run"
+    note("fuzz", {"answers": 1200}, failed=0, seconds=60, path=path)
+    note("fuzz", {"answers": 34}, failed=0, seconds=60, path=path)
+    note("soak", {"rounds": 8, "workers_killed": 21}, failed=0, seconds=3600, path=path)
+    said = readme.tried_block(path)
+    assert "fuzzing: answers 1,234; none broke a promise." in said
+    assert "Soaked for 60 minutes: rounds 8, workers killed 21; nothing lost, nothing grew." in said
+    note("fuzz", {"claims": 5}, failed=1, seconds=60, path=path)
+    assert "1 broke a promise" in readme.tried_block(path)
+    assert readme.block(TEXT, "tried") == readme.tried_block()
 
 
 def test_blocks_are_replaced_and_nothing_else(tmp_path):

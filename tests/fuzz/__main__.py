@@ -1,11 +1,12 @@
 """Coverage-guided fuzzing with atheris (extra ``fuzz``): ``python tests/fuzz SECONDS [TARGET ...]``, SECONDS for each target.
 
-Each target is a process of its own; the last line of each says how many inputs were tried. Status 1 if any target failed; the input
-is then in crash-* beside a traceback.
+Each target is a process of its own; the last line of each says how many inputs were tried, and results/local/tried.csv notes it.
+Status 1 if any target failed; the input is then in crash-* beside a traceback.
 """
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tempfile
@@ -36,12 +37,16 @@ def fuzz(name: str, seconds: str) -> None:
 
 
 def main(seconds: str, names: list[str]) -> int:
+    from tried import note
+
     failed = []
     for name in names or SEEDS:
         words = [sys.executable, str(HERE), "--one", name, seconds]
         done = subprocess.run(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
-        tried = [line for line in done.stdout.splitlines() if "number_of_executed_units" in line or line.startswith("Done ")]
-        print(f"{name}: {'ok' if done.returncode == 0 else 'FAILED'}: {' '.join(tried[-1:]) or done.stdout[-3000:]}", flush=True)
+        tried = re.findall(r"number_of_executed_units:\s*(\d+)", done.stdout)
+        print(f"{name}: {'ok' if done.returncode == 0 else 'FAILED'}: {' '.join(tried[-1:]) or '?'} inputs", flush=True)
+        if tried:
+            note("fuzz", {name: int(tried[-1])}, failed=int(done.returncode != 0), seconds=float(seconds))
         if done.returncode:
             print(done.stdout[-3000:], flush=True)
             failed.append(name)
@@ -53,4 +58,5 @@ if __name__ == "__main__":
         sys.path.insert(0, str(ROOT))
         fuzz(sys.argv[2], sys.argv[3])
     else:
+        sys.path[:0] = [str(ROOT), str(HERE.parent)]
         raise SystemExit(main(sys.argv[1], sys.argv[2:]))
