@@ -136,7 +136,7 @@ class RunDirectory:
 
     def _adopt(self, config: dict[str, Any]) -> None:
         remove_leftovers(self.path)
-        earlier = self._earlier_manifest()
+        earlier = _earlier_manifest(self.path)
         config = json.loads(to_json(config))
         if (self.path / "config.json").exists():
             there = read_json(self.path / "config.json", "the config of a run")
@@ -158,16 +158,6 @@ class RunDirectory:
             self._manifest["model_commit"] = earlier.get("model_commit")
             self._manifest["earlier_starts"] = [*earlier.get("earlier_starts", []), start]
         self.write_manifest()
-
-    def _earlier_manifest(self) -> dict[str, Any]:
-        if not (self.path / "manifest.json").exists():
-            return {}
-        try:
-            found = read_json(self.path / "manifest.json", "a manifest")
-        except UserError as error:
-            log.warning("%s; it is written anew", error)
-            return {}
-        return found if isinstance(found, dict) else {}
 
     def _refuse_another(self, there: Any, here: dict[str, Any], run_id: str) -> None:
         there = there if isinstance(there, dict) else {}
@@ -309,16 +299,41 @@ class RunDirectory:
 
 
 def read_summary(path: str | Path) -> RunSummary | None:
-    """The summary of a finished run, or None if there is none; a damaged one is as good as none, with a warning."""
+    """The summary of a finished run, or None if there is none; one that is cut off is as good as none, with a warning.
+
+    Raises:
+        UserError: it cannot be read, or is whole and of another version of this code. That run is finished: never done again.
+    """
     file = Path(path) / "summary.json"
-    if not file.exists():
+    with explained(file):
+        if not file.exists():
+            return None
+        data = file.read_bytes()
+    try:
+        found = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        log.warning("%s is damaged, the run counts as unfinished (%s)", file, error)
         return None
     try:
-        return RunSummary(**read_json(file, "the summary of a run"))
-    except (UserError, ValidationError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        log.warning("%s is damaged, the run counts as unfinished (%s)", file, reason)
-        return None
+        return RunSummary.model_validate(found)
+    except ValidationError as error:
+        names = ", ".join(dict.fromkeys(str(part["loc"][0]) for part in error.errors() if part["loc"])) or "all of it"
+        commit = _earlier_manifest(Path(path)).get("commit")
+        raise UserError(
+            f"{path} was finished by another version of this code (what does not fit in summary.json: {names}): "
+            f"use {f'commit {commit}' if commit else 'that version'}, or move the folder away"
+        ) from None
+
+
+def _earlier_manifest(path: Path) -> dict[str, Any]:
+    if not (path / "manifest.json").exists():
+        return {}
+    try:
+        found = read_json(path / "manifest.json", "a manifest")
+    except UserError as error:
+        log.warning("%s; what it said of earlier starts is lost", error)
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def check_files(path: str | Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -230,6 +231,51 @@ def test_a_torn_summary_counts_as_unfinished_with_a_warning(tmp_path, caplog):
     file.write_bytes(file.read_bytes()[:30])
     train(StandIn(), tmp_path / "run")
     assert "damaged" in caplog.text
+    assert contents(tmp_path / "run") == whole
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda summary: summary | {"pass_at_8": 0.5}, "pass_at_8"),
+        (lambda summary: {name: value for name, value in summary.items() if name != "status"}, "status"),
+        (lambda summary: summary | {"accuracy": "half"}, "accuracy"),
+        (lambda summary: [summary], "all of it"),
+    ],
+)
+def test_a_run_finished_by_another_version_is_refused_and_untouched(tmp_path, change, named):
+    """A field more in summary.json made a finished run "damaged": its checkpoints were gone, so its logs were cut to nothing."""
+    folder = tmp_path / "run"
+    train(StandIn(), folder)
+    (folder / "summary.json").write_text(json.dumps(change(json.loads((folder / "summary.json").read_text()))))
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    commit = json.loads((folder / "manifest.json").read_text())["commit"] or "that version"
+    with pytest.raises(UserError, match=rf"another version of this code \(.*{named}\): use .*{commit}, or move the folder"):
+        train(StandIn(), folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before and not is_locked(folder)
+
+
+def test_a_summary_of_before_a_field_was_added_is_one_that_did_not_measure_it(tmp_path):
+    summary = train(StandIn(), tmp_path / "run")
+    file = tmp_path / "run/summary.json"
+    there = json.loads(file.read_text())
+    assert there.pop("clipped_share") is None
+    file.write_text(json.dumps(there))
+    assert train(StandIn(), tmp_path / "run") == summary
+
+
+def test_a_summary_that_cannot_be_read_now_is_not_taken_for_one_cut_off(tmp_path, monkeypatch):
+    train(StandIn(), tmp_path / "run")
+    whole, real = contents(tmp_path / "run"), Path.read_bytes
+
+    def failing(path: Path) -> bytes:
+        if path.name == "summary.json":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(path)
+
+    with monkeypatch.context() as patch, pytest.raises(UserError, match=r"summary\.json: Input/output error"):
+        patch.setattr(Path, "read_bytes", failing)
+        train(StandIn(), tmp_path / "run")
     assert contents(tmp_path / "run") == whole
 
 
