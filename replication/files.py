@@ -8,6 +8,7 @@ import fcntl
 import json
 import math
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -65,23 +66,35 @@ def atomic_write(path: str | Path, data: bytes | str) -> None:
         UserError: if the disk is full or the folder cannot be written; the old file is then as it was.
     """
     path = Path(path)
-    if isinstance(data, str):
-        data = data.encode("utf-8", "backslashreplace")
-    fresh = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with explained(path):
+        fresh = stage(path, data)
         try:
-            descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
-            try:
-                write_all(descriptor, data)
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
             os.replace(fresh, path)
         except BaseException:
             with contextlib.suppress(OSError):
                 fresh.unlink()
             raise
         sync_folder(path.parent)
+
+
+def stage(path: Path, data: bytes | str) -> Path:
+    """Write ``data`` to a new name beside ``path`` and onto the disk, ready to be renamed; nothing is left if that fails."""
+    if isinstance(data, str):
+        data = data.encode("utf-8", "backslashreplace")
+    # Of chance, not of the process: two machines on one disk have processes of one number. What is there, a link too, stays.
+    fresh = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    try:
+        try:
+            write_all(descriptor, data)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            fresh.unlink()
+        raise
+    return fresh
 
 
 def sync_folder(path: Path) -> None:

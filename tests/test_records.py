@@ -336,6 +336,19 @@ def test_a_full_disk_keeps_the_old_file_and_leaves_no_other(tmp_path, monkeypatc
     assert path.read_text() == "old" and [other.name for other in tmp_path.iterdir()] == ["table.csv"]
 
 
+def test_writers_of_one_file_on_two_machines_never_share_a_name_nor_follow_a_link(tmp_path, monkeypatch):
+    """The name was made of the process number, which processes of two containers share: one wrote into the other's file."""
+    (tmp_path / "precious").write_text("precious")
+    names = iter(["planted", "a", "b"])
+    monkeypatch.setattr(files.secrets, "token_hex", lambda size: next(names))
+    (tmp_path / ".table.csv.planted.tmp").symlink_to(tmp_path / "precious")
+    with pytest.raises(UserError, match="File exists"):
+        atomic_write(tmp_path / "table.csv", "mine")
+    assert (tmp_path / "precious").read_text() == "precious" and (tmp_path / ".table.csv.planted.tmp").is_symlink()
+    one, other = files.stage(tmp_path / "table.csv", "one"), files.stage(tmp_path / "table.csv", "other")
+    assert (one.read_text(), other.read_text()) == ("one", "other")
+
+
 @pytest.mark.parametrize("limit", [100, 300, 600, 900, 1200])
 def test_a_disk_that_fills_up_anywhere_in_a_run_costs_nothing_saved(tmp_path, limit):
     """Whatever write meets the limit, the error is one explained line and a later start gives the same bytes."""
