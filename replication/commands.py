@@ -185,7 +185,7 @@ def diagnose(options: argparse.Namespace) -> int:
         **parse_settings(options.set),
     )  # fmt: skip
     about = {**manifest(), **took, **peak_memory(), "made": now(), "tables": [f"{name}.csv" for name in tables]}
-    write_tables(tables, out, _manifest(out) | {"diagnostics": about})
+    write_tables(tables, out, notes={"diagnostics": about})
     print(f"{out / 'credit.csv'} and worked_example.csv, {took['seconds']} s", file=sys.stderr)
     return 0
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from replication.errors import UserError
-from replication.files import Lock, atomic_write, explained, make_folder, read_json, to_json
+from replication.files import Lock, atomic_write, explained, make_folder, read_json, stage, sync_folder, to_json
 from replication.records import SCHEMA_VERSION, RunSummary
 
 if TYPE_CHECKING:
@@ -77,7 +77,6 @@ _REQUIRED = {name: tuple(kinds) for name, kinds in KINDS.items()}
 _REQUIRED["runs"] = ("run_id", "ablation", "task", "method", "seed", "status", "accuracy")
 _REQUIRED["items"] = ("run_id", "item_id", "correct", "truncated")
 _REQUIRED["timings"] = ("run_id",)
-_REBUILD = "rebuild it with `make report`"
 #: Integer columns without holes; the others are float64 in a frame, since NaN is a float.
 _WHOLE = {"schema_version", "seed", "step", "correct", "truncated"}
 
@@ -110,30 +109,62 @@ def _column(values: list[Any], name: str, kind: str) -> pd.Series:
     return pd.Series(values, dtype="bool" if kind == "bool" else "str")
 
 
-def write_tables(tables: Mapping[str, pd.DataFrame], out_dir: str | Path, manifest: Mapping[str, Any] | None = None) -> None:
-    """Write each table to ``out_dir``/<name>.csv and its sha256 into manifest.json beside them.
+def write_tables(
+    tables: Mapping[str, pd.DataFrame],
+    out_dir: str | Path,
+    manifest: Mapping[str, Any] | None = None,
+    notes: Mapping[str, Any] | None = None,
+) -> None:
+    """Write each table to ``out_dir``/<name>.csv and its sha256 into manifest.json beside them, all of them or none.
 
     Floats have six significant digits, lines end in "\\n", empty is missing: equal tables, equal bytes. Without a manifest the
-    one that is there is kept, and only the checksums of these tables change in it.
+    one that is there is kept, and only ``notes`` and the checksums of these tables change in it.
+
+    The tables lie ready under other names when the manifest with their checksums is written; that is the moment they become
+    the tables. Whoever opens the folder next gives them their names if this process no longer could.
 
     Raises:
-        UserError: if the folder cannot be written; each table is then as it was or new, never torn.
+        UserError: if the folder cannot be written; the tables are then all as they were, or all new.
     """
     out_dir = Path(out_dir)
     make_folder(out_dir)
     texts = {name: _csv(table, name) for name, table in tables.items()}
     with Lock(out_dir / ".lock", wait=True):
+        _settle(out_dir)
         path = out_dir / "manifest.json"
         earlier = _earlier_manifest(path)
-        whole = dict(manifest if manifest is not None else earlier)
-        sums = {name: text for name, text in (earlier.get("tables") or {}).items() if (out_dir / name).exists()}
-        for name, text in texts.items():
-            atomic_write(out_dir / f"{name}.csv", text)
-            sums[f"{name}.csv"] = hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()
+        whole = {**(manifest if manifest is not None else earlier), **(notes or {})}
+        sums = {name: text for name, text in _sums(earlier).items() if (out_dir / name).exists()}
         if "diagnostics" in earlier:  # what credit.csv was made from outlives a rebuilding of the tables from runs
             whole.setdefault("diagnostics", earlier["diagnostics"])
-        whole["tables"] = dict(sorted(sums.items()))
-        atomic_write(path, to_json(whole, indent=2) + "\n")
+        try:
+            for name, text in texts.items():
+                with explained(out_dir / f"{name}.csv"):
+                    sums[f"{name}.csv"] = _sha256(stage(out_dir / f"{name}.csv", text))
+            with explained(out_dir):
+                sync_folder(out_dir)
+            whole["tables"] = dict(sorted(sums.items()))
+            atomic_write(path, to_json(whole, indent=2) + "\n")
+        finally:
+            _settle(out_dir)
+
+
+def _settle(folder: Path) -> None:
+    """Finish or undo what a writer began: a table that lies ready gets its name if the manifest has its checksum, or goes."""
+    for pattern in (".*.csv.*.tmp", ".manifest.json.*.tmp"):
+        for fresh in folder.glob(pattern):
+            name = fresh.name[1:].rsplit(".", 2)[0]
+            with explained(folder / name):
+                if _sums(_earlier_manifest(folder / "manifest.json")).get(name) == _sha256(fresh):
+                    os.replace(fresh, folder / name)
+                    sync_folder(folder)
+                else:
+                    fresh.unlink()
+
+
+def _sums(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    sums = manifest.get("tables")
+    return sums if isinstance(sums, dict) else {}
 
 
 def _earlier_manifest(path: Path) -> dict[str, Any]:
@@ -174,7 +205,9 @@ def read_tables(folder: str | Path) -> dict[str, pd.DataFrame]:
     """
     folder = Path(folder)
     # Between two files of a writer a reader would take half of the old tables and half of the new.
-    with Lock(folder / ".lock", wait=True) if os.access(folder / ".lock", os.W_OK) else contextlib.nullcontext():
+    with Lock(folder / ".lock", wait=True) if (ours := os.access(folder / ".lock", os.W_OK)) else contextlib.nullcontext():
+        if ours:
+            _settle(folder)
         return _read_tables(folder)
 
 
@@ -182,17 +215,29 @@ def _read_tables(folder: Path) -> dict[str, pd.DataFrame]:
     sums = {}
     if (folder / "manifest.json").exists():
         found = read_json(folder / "manifest.json", "a manifest")
-        sums = found.get("tables") if isinstance(found, dict) else None
-        sums = sums if isinstance(sums, dict) else {}
+        sums = _sums(found) if isinstance(found, dict) else {}
     tables = {}
     for path in sorted(folder.glob("*.csv")):
-        if path.name in sums and hashlib.sha256(_bytes(path)).hexdigest() != sums[path.name]:
-            raise UserError(f"{path} is not the file that manifest.json has the checksum of (cut off, edited?): {_REBUILD}")
+        if path.name in sums and _sha256(path) != sums[path.name]:
+            raise UserError(f"{path} is not the file that manifest.json has the checksum of (cut off, edited?): {_remedy(path)}")
         raw = read_csv(path, _REQUIRED.get(path.stem, ()))
         tables[path.stem] = _typed(raw, path)
     if not tables:
         raise UserError(f"no tables in {folder}: make them with `make all` or `make report`")
     return tables
+
+
+def _remedy(path: Path) -> str:
+    """How a table that is damaged is made anew: those that no run is in are measured again."""
+    if path.stem in ("credit", "worked_example"):
+        return f"measure it again with `python -m replication diagnose --out {path.parent}`"
+    if path.stem == "prompts":
+        return "remove it and measure it again with `make prompts`"
+    return "rebuild it with `make report`"
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(_bytes(path)).hexdigest()
 
 
 def _bytes(path: Path) -> bytes:
@@ -204,24 +249,24 @@ def read_csv(path: Path, required: Sequence[str]) -> pd.DataFrame:
     """Every cell as text, after the checks of form."""
     data = _bytes(path)
     if not data.endswith(b"\n"):
-        raise UserError(f"{path} is empty or cut off in its last line: {_REBUILD}")
+        raise UserError(f"{path} is empty or cut off in its last line: {_remedy(path)}")
     try:
         rows = list(csv.reader(io.StringIO(data.decode("utf-8"), newline=""), strict=True))
     except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} is garbled ({error}): {_REBUILD}") from None
+        raise UserError(f"{path} is garbled ({error}): {_remedy(path)}") from None
     header = rows[0]
     for column in ("schema_version", *required):
         if column not in header:
-            raise UserError(f"{path} has no column {column}, so it is garbled or of an older schema: {_REBUILD}")
+            raise UserError(f"{path} has no column {column}, so it is garbled or of an older schema: {_remedy(path)}")
     if len(set(header)) < len(header):
-        raise UserError(f"{path} has a column twice: {_REBUILD}")
+        raise UserError(f"{path} has a column twice: {_remedy(path)}")
     place = header.index("schema_version")
     for number, row in enumerate(rows[1:], start=2):
         if len(row) != len(header):
-            raise UserError(f"{path}, row {number} has {len(row)} cells, the header {len(header)}: {_REBUILD}")
+            raise UserError(f"{path}, row {number} has {len(row)} cells, the header {len(header)}: {_remedy(path)}")
         if row[place] != str(SCHEMA_VERSION):
             what = f"{row[place]!r}, this code reads {SCHEMA_VERSION}"
-            raise UserError(f"{path}, column schema_version, row {number} is {what}: {_REBUILD}")
+            raise UserError(f"{path}, column schema_version, row {number} is {what}: {_remedy(path)}")
     return pd.DataFrame(rows[1:], columns=header, dtype="str")
 
 
@@ -261,4 +306,4 @@ def _number(text: str | None, path: Path, column: str, row: int) -> int | float 
             raise ValueError
         return value
     except ValueError:
-        raise UserError(f"{path}, column {column}, row {row} is {text!r} and should be a number: {_REBUILD}") from None
+        raise UserError(f"{path}, column {column}, row {row} is {text!r} and should be a number: {_remedy(path)}") from None

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import signal
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from disk_calls import disk_full, forked, interfere, killed
 from hypothesis import given
 from hypothesis import strategies as st
 from stand_ins import StandIn, train
@@ -209,6 +212,94 @@ def test_a_damaged_manifest_does_not_stop_writing(runs, tmp_path):
     (tmp_path / "out/manifest.json").write_text('{"commit"')
     write_tables(build_tables(PLAN, runs), tmp_path / "out", {"commit": "abc"})
     assert read_tables(tmp_path / "out")
+
+
+# Writers that fail or die -----------------------------------------------------------------------------------------------
+
+OLD, NEW = ({name: pd.DataFrame({"claim": [age] * 20, "verdict": ["x"] * 20}) for name in "abc"} for age in ("old", "new"))
+
+
+def age(folder: Path) -> str:
+    """Whether the tables there are the old or the new ones: all of one age, with their note, and nothing else beside them."""
+    (found,) = {claim for table in read_tables(folder).values() for claim in table["claim"]}
+    assert json.loads((folder / "manifest.json").read_text())["note"] == found
+    assert {path.name for path in folder.iterdir()} == {".lock", "manifest.json", "a.csv", "b.csv", "c.csv"}
+    return found
+
+
+def ages(tmp_path: Path, attempt: Callable[[Path, int], bool]) -> list[str]:
+    """What is there after ``attempt(folder, number)`` to write the new tables for number = 0, 1, ... until one succeeds."""
+    found, succeeded = [], False
+    while not succeeded:
+        folder = tmp_path / str(len(found))
+        write_tables(OLD, folder, {"note": "old"})
+        succeeded = attempt(folder, len(found))
+        found.append(age(folder))
+        write_tables(NEW, folder, notes={"note": "new"})
+        assert age(folder) == "new", "the next writer mends it"
+    return found
+
+
+def test_tables_are_all_old_or_all_new_whatever_call_meets_a_full_disk(tmp_path, monkeypatch):
+    """At the second table it left a new one beside the checksums of the old ones, and nothing could read the folder again."""
+
+    def attempt(folder: Path, number: int) -> bool:
+        with monkeypatch.context() as patch:
+            interfere(folder, number, disk_full, names=("write", "fsync", "replace"), setattr=patch.setattr)
+            try:
+                write_tables(NEW, folder, notes={"note": "new"})
+            except UserError as error:
+                assert "No space left on device; free some space" in str(error)
+                return False
+        return True
+
+    found = ages(tmp_path, attempt)
+    assert found == sorted(found, reverse=True) and found.count("old") >= 9 and found.count("new") >= 5
+
+
+def test_tables_are_all_old_or_all_new_wherever_their_writer_is_killed(tmp_path):
+    """Killed between credit.csv and the manifest, ``make report`` carried the stale checksum over for ever."""
+
+    def attempt(folder: Path, number: int) -> bool:
+        def write() -> None:
+            interfere(folder, number, killed)
+            write_tables(NEW, folder, notes={"note": "new"})
+
+        status = forked(write)
+        assert status in (0, -signal.SIGKILL)
+        return status == 0
+
+    found = ages(tmp_path, attempt)
+    assert found == sorted(found, reverse=True) and found.count("old") >= 9 and found.count("new") >= 5
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [("credit", "replication diagnose --out"), ("worked_example", "replication diagnose --out"), ("prompts", "`make prompts`")],
+)
+def test_a_damaged_table_that_no_run_is_in_names_what_measures_it_again(tmp_path, name, remedy):
+    """It said `make report`, which cannot make it."""
+    write_tables({name: pd.DataFrame({"task": ["word_problems"]})}, tmp_path, {})
+    (tmp_path / f"{name}.csv").write_text("schema_version,task\n1,edited\n")
+    with pytest.raises(UserError, match=remedy):
+        read_tables(tmp_path)
+
+
+def test_a_report_written_while_credit_is_measured_is_not_lost(tmp_path, monkeypatch):
+    """The manifest was read before, and written back after, the minutes of measuring."""
+    from replication import diagnostics
+    from replication.__main__ import main
+
+    def measured(*_, **__):
+        write_tables({}, tmp_path, {"commit": "of the report"})
+        return {"credit": pd.DataFrame({"task": ["word_problems"]})}, {"seconds": 60.0}
+
+    write_tables({}, tmp_path, {"commit": "of before"})
+    monkeypatch.setattr(diagnostics, "diagnose", measured)
+    assert main(["diagnose", "--out", str(tmp_path)]) == 0
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest["commit"] == "of the report" and "credit.csv" in manifest["tables"]
+    assert manifest["diagnostics"]["seconds"] == 60.0
 
 
 HEADED = st.text(max_size=300).map(lambda text: ("schema_version,claim\n1," + text).encode("utf-8", "ignore"))
