@@ -86,12 +86,14 @@ def load(folder: Path, run_id: str, length: Callable[[str], int]) -> Checkpoint 
 
 
 def remove(folder: Path) -> None:
-    """Remove the folder with all checkpoints, once the run is finished."""
-    with explained(folder):
+    """Remove the folder with all checkpoints, once the run is finished; what cannot be removed stays, with a warning."""
+    try:
         for path in folder.glob("*"):
             path.unlink()
         if folder.exists():
             folder.rmdir()
+    except OSError as error:  # a network disk keeps a file that some process still has open
+        log.warning("%s cannot be removed (%s); the run is finished without it", folder, error.strerror or error)
 
 
 def _read(path: Path) -> Checkpoint:
@@ -104,10 +106,14 @@ def _read(path: Path) -> Checkpoint:
     try:
         with safe_open(path, framework="pt") as file:
             note = json.loads(file.metadata()[_KEY])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            # Copies: what safetensors gives is a view of the file, which would stay in use for as long as the run lasts.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
     except SafetensorError as error:
         raise ValueError(str(error)) from None
-    return Checkpoint(note["step"], note["run_id"], note["lengths"], note["state"], tensors)
+    found = Checkpoint(note["step"], note["run_id"], note["lengths"], note["state"], tensors)
+    if not (isinstance(found.step, int) and isinstance(found.lengths, dict) and isinstance(found.state, dict)):
+        raise ValueError("its note is not one that this code writes")
+    return found
 
 
 def _step(path: Path) -> str:

@@ -117,6 +117,10 @@ class Lock:
     """An exclusive lock on a file, let go by ``release`` or by the death of the process, never left behind.
 
     The file itself stays: removing it would let two processes lock two files of one name.
+
+    Args:
+        path: the file, made if missing.
+        wait: until whoever holds it lets go, rather than raise Locked.
     """
 
     def __init__(self, path: Path, *, wait: bool = False) -> None:
@@ -132,6 +136,14 @@ class Lock:
             except BaseException:
                 self.release()
                 raise
+
+    def hold(self) -> None:
+        """Raise Locked if the lock was lost to another process: a network disk forgets the locks of a machine it lost sight of."""
+        with explained(self.path):
+            try:
+                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise Locked(f"{self.path.parent} was taken over by another process: it goes on there") from None
 
     def release(self) -> None:
         if self._descriptor is not None:

@@ -14,6 +14,7 @@ import io
 import json
 import logging
 import os
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -51,6 +52,8 @@ ITEM_COLUMNS = ("split", "item_id", "correct", "truncated", "parsed")
 _GROWING = ("metrics.jsonl", "timings.jsonl", "samples.jsonl")
 #: Files of a finished run that tables are made from: its manifest has their checksums.
 _CHECKED = ("metrics.jsonl", "timings.jsonl", "items.csv")
+#: How long a run that is to begin waits for its lock: longer than the slowest look at it.
+LOOK_SECONDS = 2.0
 #: What may lie in the folder of a run that has not begun.
 _BEFOREHAND = {"run.log", "failure.json"}
 
@@ -125,7 +128,7 @@ class RunDirectory:
         strangers = {entry.name for entry in path.iterdir() if not entry.name.startswith(".")} - _BEFOREHAND
         if strangers and not (path / "config.json").exists():
             raise UserError(f"{path} holds {sorted(strangers)[0]} but no config.json, so it is no run: choose another folder")
-        lock = Lock(path / ".lock")
+        lock = _lock(path / ".lock")
         try:
             run = cls(path, config.run_id, lock)
             run._adopt(config.model_dump(mode="json"))
@@ -198,7 +201,11 @@ class RunDirectory:
             step: optimizer steps done.
             tensors: weights, optimizer state, generator states; distinct storage each.
             state: what JSON can hold, floats kept exactly.
+
+        Raises:
+            Locked: another process took the run over, since the lock was lost.
         """
+        self._lock.hold()
         with explained(self.path):
             # On the disk before the checkpoint that counts on them.
             for descriptor in self._descriptors.values():
@@ -223,6 +230,8 @@ class RunDirectory:
         return self.path / "checkpoints"
 
     def _length(self, name: str) -> int:
+        if name not in _GROWING:  # a checkpoint may say anything, and what it names is cut
+            raise ValueError(f"{name} is no file of a run that grows")
         path = self.path / name
         return path.stat().st_size if path.exists() else 0
 
@@ -273,6 +282,7 @@ class RunDirectory:
         result = RunSummary(**(finite(dict(summary)) | {"run_id": self.run_id}))
         if result.status not in ("done", "diverged"):
             raise ValueError(f"a run ends as done or diverged, not {result.status}: raise an exception for what can be tried again")
+        self._lock.hold()
         with explained(self.path):
             for descriptor in self._descriptors.values():
                 os.fsync(descriptor)
@@ -350,6 +360,18 @@ def check_files(path: str | Path) -> None:
 def _sha256(path: Path) -> str:
     with explained(path), open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _lock(path: Path) -> Lock:
+    """The lock of a run. Whoever looks whether it is held (``is_locked``) holds it for a moment: that is waited for."""
+    deadline = time.monotonic() + LOOK_SECONDS
+    while True:
+        try:
+            return Lock(path)
+        except Locked:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.05)
 
 
 def is_locked(path: str | Path) -> bool:

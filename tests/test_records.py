@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import fcntl
+import hashlib
 import json
 import os
 import resource
@@ -121,6 +123,27 @@ def test_two_processes_never_hold_one_run(tmp_path):
     RunDirectory.open(tmp_path / "run", StandIn()).close()
 
 
+def test_a_run_that_is_only_looked_at_can_begin(tmp_path, monkeypatch):
+    """A look takes the lock for a moment; a run opened in that moment ended with "in use by another process"."""
+    (tmp_path / "run").mkdir()
+    look = files.Lock(tmp_path / "run/.lock")
+    monkeypatch.setattr(time, "sleep", lambda seconds: look.release())
+    with RunDirectory.open(tmp_path / "run", StandIn()):
+        assert is_locked(tmp_path / "run")
+
+
+def test_a_run_whose_lock_was_lost_to_another_process_writes_no_checkpoint(tmp_path):
+    """As on a network disk whose server lost sight of this machine and gave the lock to the next that asked."""
+    with RunDirectory.open(tmp_path / "run", StandIn()) as run:
+        run.save_checkpoint(1, {"w": torch.ones(1)}, {})
+        fcntl.flock(run._lock._descriptor, fcntl.LOCK_UN)
+        with RunDirectory.open(tmp_path / "run", StandIn()):
+            for attempt in (lambda: run.save_checkpoint(2, {"w": torch.ones(1)}, {}), lambda: run.finish({"status": "done"})):
+                with pytest.raises(Locked, match="taken over by another process"):
+                    attempt()
+    assert len(list((tmp_path / "run/checkpoints").iterdir())) == 1 and read_summary(tmp_path / "run") is None
+
+
 def test_a_lock_dies_with_its_process(tmp_path):
     code = f"""
         import sys, time
@@ -175,7 +198,6 @@ def test_a_checkpoint_is_not_used_when_the_log_it_counts_on_is_shorter(tmp_path,
 
 
 def test_a_pickle_named_like_a_checkpoint_is_never_loaded(tmp_path):
-    import hashlib
     import pickle
 
     class Bomb:
@@ -202,6 +224,45 @@ def test_checkpoint_gives_back_tensors_and_state_exactly(tmp_path):
     assert step == 7 and back_state == state and set(back) == set(tensors)
     for name, tensor in tensors.items():
         assert back[name].dtype == tensor.dtype and torch.equal(back[name], tensor)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"lengths": ["a list"]}, {"lengths": {"../precious": 0}}, {"lengths": {"samples.jsonl": ""}}, {"step": "3"}, {"state": 1}],
+)
+def test_a_checkpoint_whose_note_is_nonsense_is_skipped_with_a_warning(tmp_path, caplog, change):
+    """A list as lengths ended in a traceback, and a name of another file would have cut that."""
+    from safetensors.torch import save
+
+    folder = interrupted(tmp_path, 1)
+    (tmp_path / "precious").write_text("precious")
+    note = {"step": 3, "run_id": StandIn().run_id, "lengths": {"metrics.jsonl": 0}, "state": {}} | change
+    data = save({"w": torch.zeros(3)}, {"replication": json.dumps(note)})
+    (folder / "checkpoints" / f"step-00000003-{hashlib.sha256(data).hexdigest()}.safetensors").write_bytes(data)
+    with RunDirectory.open(folder, StandIn()) as run:
+        assert run.load_checkpoint()[0] == 1
+    assert "cannot be used" in caplog.text and (tmp_path / "precious").read_text() == "precious"
+
+
+def test_a_checkpoint_that_was_read_is_no_longer_in_use(tmp_path):
+    """The tensors were views of the file for as long as the run went on: on a network disk it could then not be removed."""
+    with RunDirectory.open(interrupted(tmp_path, 2), StandIn()) as run:
+        _, tensors, _ = run.load_checkpoint()
+        assert "/checkpoints/step-" not in Path("/proc/self/maps").read_text() and set(tensors) == {"w"}
+
+
+def test_checkpoints_that_cannot_be_removed_do_not_fail_a_finished_run(tmp_path, monkeypatch, caplog):
+    folder = interrupted(tmp_path, 2)
+
+    def busy(path: Path) -> None:
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rmdir", busy)
+        summary = train(StandIn(), folder)
+        assert summary.status == "done" and train(StandIn(), folder) == summary == read_summary(folder)
+    assert caplog.text.count("checkpoints cannot be removed (Device or resource busy); the run is finished without it") == 2
+    assert train(StandIn(), folder) == summary and not (folder / "checkpoints").exists()
 
 
 def test_no_more_than_two_checkpoints_are_kept(tmp_path):
