@@ -44,9 +44,13 @@ def explained(path: str | Path) -> Iterator[None]:
 
 
 def make_folder(path: Path) -> None:
-    """``mkdir -p`` with an explained error."""
+    """``mkdir -p`` with an explained error; the names of new folders are on the disk afterwards."""
     with explained(path):
+        new = [folder for folder in (path, *path.parents) if not folder.exists()]
         path.mkdir(parents=True, exist_ok=True)
+        for folder in new:
+            with contextlib.suppress(PermissionError):  # a folder above that may be entered, not read
+                sync_folder(folder.parent)
 
 
 def write_all(descriptor: int, data: bytes) -> None:

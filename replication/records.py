@@ -207,9 +207,10 @@ class RunDirectory:
         """
         self._lock.hold()
         with explained(self.path):
-            # On the disk before the checkpoint that counts on them.
+            # On the disk, by name and by content, before the checkpoint that counts on them.
             for descriptor in self._descriptors.values():
                 os.fsync(descriptor)
+            sync_folder(self.path)
         lengths = {name: self._length(name) for name in _GROWING}
         checkpoints.save(self._checkpoints, checkpoints.Checkpoint(step, self.run_id, lengths, dict(state), dict(tensors)))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import resource
@@ -13,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from disk_calls import GROWING, disk_full, interfere
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
@@ -22,7 +22,7 @@ from test_records import contents, interrupted
 from test_sweep import go, plan
 from tiny_runs import noisy_rewards, outcome, tiny_config
 
-from replication import files, groups, notebooks
+from replication import groups, notebooks
 from replication.errors import UserError
 from replication.models import load
 from replication.plotting import save_figure
@@ -33,35 +33,26 @@ from replication.train import run
 # The disk ---------------------------------------------------------------------------------------------------------------
 
 
-def test_a_disk_full_at_every_single_write_of_a_run(tmp_path, monkeypatch):
-    """Each write in turn reaches the disk by half and fails: one line, no leftover, and the next start gives the same bytes."""
+def test_a_disk_full_at_every_single_call_of_a_run(tmp_path, monkeypatch):
+    """Each write (of which half reaches the disk), sync, rename and new folder in turn fails: one line, no leftover, and the next
+    start gives the same bytes."""
     train(StandIn(), tmp_path / "whole")
-    real, state = os.write, {"left": -1}
-
-    def full(descriptor: int, data) -> int:
-        state["left"] -= 1
-        if state["left"] == 0:
-            real(descriptor, bytes(data)[: len(data) // 2])
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return real(descriptor, data)
-
-    monkeypatch.setattr(files.os, "write", full)
-    number = 0
-    while True:
+    number, calls = -1, [""]
+    while number < len(calls):  # until a run has no call of that number any more
         number += 1
         folder = tmp_path / str(number)
-        state["left"] = number
-        try:
-            train(StandIn(), folder)
-        except UserError as error:
-            assert "No space left on device; free some space" in str(error)
-        else:
-            break
-        state["left"] = -1
+        with monkeypatch.context() as patch:
+            calls = interfere(folder, number, disk_full, names=GROWING, setattr=patch.setattr)
+            try:
+                train(StandIn(), folder)
+            except UserError as error:
+                assert "No space left on device; free some space" in str(error)
+            else:  # all went well, or a folder that is there already was not made
+                assert number >= len(calls) or calls[number].startswith("mkdir")
         assert not list(folder.rglob("*.tmp"))
         train(StandIn(), folder)
-        assert contents(folder) == contents(tmp_path / "whole"), number
-    assert number > 20  # writes there were
+        assert contents(folder) == contents(tmp_path / "whole"), calls[number:]
+    assert {call.split()[0] for call in calls} == set(GROWING) and number > 60
 
 
 @pytest.mark.parametrize("limit", [3_000, 20_000, 60_000])

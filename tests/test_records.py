@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from disk_calls import interfere
 from stand_ins import StandIn, train
 
 from replication import files, records
@@ -379,6 +380,70 @@ def test_a_clock_that_goes_backwards_changes_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(time, "time", lambda: 0.0)
     train(StandIn(), folder)
     assert contents(folder) == contents(tmp_path / "whole")
+
+
+# What a machine that loses power still has ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def calls(tmp_path: Path, monkeypatch) -> list[str]:
+    """Every call from here on that writes, syncs, renames or makes a folder under ``tmp_path``."""
+    monkeypatch.setattr(files.secrets, "token_hex", lambda size: "x")
+    return interfere(tmp_path, None, None, names=("mkdir", "write", "fsync", "replace", "unlink"), setattr=monkeypatch.setattr)
+
+
+def test_a_file_and_then_its_name_are_synced(tmp_path, calls):
+    """With every fsync taken out no test failed: a process that is killed loses nothing of what it wrote, a machine does."""
+    atomic_write(tmp_path / "a", "text")
+    assert calls == ["write .a.x.tmp", "fsync .a.x.tmp", "replace a", "fsync ."]
+
+
+def test_a_new_folder_is_synced_into_the_one_above(tmp_path, calls):
+    files.make_folder(tmp_path / "a/b")
+    assert [call for call in calls if call.startswith("fsync")] == ["fsync a", "fsync ."]
+    calls.clear()
+    files.make_folder(tmp_path / "a/b")
+    assert not [call for call in calls if call.startswith("fsync")]
+
+
+def test_what_a_checkpoint_counts_on_is_synced_before_it(tmp_path, calls):
+    with RunDirectory.open(tmp_path, StandIn()) as run:
+        run.append_metrics({"step": 1})
+        run.append_samples([{"step": 1}])
+        calls.clear()
+        run.save_checkpoint(1, {"w": torch.ones(1)}, {})
+    (name,) = [path.name for path in (tmp_path / "checkpoints").iterdir()]
+    there = [f"checkpoints/.{name}.x.tmp", f"checkpoints/{name}"]
+    logs = ["fsync metrics.jsonl", "fsync samples.jsonl", "fsync ."]
+    assert calls == [*logs, "mkdir checkpoints", "fsync .", f"write {there[0]}", f"fsync {there[0]}", f"replace {there[1]}",
+                     "fsync checkpoints"]  # fmt: skip
+
+
+def test_a_summary_is_synced_after_all_else_and_before_the_checkpoints_go(tmp_path, calls):
+    with RunDirectory.open(tmp_path, StandIn()) as run:
+        run.append_metrics({"step": 1})
+        run.save_checkpoint(1, {"w": torch.ones(1)}, {})
+        (name,) = [path.name for path in (tmp_path / "checkpoints").iterdir()]
+        calls.clear()
+        run.finish({"status": "done"})
+    whole_files = [
+        call
+        for file in ("manifest.json", "summary.json")
+        for call in (f"write .{file}.x.tmp", f"fsync .{file}.x.tmp", f"replace {file}", "fsync .")
+    ]
+    assert calls == ["fsync metrics.jsonl", *whole_files, f"unlink checkpoints/{name}"]
+
+
+def test_weights_are_synced_with_their_names(tmp_path, calls):
+    class Model:
+        def save_pretrained(self, folder: Path) -> None:
+            folder.mkdir()
+            (folder / "adapter_model.safetensors").write_bytes(b"weights")
+
+    with RunDirectory.open(tmp_path, StandIn()) as run:
+        calls.clear()
+        run.write_adapter(Model())
+    assert calls == ["mkdir adapter", "fsync adapter/adapter_model.safetensors", "fsync adapter"]
 
 
 # Faults of the disk ---------------------------------------------------------------------------------------------------
