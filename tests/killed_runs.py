@@ -1,14 +1,16 @@
 """Kills runs of one method at random points and resumes them: ``python killed_runs.py BASE FOLDER KIND POINTS``.
 
 Each run is a fork of this process, which has everything imported already. Half of the points are calls of the system (a write,
-of which half the bytes still reach the file; a sync; a rename; a removal), counted in a run never interrupted; half are moments. So
-kills fall into steps, into evaluations and into the writing of checkpoints alike, all between 5 and 95 % of the run.
+of which half the bytes still reach the file; a sync; a rename; a removal), counted in a run never interrupted, and every other of
+them one that writes a checkpoint; half are moments between 5 and 95 % of the run. So kills fall into steps, into evaluations and
+into the writing of checkpoints alike.
 """
 
 from __future__ import annotations
 
 import os
 import random
+import re
 import shutil
 import signal
 import sys
@@ -17,44 +19,10 @@ from pathlib import Path
 
 import pytest
 import tiny_runs
+from disk_calls import forked, interfere, killed
 
 from replication import checkpoints, files
 from replication.train import run
-
-_CALLS = ("write", "fsync", "replace", "truncate", "unlink")
-
-
-def watch_calls(kill_at: int | None) -> list[str]:
-    """Note every call that changes the disk; die by SIGKILL at the ``kill_at``-th, within it if it is a write."""
-    seen: list[str] = []
-    for name in _CALLS:
-        original = getattr(os, name)
-
-        def watched(*arguments, _name=name, _original=original, **named):
-            seen.append(_name)
-            if len(seen) - 1 == kill_at:
-                if _name == "write":
-                    _original(arguments[0], bytes(arguments[1])[: len(arguments[1]) // 2])
-                os.kill(os.getpid(), signal.SIGKILL)
-            return _original(*arguments, **named)
-
-        setattr(os, name, watched)
-    return seen
-
-
-def forked(act) -> int:
-    """The status of a child that calls ``act``: 0, or minus the signal that killed it."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            act()
-        except BaseException:
-            import traceback
-
-            traceback.print_exc()
-            os._exit(1)
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def killed_after(act, seconds: float) -> int:
@@ -74,9 +42,9 @@ def main(base: str, folder: Path, kind: str, points: int) -> None:
     count = folder / "calls"
 
     def whole() -> None:
-        seen = watch_calls(None)
+        seen = interfere(folder / "whole", None, killed)
         run(config, folder / "whole", progress=False)
-        count.write_text(" ".join(seen))
+        count.write_text("\n".join(seen))
 
     import peft  # noqa: F401  (each fork would import it again)
 
@@ -84,17 +52,18 @@ def main(base: str, folder: Path, kind: str, points: int) -> None:
     started = time.monotonic()
     assert forked(lambda: run(config, folder / "timed", progress=False)) == 0
     seconds = time.monotonic() - started
-    calls = count.read_text().split()
+    calls = count.read_text().splitlines()
+    of_checkpoints = [number for number, call in enumerate(calls) if re.match(r"(write|fsync|replace) checkpoints/", call)]
     wanted = tiny_runs.outcome(folder / "whole")
     dice = random.Random(f"kills {kind}")
     for point in range(points):
         there = folder / str(point)
         at = dice.uniform(0.05, 0.95)
         if point % 2 == 0:
-            number = int(at * len(calls))
+            number = dice.choice(of_checkpoints) if point % 4 == 0 else int(at * len(calls))
 
             def act(number=number, there=there) -> None:
-                watch_calls(number)
+                interfere(there, number, killed)
                 run(config, there, progress=False)
 
             status, where = forked(act), f"in call {number} of {len(calls)} ({calls[number]})"
