@@ -269,11 +269,13 @@ def _trained(config: ExperimentConfig, run_dir: Path) -> Policy:
     from safetensors.torch import load_file
 
     from replication.files import explained, read_json
+    from replication.records import check_files
 
     saved = ExperimentConfig(**read_json(Path(run_dir) / "config.json", "a config"))
     if not saved.lora_rank or (saved.task, saved.model) != (config.task, config.model):
         raise UserError(f"{run_dir} holds no adapter of {config.model} for {config.task}: name another run")
     policy = load_policy(saved)
+    check_files(run_dir, ["adapter/adapter_model.safetensors"])
     file = Path(run_dir) / "adapter" / "adapter_model.safetensors"
     with explained(file):
         set_peft_model_state_dict(policy.model, load_file(file))

@@ -50,7 +50,7 @@ log = logging.getLogger("replication")
 SCHEMA_VERSION = 1
 ITEM_COLUMNS = ("split", "item_id", "correct", "truncated", "parsed")
 _GROWING = ("metrics.jsonl", "timings.jsonl", "samples.jsonl")
-#: Files of a finished run that tables are made from: its manifest has their checksums.
+#: Files of a finished run that tables are made from. Its manifest has their checksums, and those of the trained weights.
 _CHECKED = ("metrics.jsonl", "timings.jsonl", "items.csv")
 #: How long a run that is to begin waits for its lock: longer than the slowest look at it.
 LOOK_SECONDS = 2.0
@@ -140,6 +140,8 @@ class RunDirectory:
     def _adopt(self, config: dict[str, Any]) -> None:
         remove_leftovers(self.path)
         earlier = _earlier_manifest(self.path)
+        if not earlier and any(map(self._length, _GROWING)):  # it was begun, by what is not known any more
+            earlier = {"commit": None}
         config = json.loads(to_json(config))
         if (self.path / "config.json").exists():
             there = read_json(self.path / "config.json", "the config of a run")
@@ -158,8 +160,9 @@ class RunDirectory:
             if earlier.get("commit") != (commit := self._manifest["commit"]):
                 log.warning("%s was begun at commit %s and goes on at %s", self.path, earlier.get("commit"), commit)
             start = {name: earlier.get(name) for name in ("started", "commit", "dirty")}
+            start |= {name: earlier.get(name) for name in ("python", "packages") if earlier.get(name) != self._manifest[name]}
             self._manifest["model_commit"] = earlier.get("model_commit")
-            self._manifest["earlier_starts"] = [*earlier.get("earlier_starts", []), start]
+            self._manifest["earlier_starts"] = [*(earlier.get("earlier_starts") or []), start]
         self.write_manifest()
 
     def _refuse_another(self, there: Any, here: dict[str, Any], run_id: str) -> None:
@@ -287,7 +290,8 @@ class RunDirectory:
         with explained(self.path):
             for descriptor in self._descriptors.values():
                 os.fsync(descriptor)
-        sums = {name: _sha256(self.path / name) for name in _CHECKED if (self.path / name).exists()}
+        weights = sorted(path.relative_to(self.path).as_posix() for path in self.path.glob("adapter/*.safetensors"))
+        sums = {name: _sha256(self.path / name) for name in (*_CHECKED, *weights) if (self.path / name).exists()}
         self.write_manifest(finished=now(), files=sums)
         atomic_write(self.path / "summary.json", to_json(result.model_dump(), indent=2) + "\n")
         self.summary = result
@@ -347,14 +351,14 @@ def _earlier_manifest(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def check_files(path: str | Path) -> None:
-    """Raise UserError if a file of a finished run has not the checksum in its manifest (cut off between two lines, say)."""
+def check_files(path: str | Path, names: Iterable[str] = _CHECKED) -> None:
+    """Raise UserError if one of a finished run's files has not the checksum in its manifest (cut off between two lines, say)."""
     file = Path(path) / "manifest.json"
     found = read_json(file, "a manifest") if file.exists() else {}
     sums = found.get("files") if isinstance(found, dict) else None
-    for name, then in (sums if isinstance(sums, dict) else {}).items():
+    for name in names:
         other = Path(path) / name
-        if name in _CHECKED and (not other.exists() or _sha256(other) != then):
+        if isinstance(sums, dict) and name in sums and (not other.exists() or _sha256(other) != sums[name]):
             raise UserError(f"{other} is not as its run left it (cut off, edited?): remove the folder {path} and start again")
 
 

@@ -138,11 +138,20 @@ def test_a_run_begun_at_another_commit_goes_on_with_a_warning_and_says_so(tmp_pa
     train(StandIn(), tmp_path / "whole")
     folder = interrupted(tmp_path, 2)
     path = folder / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"commit": "0" * 40, "dirty": False}))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"commit": "0" * 40, "dirty": False, "packages": {"torch": "1.0"}}))
     train(StandIn(), folder)
     assert "was begun at commit 0000" in caplog.text and contents(folder) == contents(tmp_path / "whole")
     (earlier,) = json.loads(path.read_text())["earlier_starts"]
-    assert earlier["commit"] == "0" * 40
+    assert earlier["commit"] == "0" * 40 and earlier["packages"] == {"torch": "1.0"} and "python" not in earlier
+
+
+def test_a_run_that_goes_on_without_knowing_what_began_it_says_so(tmp_path):
+    """With its manifest cut off it looked as if it had been begun now, by this commit."""
+    folder = interrupted(tmp_path, 2)
+    (folder / "manifest.json").write_text('{"commit"')
+    train(StandIn(), folder)
+    (earlier,) = json.loads((folder / "manifest.json").read_text())["earlier_starts"]
+    assert earlier["commit"] is None and earlier["dirty"] is None
 
 
 def test_a_run_begun_on_other_weights_of_the_same_name_is_refused(random_base, tmp_path, monkeypatch):

@@ -382,6 +382,28 @@ def test_a_clock_that_goes_backwards_changes_nothing(tmp_path, monkeypatch):
     assert contents(folder) == contents(tmp_path / "whole")
 
 
+def test_weights_that_are_not_as_their_run_left_them_are_named_by_who_reads_them(random_base, tmp_path, monkeypatch):
+    """A number changed in the adapter went unseen: only what tables are made from had a checksum."""
+    from safetensors.torch import load_file, save_file
+    from tiny_runs import noisy_rewards, tiny_config
+
+    from replication.diagnostics import _trained
+    from replication.train import run
+
+    noisy_rewards(monkeypatch)
+    config, folder = tiny_config(random_base, "grpo", steps=1), tmp_path / "run"
+    run(config, folder)
+    file = folder / "adapter/adapter_model.safetensors"
+    assert json.loads((folder / "manifest.json").read_text())["files"].keys() >= {"adapter/adapter_model.safetensors", "items.csv"}
+    _trained(config, folder)
+    weights = load_file(file)
+    next(iter(weights.values()))[0, 0] += 1.0
+    save_file(weights, file)
+    with pytest.raises(UserError, match=r"adapter_model\.safetensors is not as its run left it"):
+        _trained(config, folder)
+    records.check_files(folder)  # what tables are made from is whole, and they may be made
+
+
 # What a machine that loses power still has ------------------------------------------------------------------------------
 
 
