@@ -157,7 +157,7 @@ def report(options: argparse.Namespace) -> int:
     from replication.tables import read_tables
 
     if (out / "runs").is_dir():
-        settings = _manifest(out).get("plan") or {"plan": "default", "seeds": None, "set": [], "svamp": None}
+        settings = _noted_plan(out)
         planned = _plan(argparse.Namespace(profile=options.profile, **settings))
         _write_tables(planned, out, {"profile": options.profile, "plan": settings})
     read_tables(out)  # says so if there are none, or one is damaged
@@ -166,6 +166,16 @@ def report(options: argparse.Namespace) -> int:
     page = reports.build(out, options.profile)
     print(page or out / "report.html")
     return 0
+
+
+def _noted_plan(out: Path) -> dict[str, Any]:
+    """The plan that the tables of a results folder were made for."""
+    noted = _manifest(out).get("plan") or {"plan": "default", "seeds": None, "set": [], "svamp": None}
+    kinds = {"plan": str, "seeds": int | None, "set": list, "svamp": str | None}
+    fits = isinstance(noted, dict) and noted.keys() == kinds.keys() and all(isinstance(noted[name], kinds[name]) for name in kinds)
+    if not fits or not all(isinstance(setting, str) for setting in noted["set"]):
+        raise UserError(f"{out / 'manifest.json'} does not say of which plan the tables are (edited?): `make all` notes it anew")
+    return noted
 
 
 def _manifest(folder: Path) -> dict[str, Any]:

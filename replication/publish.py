@@ -28,7 +28,7 @@ def publish(profile: str, source: Path, target: Path) -> list[Path]:
             with uncommitted changes; ``target`` is then untouched.
     """
     tables = read_tables(source)
-    manifest = read_json(source / "manifest.json", "a manifest")
+    manifest = _manifest(source)
     runs = tables.get("runs")
     if profile == "smoke" or manifest.get("dry_run"):
         raise UserError("smoke results and dry runs are no evidence and are never published: run profile nano or paper")
@@ -39,8 +39,11 @@ def publish(profile: str, source: Path, target: Path) -> list[Path]:
         raise UserError(f"{len(unfinished)} planned runs of {source} are not finished: run `make all PROFILE={profile}` first")
     if dirty() is not False:
         raise UserError("the working tree has changes that are not committed (or is no git clone): commit them first")
-    if manifest.get("runs_dirty") or manifest.get("dirty"):
-        raise UserError(f"runs or tables of {source} were made from a tree with uncommitted changes: make them again from a commit")
+    if not manifest.get("runs_dirty") is manifest.get("dirty") is False:
+        raise UserError(
+            f"runs or tables of {source} were made, or begun, from a tree with uncommitted changes or outside git: "
+            "make them again from a commit"
+        )
     files = {path.relative_to(source): path for pattern in _PUBLISHED for path in sorted(source.glob(pattern))}
     if Path("report.html") not in files or not any(path.parts[0] == "figures" for path in files):
         raise UserError(f"{source} has no report or no figures: run `make report figures PROFILE={profile}` first")
@@ -62,18 +65,19 @@ def provenance(path: Path) -> str:
     folder = next((parent for parent in list(path.resolve().parents)[:2] if (parent / "manifest.json").exists()), None)
     if inside is None and folder is None:
         raise UserError(f"{path} holds no provenance and there is no manifest.json beside it: it was not made by this project")
-    manifest = read_json(folder / "manifest.json", "a manifest") if folder else {}
+    manifest = _manifest(folder) if folder else {}
     found: dict[str, Any] = {"file": path.name, **({"figure": inside} if inside is not None else {})}
     shown = inside.get("run_ids") if isinstance(inside, dict) else None
     # What was measured without training (diagnose, each benchmark) has a manifest of its own within the folder's.
     measured = {name: part for name, part in manifest.items() if isinstance(part, dict) and "commit" in part}
-    own = {name: part for name, part in measured.items() if path.name in part.get("tables", ())}
+    own = {name: part for name, part in measured.items() if path.name in _listed(part.get("tables"))}
     without_runs = bool(measured) and (bool(own) or shown == [] or "commit" not in manifest)
     if without_runs:
         found["measured_by"] = {name: _origin(part) for name, part in (own or measured).items()}
     else:
         found["made_by"] = _origin(manifest)
-    known = (manifest.get("tables") or {}).get(path.name)
+    sums = manifest.get("tables")
+    known = sums.get(path.name) if isinstance(sums, dict) else None
     if known is not None:
         same = hashlib.sha256(path.read_bytes()).hexdigest() == known
         found["checksum"] = "as in the manifest" if same else "NOT that of the manifest: the file was changed afterwards"
@@ -81,13 +85,24 @@ def provenance(path: Path) -> str:
     if without_runs:
         return f"{text}\nmeasured by the command above, not from runs"
     origins = manifest.get("runs")
-    commands = _commands(folder, set(shown or ()), origins if isinstance(origins, dict) else {}) if folder else []
+    commands = _commands(folder, set(map(str, _listed(shown))), origins if isinstance(origins, dict) else {}) if folder else []
     return "\n".join([text, f"made from {len(commands)} runs:", *commands])
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    found = read_json(folder / "manifest.json", "a manifest")
+    if not isinstance(found, dict):
+        raise UserError(f"{folder / 'manifest.json'} is not a manifest (edited?): make it again with `make report`")
+    return found
+
+
+def _listed(names: Any) -> list[Any]:
+    return names if isinstance(names, list) else []
 
 
 def _origin(manifest: Mapping[str, Any]) -> dict[str, Any]:
     names = ("commit", "dirty", "made", "run_commits", "runs_dirty", "seeds", "command", "seconds", "peak_rss_bytes")
-    names += ("python", "platform", "cpu", "cores", "threads", "memory_bytes", "gpu", "packages")
+    names += ("python", "platform", "cpu", "cores", "threads", "memory_bytes", "gpu", "packages", "runs_python", "runs_packages")
     return {name: manifest[name] for name in names if name in manifest}
 
 
@@ -101,7 +116,8 @@ def _commands(folder: Path, only: set[str], origins: dict[str, Any]) -> list[str
         runs = runs[runs["run_id"].isin(only)]
     lines = []
     for row in runs.itertuples():
-        origin = {name: value for name, value in origins.get(row.run_id, {}).items() if value is not None}
+        origin = origins.get(row.run_id)
+        origin = {name: value for name, value in origin.items() if value is not None} if isinstance(origin, dict) else {}
         lines.append(f"{row.run_id}  {row.command}" + (f"\n    {json.dumps(origin)}" if origin else ""))
     return lines
 

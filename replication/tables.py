@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -129,24 +129,47 @@ def _timing_row(run_id: str, folder: Path) -> dict[str, Any]:
 
 
 def tables_manifest(planned: Sequence[PlannedRun], runs_dir: str | Path) -> dict[str, Any]:
-    """What the tables were made from: this machine and tree, and the commit, seed, seconds and memory of every finished run."""
+    """What the tables were made from: this machine and tree, and the commit, seed, seconds and memory of every finished run.
+
+    A run counts as dirty if any of its starts was, and ``run_commits`` are those of every start; None = not known. What all
+    runs have in common of Python and packages stands once, as ``runs_python`` and ``runs_packages``.
+    """
     runs: dict[str, dict[str, Any]] = {}
+    starts: dict[str, list[dict[str, Any]]] = {}
     for run_id, config in {run.config.run_id: run.config for run in planned}.items():
         folder = Path(runs_dir) / run_id
         if read_summary(folder) is None or not (folder / "manifest.json").exists():
             continue
         found = read_json(folder / "manifest.json", "a manifest")
+        found = found if isinstance(found, dict) else {}
         timing = _timing_row(run_id, folder)
+        earlier = found.get("earlier_starts") or []
+        starts[run_id] = [start for start in [found, *earlier] if isinstance(start, dict)]
         runs[run_id] = {"seed": config.seed, "config_sha256": hashlib.sha256(config.model_dump_json().encode()).hexdigest()}
-        origin = ("commit", "dirty", "base_sha256", "task_version", "cpu", "gpu", "finished")
+        origin = ("commit", "model_commit", "base_sha256", "task_version", "python", "packages", "cpu", "gpu", "finished")
         runs[run_id] |= {name: found.get(name) for name in origin}
+        runs[run_id] |= {"dirty": _dirty(starts[run_id]), **({"earlier_starts": earlier} if earlier else {})}
         runs[run_id] |= {name: timing[name] for name in ("seconds", *PEAKS)}
+    shared = {}
+    for name in ("python", "packages"):
+        values = [run[name] for run in runs.values()]
+        if values and all(value == values[0] for value in values):
+            shared[f"runs_{name}"] = values[0]
+            for run in runs.values():
+                del run[name]
     totals = {
         "made": now(),
-        "run_commits": sorted({str(run["commit"]) for run in runs.values()}),
-        "runs_dirty": any(run["dirty"] for run in runs.values()),
+        "run_commits": sorted({str(start.get("commit")) for of_run in starts.values() for start in of_run}),
+        "runs_dirty": _dirty(runs.values()),
+        **shared,
         "seeds": sorted({run["seed"] for run in runs.values()}),
         "seconds_of_all_runs": sum(run["seconds"] for run in runs.values()),
         **{name: max((run[name] for run in runs.values() if run[name]), default=None) for name in PEAKS},
     }
     return {**manifest(), **totals, "runs": dict(sorted(runs.items()))}
+
+
+def _dirty(made: Iterable[Mapping[str, Any]]) -> bool | None:
+    """True if one was made from a tree with uncommitted changes, None if it is not known of one, else False."""
+    flags = [one.get("dirty") for one in made]
+    return True if True in flags else None if None in flags else False

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from stand_ins import StandIn, train
 
 from replication import commands, publish
@@ -239,9 +241,42 @@ def test_publish_refuses_a_dirty_tree(tmp_path, monkeypatch, capsys):
     assert main(["publish", "--out", str(folder), "--to", str(tmp_path / "to")]) == 2
     assert "commit them first" in capsys.readouterr().err
     monkeypatch.setattr(publish, "dirty", lambda: False)
-    write_tables({}, folder, {"runs_dirty": True, "dirty": False})
-    assert main(["publish", "--out", str(folder), "--to", str(tmp_path / "to")]) == 2
-    assert "uncommitted changes" in capsys.readouterr().err and not (tmp_path / "to").exists()
+    for manifest in ({"runs_dirty": True, "dirty": False}, {"runs_dirty": None, "dirty": False}, {"runs_dirty": False}):
+        write_tables({}, folder, manifest)
+        assert main(["publish", "--out", str(folder), "--to", str(tmp_path / "to")]) == 2
+        assert "uncommitted changes or outside git" in capsys.readouterr().err and not (tmp_path / "to").exists()
+
+
+@pytest.mark.parametrize("plan", ["x", ["x"], {"plan": "default"}, {"plan": 1, "seeds": None, "set": [], "svamp": None},
+                                  {"plan": "default", "seeds": None, "set": [5], "svamp": None}])  # fmt: skip
+def test_a_manifest_whose_plan_is_nonsense_is_one_line(tmp_path, capsys, plan):
+    """It was a TypeError with its traceback."""
+    folder = results(tmp_path / "out")
+    write_tables({}, folder, {"plan": plan})
+    assert main(["report", "--out", str(folder)]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "does not say of which plan the tables are" in err
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5) | st.just("commit") | st.just("tables"), inner),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.dictionaries(st.sampled_from(["commit", "tables", "runs", "diagnostics", "plan"]), JSON) | JSON)
+def test_provenance_of_any_manifest_is_text_or_one_line(tmp_path_factory, manifest):
+    """``"tables": null`` in a part was a TypeError with its traceback."""
+    folder = tmp_path_factory.mktemp("any")
+    row = {"run_id": "a" * 16, "ablation": "full_vs_sparse", "task": "svamp", "method": "base", "seed": 0, "command": "run"}
+    write_tables({"runs": pd.DataFrame([row | {"status": "done", "accuracy": 0.5}])}, folder, {})
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    try:
+        assert publish.provenance(folder / "runs.csv")
+    except UserError as error:
+        assert "\n" not in str(error) and str(folder) in str(error)
 
 
 def test_provenance_names_commit_checksum_and_commands(tmp_path, capsys):

@@ -157,6 +157,39 @@ def test_the_manifest_names_seeds_commits_and_memory(runs):
     assert len(found["runs"]) == 3 and {"packages", "cpu", "command", "commit", "dirty"} <= set(found)
 
 
+def begun(folder: Path, **changes) -> None:
+    """Let the run there have been begun in another way, and have gone on as it did."""
+    path = folder / "manifest.json"
+    there = json.loads(path.read_text())
+    start = {name: there[name] for name in ("started", "commit", "dirty")} | changes
+    path.write_text(json.dumps(there | {"dirty": False, "earlier_starts": [start]}))
+
+
+def test_a_run_begun_from_a_dirty_tree_stays_dirty_and_names_every_commit(runs):
+    """Begun with changes, committed, resumed: only the last start counted, and the run was published as clean."""
+    for run_id in (StandIn(seed=0).run_id, SHARED.run_id, StandIn(seed=3, fault="diverges").run_id):
+        begun(runs / run_id, dirty=False, commit="a" * 40)
+    assert tables_manifest(PLAN, runs)["runs_dirty"] is False
+    begun(runs / SHARED.run_id, dirty=None, commit=None)
+    assert tables_manifest(PLAN, runs)["runs_dirty"] is None
+    begun(runs / SHARED.run_id, dirty=True, commit="b" * 40)
+    found = tables_manifest(PLAN, runs)
+    assert found["runs_dirty"] is True and {"a" * 40, "b" * 40} < set(found["run_commits"])
+    assert found["runs"][SHARED.run_id]["dirty"] is True and found["runs"][SHARED.run_id]["earlier_starts"][0]["commit"] == "b" * 40
+
+
+def test_what_the_runs_were_made_with_stands_once_or_beside_each(runs):
+    found = tables_manifest(PLAN, runs)
+    assert found["runs_packages"] == found["packages"] and found["runs_python"] == found["python"]
+    assert all("packages" not in run and "model_commit" in run for run in found["runs"].values())
+    path = runs / SHARED.run_id / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"packages": {"torch": "1.0"}, "model_commit": "c" * 40}))
+    found = tables_manifest(PLAN, runs)
+    assert "runs_packages" not in found and found["runs"][SHARED.run_id]["packages"] == {"torch": "1.0"}
+    assert all("packages" in run and "python" not in run for run in found["runs"].values())
+    assert found["runs"][SHARED.run_id]["model_commit"] == "c" * 40
+
+
 DAMAGES = {
     "cut off in a line": (lambda text: text[: len(text) // 2].rstrip("\n"), "cut off"),
     "empty": (lambda text: "", "cut off"),
