@@ -22,6 +22,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from replication.config import ExperimentConfig, profile_plan
+from replication.console import say
 from replication.errors import UserError
 from replication.files import atomic_write, explained, make_folder, read_json
 from replication.pages import notebook_page
@@ -153,7 +154,7 @@ def run_all(
     make_folder(target)
 
     done, failures = [], []
-    for name in tqdm(chosen, desc="notebooks", disable=not progress, leave=False):
+    for name in tqdm(chosen, desc="notebooks", disable=not (progress and sys.stderr.isatty()), leave=False):
         raise_if_stopped()
         try:
             started = time.monotonic()
@@ -162,7 +163,7 @@ def run_all(
         except _CellFailed as error:
             failures.append(f"notebook {name} failed in code cell {error.cell} ({error.reason})")
         if progress:
-            tqdm.write(f"{name}: {'failed' if failures and name in failures[-1] else 'done'}", file=sys.stderr)
+            say(f"{name}: {'failed' if failures and name in failures[-1] else 'done'}")
     if failures:
         raise NotebooksFailed("; ".join(failures))
     return done

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from replication import local_engine, preflight, ray_engine, signals
+from replication.console import say
 from replication.errors import UserError
 from replication.files import make_folder
 from replication.records import RunSummary, is_locked, mark_failed, read_failure, read_summary
@@ -91,9 +92,9 @@ def run_plan(
     preflight.require(configs, runs_dir)
     make_folder(Path(runs_dir))
     if progress and (line := preflight.announce_uncounted(configs)):
-        print(f"warning: {line}", file=sys.stderr)
+        say(f"warning: {line}")
     if progress and (line := preflight.announce_hours(configs, runs_dir)):
-        print(line, file=sys.stderr)
+        say(line)
     sweep = Sweep(planned, Path(runs_dir), progress)
     try:
         with signals.handled():
@@ -208,7 +209,7 @@ class Sweep:
 
     def _say(self, line: str) -> None:
         if self.progress:
-            tqdm.write(line, file=sys.stderr)
+            say(line)
 
     def _show(self) -> None:
         left = len(self.waiting) + len(self.running)

@@ -191,6 +191,15 @@ def sweeper(tmp_path: Path, *, steps: int, runs: int, workers: int = 2) -> subpr
     return subprocess.Popen([sys.executable, str(script)], stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
+def test_a_sweep_whose_pipe_of_progress_is_closed_goes_on(tmp_path):
+    """The first line that nobody could read once ended the sweep, its runs half done, with status 0."""
+    process = sweeper(tmp_path, steps=4, runs=4)
+    assert "0 of 4 runs are finished" in process.stderr.readline()
+    process.stderr.close()
+    assert process.wait(120) == 0
+    assert all(read_summary(tmp_path / "runs" / config.run_id).status == "done" for config in configs_of(4, 4))
+
+
 def configs_of(steps: int, runs: int) -> list[StandIn]:
     return [StandIn(seed=seed, steps=steps, seconds_per_step=0.05) for seed in range(runs)]
 
