@@ -6,13 +6,14 @@ work, and a run that some other process holds is waited for, never run twice.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
@@ -114,10 +115,15 @@ class Sweep:
         self.configs = {run.config.run_id: run.config for run in planned}
         self.runs_dir = runs_dir
         self.result = SweepResult(planned=list(self.configs))
-        self.waiting = sorted((run_id for run_id in self.configs if not self._is_finished(run_id)), key=self._cost, reverse=True)
+        waiting = (run_id for run_id in self.configs if not self._is_surely_finished(run_id))
+        self.waiting = sorted(waiting, key=self._cost, reverse=True)
         self.running: set[str] = set()
         # A note of a failure that is not one of these was written while we ran, by another sweep: no second try now.
-        self.earlier_failures = {run_id: read_failure(self.folder(run_id)) for run_id in self.waiting}
+        self.earlier_failures: dict[str, Any] = {}
+        for run_id in self.waiting:
+            with contextlib.suppress(OSError):
+                self.earlier_failures[run_id] = read_failure(self.folder(run_id))
+        self.held: set[str] = set()
         self.progress = progress
         # Where there is no terminal, the lines of finished runs alone say how far it is.
         self.bar = tqdm(
@@ -139,19 +145,26 @@ class Sweep:
     def next_run(self) -> str | None:
         """The next run to begin, which counts as running from now on; None if there is none that nobody holds."""
         for run_id in list(self.waiting):
-            if self._is_finished(run_id):  # by another sweep, meanwhile
+            try:
+                if self._is_finished(run_id):  # by another sweep, meanwhile
+                    self.waiting.remove(run_id)
+                    self._ended(run_id, "finished by another process")
+                elif is_locked(self.folder(run_id)):
+                    continue
+                elif (failure := read_failure(self.folder(run_id))) is not None and failure != self.earlier_failures.get(run_id):
+                    self.waiting.remove(run_id)
+                    self.result.failed[run_id] = failure["reason"]
+                    self._ended(run_id, f"failed in another process: {failure['reason']}")
+                else:
+                    self.waiting.remove(run_id)
+                    self.running.add(run_id)
+                    return run_id
+            except (UserError, OSError) as error:  # its folder cannot be used: that is this run's failure and no other's
                 self.waiting.remove(run_id)
-                self._ended(run_id, "finished by another process")
-            elif is_locked(self.folder(run_id)):
-                continue
-            elif (failure := read_failure(self.folder(run_id))) is not None and failure != self.earlier_failures[run_id]:
-                self.waiting.remove(run_id)
-                self.result.failed[run_id] = failure["reason"]
-                self._ended(run_id, f"failed in another process: {failure['reason']}")
-            else:
-                self.waiting.remove(run_id)
-                self.running.add(run_id)
-                return run_id
+                self._failed(run_id, str(error), "failed")
+        if not self.running and (held := set(self.waiting)) - self.held:
+            self.held = held
+            self._say(f"waiting for other processes, which hold all that is left: {', '.join(self.waiting)}")
         return None
 
     def put_back(self, run_id: str) -> None:
@@ -162,21 +175,23 @@ class Sweep:
     def take(self, run_id: str, answer: Answer, seconds: float) -> None:
         """Note how a run ended: its answer (see ``worker.work``) and how long it took."""
         outcome, reason = answer
+        after = f"after {seconds:.0f} s"
         self.running.discard(run_id)
-        if outcome in ("locked", "stopped"):
+        if self._is_surely_finished(run_id):  # whatever its worker says: it may have died when all was written
+            how = outcome if outcome in ("done", "diverged") else f"finished, though its worker says {outcome},"
+            self._ended(run_id, f"{how} {after}{f': {reason}' if reason else ''}")
+        elif outcome in ("locked", "stopped"):
             self.waiting.append(run_id)
-        elif outcome == "failed":
-            self.result.failed[run_id] = reason or "no reason given"
-            try:
-                mark_failed(self.folder(run_id), self.result.failed[run_id], log_tail(self.folder(run_id) / "run.log"))
-            except UserError as error:
-                log.warning("the failure of %s could not be noted: %s", run_id, error)
-            self._ended(run_id, f"failed after {seconds:.0f} s: {self.result.failed[run_id]}")
-        elif self._is_finished(run_id):
-            self._ended(run_id, f"{outcome} after {seconds:.0f} s{f': {reason}' if reason else ''}")
         else:
-            self.result.failed[run_id] = "its run directory has no summary"
-            self._ended(run_id, f"failed after {seconds:.0f} s: {self.result.failed[run_id]}")
+            self._failed(run_id, (outcome == "failed" and reason) or "its run directory has no summary", f"failed {after}")
+
+    def _failed(self, run_id: str, reason: str, how: str) -> None:
+        self.result.failed[run_id] = reason
+        try:
+            mark_failed(self.folder(run_id), reason, log_tail(self.folder(run_id) / "run.log"))
+        except (UserError, OSError) as error:
+            log.warning("the failure of %s could not be noted: %s", run_id, error)
+        self._ended(run_id, f"{how}: {reason}")
 
     def _ended(self, run_id: str, how: str) -> None:
         config = self.configs[run_id]
@@ -198,6 +213,13 @@ class Sweep:
             return False
         (self.result.diverged if summary.status == "diverged" else self.result.done).append(run_id)
         return True
+
+    def _is_surely_finished(self, run_id: str) -> bool:
+        """The same; a directory that cannot be read is not: ``next_run`` or its worker say what is wrong with it."""
+        try:
+            return self._is_finished(run_id)
+        except (UserError, OSError):
+            return False
 
     def _cost(self, run_id: str) -> float:
         """Completions a run samples: what its time is nearly proportional to."""
