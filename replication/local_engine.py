@@ -25,7 +25,7 @@ def run(sweep: Sweep, workers: int | None, target: str) -> None:
     """Run what is missing of ``sweep`` in ``workers`` processes; a worker that dies fails its run and is replaced.
 
     Raises:
-        UserError: not one worker can be started, or a config asks for a GPU by its number.
+        UserError: not one worker can be started.
         Stopped: a signal came; the workers have saved and ended.
     """
     gpus = _gpus(sweep.configs[run_id] for run_id in sweep.waiting)

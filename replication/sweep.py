@@ -82,19 +82,22 @@ def run_plan(
         target: "module:function" called as function(config, folder) -> RunSummary.
 
     Raises:
-        UserError: workers below 1, something that the runs need is missing, or the folder cannot be made.
-        Stopped: SIGINT or SIGTERM came; the workers have saved and ended.
+        UserError: workers below 1, a GPU chosen by number, something that the runs need is missing, or the folder cannot be made.
+        Stopped: a signal came; the workers have saved and ended.
     """
     if workers is not None and workers < 1:
         raise UserError(f"workers must be 1 or more, not {workers}")
     if engine not in ("local", "ray"):
         raise UserError(f"unknown engine {engine!r}: choose local or ray")
     configs = [run.config for run in planned]
-    preflight.require(configs, runs_dir)
+    if numbered := [device for c in configs if (device := getattr(c, "device", "cpu")).startswith("cuda:")]:
+        advice = f"set device=cuda, and CUDA_VISIBLE_DEVICES={numbered[0].partition(':')[2]} to use only that one"
+        raise UserError(f"device={numbered[0]}: a sweep gives each run a GPU of its own: {advice}")
+    preflight.require(configs, runs_dir, here=engine == "local")
     make_folder(Path(runs_dir))
     if progress and (line := preflight.announce_uncounted(configs)):
         say(f"warning: {line}")
-    if progress and (line := preflight.announce_hours(configs, runs_dir)):
+    if progress and engine == "local" and (line := preflight.announce_hours(configs, runs_dir)):
         say(line)
     sweep = Sweep(planned, Path(runs_dir), progress)
     try:
