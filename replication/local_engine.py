@@ -89,7 +89,7 @@ class _Pool:
         gpu = self.gpus[slot % len(self.gpus)] if self.gpus else None
         process = context.Process(target=work, args=(theirs, self.target, gpu), daemon=True)
         # A Ctrl-C while the new process is still importing would kill it with a traceback on the terminal.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
         try:
             process.start()
         finally:

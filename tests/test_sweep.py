@@ -232,13 +232,13 @@ def gone(pids: list[int], seconds: float) -> bool:
     return False
 
 
-@pytest.mark.parametrize(("signum", "to_group"), [(signal.SIGINT, True), (signal.SIGTERM, False)])
+@pytest.mark.parametrize(("signum", "to_group"), [(signal.SIGINT, True), (signal.SIGTERM, False), (signal.SIGHUP, True)])
 def test_a_signal_stops_within_seconds_with_the_work_saved(tmp_path, signum, to_group):
     configs = configs_of(2000, 2)
     process = sweeper(tmp_path, steps=2000, runs=2)
     pids = begun(tmp_path, configs, 2)
     started = time.monotonic()
-    (os.killpg if to_group else os.kill)(process.pid, signum)  # Ctrl-C in a terminal goes to the whole group
+    (os.killpg if to_group else os.kill)(process.pid, signum)  # Ctrl-C in a terminal, and its end, go to the whole group
     _, err = process.communicate(timeout=30)
     assert process.returncode == 128 + signum and time.monotonic() - started < 10
     assert "Traceback" not in err
@@ -249,6 +249,20 @@ def test_a_signal_stops_within_seconds_with_the_work_saved(tmp_path, signum, to_
         newest = sorted((folder / "checkpoints").iterdir())[-1].name
         assert int(newest.split("-")[1]) == lines[-1] == len(lines)
         assert read_failure(folder) is None and not is_locked(folder)
+
+
+def test_a_hangup_is_handled_unless_it_is_ignored():
+    """A terminal that closed once ended a sweep with nothing saved; under nohup it must still go on."""
+    earlier = signal.getsignal(signal.SIGHUP)
+    try:
+        for before, noted in ((signal.SIG_DFL, signal.SIGHUP), (signal.SIG_IGN, None)):
+            signal.signal(signal.SIGHUP, before)
+            with signals.handled():
+                os.kill(os.getpid(), signal.SIGHUP)
+                assert signals.stop_requested() == noted
+            assert signal.getsignal(signal.SIGHUP) == before and signals.stop_requested() is None
+    finally:
+        signal.signal(signal.SIGHUP, earlier)
 
 
 def test_a_killed_sweep_leaves_no_worker_behind(tmp_path):
