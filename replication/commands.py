@@ -66,8 +66,8 @@ def run(options: argparse.Namespace) -> int:
     except (UserError, Stopped):
         raise
     except Exception as error:
-        traceback.print_exc()
         mark_failed(options.out, f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}")
+        traceback.print_exc()
         return 1
     accuracy = "" if summary.accuracy is None else f", accuracy {summary.accuracy:.3f} on {summary.n_items} test items"
     if parallel.is_first():
