@@ -165,6 +165,7 @@ def run_all(
         except _CellFailed as error:
             failures.append(f"notebook {name} failed in code cell {error.cell} ({error.reason})")
         except Exception as error:  # a kernel that never answered, a page that cannot be made: of this notebook alone
+            raise_if_stopped()
             if isinstance(error, Stopped) or isinstance(error.__cause__, OSError):  # a full disk is so for all
                 raise
             failures.append(f"notebook {name} failed ({type(error).__name__}: {_one_line(str(error))})")

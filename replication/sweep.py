@@ -180,11 +180,11 @@ class Sweep:
         outcome, reason = answer
         after = f"after {seconds:.0f} s"
         self.running.discard(run_id)
-        if self._is_surely_finished(run_id):  # whatever its worker says: it may have died when all was written
-            how = outcome if outcome in ("done", "diverged") else f"finished, though its worker says {outcome},"
-            self._ended(run_id, f"{how} {after}{f': {reason}' if reason else ''}")
-        elif outcome in ("locked", "stopped"):
+        if outcome in ("locked", "stopped"):
             self.waiting.append(run_id)
+        elif self._is_surely_finished(run_id):  # whatever its worker says: it may have died when all was written
+            how = "finished, though its worker failed" if outcome == "failed" else outcome
+            self._ended(run_id, f"{how} {after}{f': {reason}' if reason else ''}")
         else:
             self._failed(run_id, (outcome == "failed" and reason) or "its run directory has no summary", f"failed {after}")
 

@@ -163,8 +163,6 @@ def _train(
         record.append_metrics(row)
         record.append_timings({"step": step + 1, **_durations(clock), **peak_memory()})
         bar.set_postfix(reward=f"{row['reward']:.2f}", refresh=False)
-
-        # Save before validating, which can take longer than whoever sent a signal waits.
         due = (step + 1) % config.eval_every == 0 and step + 1 < config.steps
         signum = parallel.first_given(stop_requested())
         if signum or due or (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
@@ -303,7 +301,7 @@ def _save(
     *,
     unvalidated: bool,
 ) -> None:
-    """Save a checkpoint; ``unvalidated`` if a validation of this very step is still to come."""
+    """Save a checkpoint; ``unvalidated`` if this step is still to be validated, which whoever sends a signal may not wait for."""
     if not parallel.is_first():
         return
     tensors = {f"finite/{name}": value for name, value in finite.items()}
@@ -335,7 +333,7 @@ def _restore(
                 if (saved := tensors.get(f"optimizer/{key}/{name}")) is not None:
                     # AdamW counts steps on the CPU; its moments live where the parameter does.
                     optimizer.state[parameter][key] = saved if key == "step" else saved.to(parameter.device)
-    return step, state.get("unvalidated", False)
+    return step, state.get("unvalidated", False)  # earlier versions saved after the validation, and did not say so
 
 
 def _totals(path: Path) -> dict[str, float | int | None]:
