@@ -22,16 +22,19 @@ OUT ?= results/local/$(PROFILE)
 BASE_OUT ?= results/local/nano-base
 TEST_WORKERS ?= 2
 
+# One word for the shell, whatever it holds: a value with an apostrophe must not end the quotes around it.
+q = '$(subst ','\'',$(1))'
+
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 CLI := $(PY) -m replication
-RESULTS := --profile '$(PROFILE)' --out '$(OUT)'
-SETTINGS := $(if $(MODEL),--set 'model=$(MODEL)') $(if $(REVISION),--set 'revision=$(REVISION)') \
-	$(if $(SVAMP),--svamp '$(SVAMP)') $(foreach setting,$(SET),--set '$(setting)')
-PLAN_OPTIONS := --plan '$(PLAN)' $(if $(SEEDS),--seeds '$(SEEDS)') $(SETTINGS)
-NOTEBOOK_OPTIONS := --set 'variant=$(PLAN)' $(if $(SEEDS),--set 'seeds=$(SEEDS)')
-SWEEP_OPTIONS := $(PLAN_OPTIONS) $(if $(WORKERS),--workers '$(WORKERS)') \
-	$(if $(filter-out local,$(ENGINE)),--engine '$(ENGINE)') $(if $(ADDRESS),--address '$(ADDRESS)')
+RESULTS := --profile $(call q,$(PROFILE)) --out $(call q,$(OUT))
+SETTINGS := $(if $(MODEL),--set $(call q,model=$(MODEL))) $(if $(REVISION),--set $(call q,revision=$(REVISION))) \
+	$(if $(SVAMP),--svamp $(call q,$(SVAMP))) $(foreach setting,$(SET),--set $(call q,$(setting)))
+PLAN_OPTIONS := --plan $(call q,$(PLAN)) $(if $(SEEDS),--seeds $(call q,$(SEEDS))) $(SETTINGS)
+NOTEBOOK_OPTIONS := --set $(call q,variant=$(PLAN)) $(if $(SEEDS),--set $(call q,seeds=$(SEEDS)))
+SWEEP_OPTIONS := $(PLAN_OPTIONS) $(if $(WORKERS),--workers $(call q,$(WORKERS))) \
+	$(if $(filter-out local,$(ENGINE)),--engine $(call q,$(ENGINE))) $(if $(ADDRESS),--address $(call q,$(ADDRESS)))
 # SECONDS is bash's own clock: only one that was given counts.
 FUZZ_SECONDS := $(if $(filter command line environment,$(origin SECONDS)),$(SECONDS),60)
 PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PY) -m pytest
@@ -42,8 +45,8 @@ PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PY) -m pytest
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo
-	@echo "  PROFILE=$(PROFILE) (smoke, nano, paper)  PLAN=$(PLAN) (default, full)  OUT=$(OUT)"
-	@echo "  SEEDS=n  WORKERS=n  ENGINE=local or ray  ADDRESS=host:port  PYTHON=$(PYTHON)"
+	@echo "  PROFILE="$(call q,$(PROFILE))" (smoke, nano, paper)  PLAN="$(call q,$(PLAN))" (default, full)  OUT="$(call q,$(OUT))
+	@echo "  SEEDS=n  WORKERS=n  ENGINE=local or ray  ADDRESS=host:port  PYTHON="$(call q,$(PYTHON))
 	@echo "  MODEL=folder or Hub name  REVISION=of the Hub's model  SVAMP=path of SVAMP.json  SET='field=value ...'"
 
 setup: $(STAMP) ## make the virtual environment with the pinned packages
@@ -51,18 +54,19 @@ setup: $(STAMP) ## make the virtual environment with the pinned packages
 # torch first and alone, so that the plain pinned wheel is what pip resolves everything else against.
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-		|| { echo "error: $(PYTHON) is older than Python 3.11: set PYTHON=python3.11 or newer" >&2; exit 2; }
+		|| { echo "error: "$(call q,$(PYTHON))" is older than Python 3.11: set PYTHON=python3.11 or newer" >&2; exit 2; }
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet torch==2.13.0
 	$(PY) -m pip install --quiet -e '.[dev]'
 	touch $@
 
 # A failed run (status 1) is shown in tables and report, and makes the whole end with 1; anything else stops at once.
-# Credit against the truth is measured where it is known, in the nano lab; remove credit.csv to measure it again.
+# Credit against the truth is measured where it is known, in the nano lab; remove worked_example.csv,
+# which is written last, to measure it again.
 all: $(STAMP) ## the whole replication: train what is missing, tables, notebooks, figures, verdicts, report.html
 	@status=0; $(CLI) sweep $(RESULTS) $(SWEEP_OPTIONS) || status=$$?; \
 	if [ $$status -gt 1 ]; then exit $$status; fi; \
-	if [ '$(PROFILE)$(MODEL)' = nano ] && [ ! -e '$(OUT)/credit.csv' ]; then $(CLI) diagnose $(RESULTS) || exit $$?; fi; \
+	if [ $(call q,$(PROFILE)$(MODEL)) = nano ] && [ ! -e $(call q,$(OUT)/worked_example.csv) ]; then $(CLI) diagnose $(RESULTS) || exit $$?; fi; \
 	$(CLI) notebooks $(RESULTS) --no-train $(NOTEBOOK_OPTIONS) && $(CLI) figures $(RESULTS) && $(CLI) report $(RESULTS) || exit $$?; \
 	exit $$status
 
@@ -85,10 +89,10 @@ test-browser: $(STAMP) ## every notebook in a real JupyterLab in headless Chromi
 
 fuzz: $(STAMP) ## coverage-guided fuzzing of all that reads input, SECONDS= for each target (installs the extra fuzz)
 	$(PY) -m pip install --quiet -e '.[fuzz]'
-	PYTHONPATH=. $(PY) tests/fuzz '$(FUZZ_SECONDS)'
+	PYTHONPATH=. $(PY) tests/fuzz $(call q,$(FUZZ_SECONDS))
 
 soak: $(STAMP) ## smoke runs killed and resumed at random for MINUTES=: nothing lost, nothing grows
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 PYTHONPATH=. $(PY) tests/soak.py '$(MINUTES)'
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 PYTHONPATH=. $(PY) tests/soak.py $(call q,$(MINUTES))
 
 figures: $(STAMP) ## draw the figures again from the tables in OUT
 	$(CLI) figures $(RESULTS)
@@ -109,10 +113,10 @@ prompts: $(STAMP) ## measure the base under each prompt template on the validati
 	@$(CLI) prompts $(RESULTS) $(SETTINGS)
 
 paper-dryrun: $(STAMP) ## the paper profile in minutes, offline: a random model, two steps a run (no evidence)
-	HF_HUB_OFFLINE=1 $(CLI) dryrun --out results/local/dryrun $(if $(SVAMP),--svamp '$(SVAMP)') $(if $(WORKERS),--workers '$(WORKERS)')
+	HF_HUB_OFFLINE=1 $(CLI) dryrun --out results/local/dryrun $(if $(SVAMP),--svamp $(call q,$(SVAMP))) $(if $(WORKERS),--workers $(call q,$(WORKERS)))
 
 base: $(STAMP) ## pre-train the nano base again into BASE_OUT and compare it with the shipped one
-	$(CLI) base --out '$(BASE_OUT)'
+	$(CLI) base --out $(call q,$(BASE_OUT))
 
 bench: $(STAMP) ## measure cost beside another implementation (installs the extra bench)
 	$(PY) -m pip install --quiet -e '.[bench]'

@@ -1,14 +1,13 @@
 """The command line behind the Makefile: python -m replication COMMAND.
 
 Exit status: 0 done; 1 a run failed or diverged, or is missing after a sweep; 2 bad usage or something the user can mend, said
-in one line on stderr; 130 or 143 stopped by a signal with the work saved. Nothing heavy is imported before a command needs it.
+in one line on stderr; 129, 130 or 143 stopped by a signal with the work saved. Nothing heavy is imported before a command needs it.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from replication import signals
+from replication.console import say, to_nowhere
 from replication.errors import Stopped, UserError
 
 PROFILE_HELP = "smoke (CPU, minutes, no evidence), nano (CPU, the lab) or paper (GPU)"
@@ -130,25 +130,28 @@ def _is_bad_input(error: BaseException) -> bool:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
+    options = argparse.Namespace(command=None, signals=False)
     try:
         options = _parser().parse_args(arguments)
         with signals.handled() if options.signals else contextlib.nullcontext():
             from replication import commands
 
-            return getattr(commands, options.command)(options)
+            status = getattr(commands, options.command)(options)
+            sys.stdout.flush()
+            return status
     except Stopped as stopped:
-        print(f"stopped by {signal.Signals(stopped.signum).name}, the work so far is saved: start again to go on", file=sys.stderr)
+        say(f"stopped by {signal.Signals(stopped.signum).name}, the work so far is saved: start again to go on")
         return 128 + stopped.signum
     except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
+        say("stopped")
         return 128 + signal.SIGINT
-    except BrokenPipeError:  # `... | head` has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 0
+    except BrokenPipeError:  # `... | head` has read enough; what was to be done besides printing may not be done
+        to_nowhere(1)
+        return 0 if options.command in ("verify", "provenance") or getattr(options, "list", False) else 1
     except Exception as error:
         if not _is_bad_input(error):
             raise
-        print(f"error: {_one_line(error)}", file=sys.stderr)
+        say(f"error: {_one_line(error)}")
         return getattr(error, "exit_status", 2)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from replication.console import say
 from replication.errors import Stopped, UserError
 from replication.files import explained, read_json
 
@@ -65,8 +66,8 @@ def run(options: argparse.Namespace) -> int:
     except (UserError, Stopped):
         raise
     except Exception as error:
-        traceback.print_exc()
         mark_failed(options.out, f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}")
+        traceback.print_exc()
         return 1
     accuracy = "" if summary.accuracy is None else f", accuracy {summary.accuracy:.3f} on {summary.n_items} test items"
     if parallel.is_first():
@@ -115,13 +116,13 @@ def sweep(options: argparse.Namespace) -> int:
     if parallel.processes() > 1:
         raise UserError("a sweep gives every GPU a run of its own: start it by itself; accelerate launch is for one run")
     result = run_plan(planned, out / "runs", workers=options.workers, **_engine(options))
+    for run_id in result.missing:  # first of all: the tables may be refused, for a damaged file of another run
+        say(f"missing: {out / 'runs' / run_id}: {result.failed.get(run_id, 'not finished')}")
     # The tables always cover the whole plan: what this sweep left out is pending there, and cannot be overlooked.
     _write_tables(_plan(options), out, {"profile": options.profile, "plan": _plan_of(options)})
-    for run_id in result.missing:
-        print(f"missing: {out / 'runs' / run_id}: {result.failed.get(run_id, 'not finished')}", file=sys.stderr)
     finished = f"{len(result.planned) - len(result.missing)} of {len(result.planned)} runs finished"
     diverged = f", {len(result.diverged)} of them diverged" if result.diverged else ""
-    print(f"{finished}{diverged}; tables in {out}", file=sys.stderr)
+    say(f"{finished}{diverged}; tables in {out}")
     return 0 if result.ok else 1
 
 
@@ -196,7 +197,7 @@ def diagnose(options: argparse.Namespace) -> int:
     )  # fmt: skip
     about = {**manifest(), **took, **peak_memory(), "made": now(), "tables": [f"{name}.csv" for name in tables]}
     write_tables(tables, out, notes={"diagnostics": about})
-    print(f"{out / 'credit.csv'} and worked_example.csv, {took['seconds']} s", file=sys.stderr)
+    say(f"{out / 'credit.csv'} and worked_example.csv, {took['seconds']} s")
     return 0
 
 
@@ -218,7 +219,7 @@ def prompts(options: argparse.Namespace) -> int:
     shares = ["accuracy", "parsable_share", "accuracy_of_parsable", "truncated_share"]
     shown = table[["task", "template", "chosen", "items", *shares, "reason"]].astype({"items": "Int64"})
     print(shown.to_string(index=False, na_rep="", float_format="{:.3f}".format))
-    print(out / "prompts.csv", file=sys.stderr)
+    say(f"{out / 'prompts.csv'}")
     return 0
 
 

@@ -15,7 +15,7 @@ from replication.statistics import verdicts
 from replication.summaries import METHODS, TASKS, Tables
 
 if TYPE_CHECKING:
-    from IPython.display import HTML, Image, Markdown
+    from IPython.display import HTML, Image
     from matplotlib.figure import Figure
 
 
@@ -66,11 +66,12 @@ def picture(figure: Figure, alt: str = "figure") -> Image:
     return Image(data=data.getvalue(), format="png", width=round(100 * figure.get_figwidth()), alt=alt)
 
 
-def bullets(sentences: Sequence[str]) -> Markdown:
-    """Sentences as a list."""
-    from IPython.display import Markdown
+def bullets(sentences: Sequence[str]) -> HTML:
+    """Sentences as a list; escaped, for a sentence may name a token, which is whatever the model wrote."""
+    from IPython.display import HTML
 
-    return Markdown("\n".join(f"- {sentence}" for sentence in sentences))
+    items = Markup("\n").join(Markup("<li>{}</li>").format(sentence) for sentence in sentences)
+    return HTML(Markup("<ul>\n{}\n</ul>").format(items))
 
 
 def paper_says(*claims: str) -> HTML:

@@ -16,6 +16,7 @@ from replication.objective import k3
 from replication.randomness import stream
 from replication.rollout import Completion
 from replication.scoring import token_log_probs
+from replication.signals import raise_if_stopped
 from replication.tasks import Problem, Task, extract_answer
 
 
@@ -37,7 +38,11 @@ class ItemResult:
 def evaluate(
     policy: Policy, config: ExperimentConfig, task: Task, problems: Sequence[Problem], *, sampled: bool = False
 ) -> list[ItemResult]:
-    """One completion for each item: greedy, or sampled at the training temperature (stream "evaluation", by item)."""
+    """One completion for each item: greedy, or sampled at the training temperature (stream "evaluation", by item).
+
+    Raises:
+        Stopped: a signal came; there is nothing of an evaluation to save, which is done again from its start.
+    """
     size = config.eval_batch_size
     batches = [problems[start : start + size] for start in range(0, len(problems), size)]
     # Whole batches are shared out, so that padding is what it is in one process.
@@ -48,6 +53,8 @@ def evaluate(
 def _answers(
     policy: Policy, config: ExperimentConfig, task: Task, batch: Sequence[Problem], sampled: bool
 ) -> list[ItemResult]:
+    if parallel.processes() == 1:  # of several, one that left would be waited for: they agree after a whole step
+        raise_if_stopped()
     prompts = [policy.encode(problem.prompt) for problem in batch]
     completions = sample_in_chunks(
         policy,

@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any
 
 from replication import signals
-from replication.errors import Stopped
+from replication.errors import Stopped, UserError
 from replication.manifest import cores
 from replication.worker import GRACE, POLL, how_it_died, work
 
@@ -25,7 +25,8 @@ def run(sweep: Sweep, workers: int | None, target: str) -> None:
     """Run what is missing of ``sweep`` in ``workers`` processes; a worker that dies fails its run and is replaced.
 
     Raises:
-        Stopped: SIGINT or SIGTERM came; the workers have saved and ended.
+        UserError: not one worker can be started.
+        Stopped: a signal came; the workers have saved and ended.
     """
     gpus = _gpus(sweep.configs[run_id] for run_id in sweep.waiting)
     pool = _Pool(sweep, min(workers or len(gpus) or cores(), len(sweep.waiting)), gpus, target)
@@ -67,7 +68,14 @@ class _Pool:
             if run_id is None:
                 return
             if worker is None:
-                worker = self.workers[slot] = self._start(slot)
+                try:
+                    worker = self.workers[slot] = self._start(slot)
+                except OSError as error:  # the machine is full: those that live go on, and a place may become free
+                    self.sweep.put_back(run_id)
+                    if any(self.workers):
+                        continue
+                    reason = error.strerror or error
+                    raise UserError(f"no worker process can be started ({reason}): end other processes, then start again") from None
             worker.run_id, worker.started = run_id, time.monotonic()
             try:
                 worker.connection.send((self.sweep.configs[run_id], str(self.sweep.folder(run_id))))
@@ -81,7 +89,7 @@ class _Pool:
         gpu = self.gpus[slot % len(self.gpus)] if self.gpus else None
         process = context.Process(target=work, args=(theirs, self.target, gpu), daemon=True)
         # A Ctrl-C while the new process is still importing would kill it with a traceback on the terminal.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
         try:
             process.start()
         finally:

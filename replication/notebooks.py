@@ -22,8 +22,10 @@ import pandas as pd
 from tqdm import tqdm
 
 from replication.config import ExperimentConfig, profile_plan
-from replication.errors import UserError
+from replication.console import say
+from replication.errors import Stopped, UserError
 from replication.files import atomic_write, explained, make_folder, read_json
+from replication.kernels import ended_by_signals, kernel_manager
 from replication.pages import notebook_page
 from replication.signals import raise_if_stopped
 
@@ -141,6 +143,7 @@ def run_all(
     Raises:
         UserError: an unknown notebook or parameter, before anything is run; a results folder that cannot be written.
         NotebooksFailed: naming each notebook that failed, its cell and the error, after all the others were run.
+        Stopped: a signal came; the notebook that was running is ended, and a sweep in it has saved.
     """
     profile_plan(profile)  # an unknown profile is refused before anything starts
     chosen = list(notebook_names(folder) if names is None else names)
@@ -153,7 +156,7 @@ def run_all(
     make_folder(target)
 
     done, failures = [], []
-    for name in tqdm(chosen, desc="notebooks", disable=not progress, leave=False):
+    for name in tqdm(chosen, desc="notebooks", disable=not (progress and sys.stderr.isatty()), leave=False):
         raise_if_stopped()
         try:
             started = time.monotonic()
@@ -161,8 +164,13 @@ def run_all(
             _note_seconds(target, name, time.monotonic() - started)
         except _CellFailed as error:
             failures.append(f"notebook {name} failed in code cell {error.cell} ({error.reason})")
+        except Exception as error:  # a kernel that never answered, a page that cannot be made: of this notebook alone
+            raise_if_stopped()
+            if isinstance(error, Stopped) or isinstance(error.__cause__, OSError):  # a full disk is so for all
+                raise
+            failures.append(f"notebook {name} failed ({type(error).__name__}: {_one_line(str(error))})")
         if progress:
-            tqdm.write(f"{name}: {'failed' if failures and name in failures[-1] else 'done'}", file=sys.stderr)
+            say(f"{name}: {'failed' if failures and name in failures[-1] else 'done'}")
     if failures:
         raise NotebooksFailed("; ".join(failures))
     return done
@@ -227,27 +235,31 @@ def _execute(name: str, given: Mapping[str, Any], folder: Path, target: Path) ->
     failed = target / f"{name}.failed.ipynb"
     with tempfile.TemporaryDirectory() as scratch, explained(target):
         copy = Path(scratch) / f"{name}.ipynb"
+        manager = kernel_manager()
         try:
-            papermill.execute_notebook(
-                str(folder / f"{name}.ipynb"),
-                str(copy),
-                parameters=dict(given),
-                cwd=str(folder),
-                kernel_name="python3",
-                language="python",
-                kernel_manager_class=_kernel_manager(),
-                progress_bar=False,
-                start_timeout=180,
-            )
-        except papermill.PapermillExecutionError as error:
+            with ended_by_signals(manager):
+                papermill.execute_notebook(
+                    str(folder / f"{name}.ipynb"),
+                    str(copy),
+                    parameters=dict(given),
+                    cwd=str(folder),
+                    kernel_name="python3",
+                    language="python",
+                    kernel_manager_class=manager,
+                    progress_bar=False,
+                    start_timeout=180,
+                )
+        except (papermill.PapermillExecutionError, RuntimeError) as error:
+            raise_if_stopped()  # then it was ended for that
+            if not isinstance(error, papermill.PapermillExecutionError | DeadKernelError):
+                raise
             # What was executed so far is kept for the reader, beside the good copy of an earlier run.
             stopped = cleaned(nbformat.read(copy, as_version=4))
             atomic_write(failed, nbformat.writes(stopped) + "\n")
-            raise _CellFailed(_code_cell_at_error(stopped), f"{error.ename}: {_one_line(error.evalue)}") from None
-        except DeadKernelError as error:
-            stopped = cleaned(nbformat.read(copy, as_version=4))
-            atomic_write(failed, nbformat.writes(stopped) + "\n")
-            reason = f"its kernel died: {_one_line(str(error))}; runs that were finished or saved are kept"
+            if isinstance(error, DeadKernelError):
+                reason = f"its kernel died: {_one_line(str(error))}; runs that were finished or saved are kept"
+            else:
+                reason = f"{error.ename}: {_one_line(error.evalue)}"
             raise _CellFailed(_code_cell_at_error(stopped), reason) from None
         notebook = cleaned(nbformat.read(copy, as_version=4))
     paths = Executed(name, target / f"{name}.ipynb", target / f"{name}.html")
@@ -263,24 +275,6 @@ def _code_cell_at_error(notebook: Any) -> int:
     own = [cell for cell in code if "injected-parameters" not in cell.metadata.get("tags", [])]
     stopped = [any(output.output_type == "error" for output in cell.outputs) for cell in own]
     return stopped.index(True) + 1 if True in stopped else len(own)
-
-
-def _kernel_manager() -> type:
-    """A kernel manager that starts this very Python, whatever kernels are installed on the machine, with one thread."""
-    from jupyter_client.kernelspec import KernelSpec
-    from jupyter_client.manager import AsyncKernelManager
-
-    spec = KernelSpec(
-        argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=ERROR"],
-        display_name="Python 3",
-        language="python",
-        env={"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONHASHSEED": "0"},
-    )
-
-    class ThisPython(AsyncKernelManager):
-        kernel_spec = property(lambda self: spec)
-
-    return ThisPython
 
 
 def cleaned(notebook: Any) -> Any:

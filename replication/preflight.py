@@ -29,12 +29,13 @@ HUB_TIMEOUT = 5.0
 _GIB = 2**30
 
 
-def require(configs: Sequence[ExperimentConfig], runs_dir: str | Path | None = None) -> None:
+def require(configs: Sequence[ExperimentConfig], runs_dir: str | Path | None = None, *, here: bool = True) -> None:
     """Raise unless everything that these runs need is there.
 
     Args:
         configs: the runs of a plan; those whose directory under ``runs_dir`` is finished need no model and no GPU.
         runs_dir: the folder of run directories; None: all are still to be run.
+        here: whether they run on this machine; of a cluster this one's GPU says nothing, so that only data and model are looked at.
 
     Raises:
         UserError: one message that names everything missing and the ways to supply each.
@@ -48,10 +49,11 @@ def require(configs: Sequence[ExperimentConfig], runs_dir: str | Path | None = N
     models = {(config.model, config.revision): config for config in demanding}
     unreadable = {key: why for key, config in models.items() if (why := _model_problem(config))}
     problems += unreadable.values()
-    if gpu := _gpu_problem(demanding):
-        problems.append(gpu)
-    elif not unreadable:
-        problems += _memory_problems(demanding)
+    if here:
+        if gpu := _no_gpu(demanding):
+            problems.append(gpu)
+        elif not unreadable:
+            problems += _memory_problems(demanding)
     if problems:
         numbered = "; ".join(f"({number}) {problem}" for number, problem in enumerate(problems, 1))
         raise UserError(f"these runs cannot start here, nothing was begun: {numbered}")
@@ -136,18 +138,24 @@ def _parts(names: set[str]) -> dict[str, bool]:
     }
 
 
-def _gpu_problem(configs: Sequence[ExperimentConfig]) -> str | None:
-    wanting = [c for c in configs if c.device.startswith("cuda") or (c.device == "auto" and not _is_small(c))]
-    if not wanting:
+def _no_gpu(configs: Sequence[ExperimentConfig]) -> str | None:
+    problem = gpu_problem(configs, "torch sees none")
+    if problem is None:
         return None
     import torch
 
-    if torch.cuda.is_available():
+    return None if torch.cuda.is_available() else problem
+
+
+def gpu_problem(configs: Sequence[ExperimentConfig], none: str) -> str | None:
+    """Why these runs cannot do without a GPU, beginning with who has ``none``; None if they can."""
+    wanting = [c for c in configs if c.device.startswith("cuda") or (c.device == "auto" and not _is_small(c))]
+    if not wanting:
         return None
     if all(config.device != "auto" for config in wanting):
-        return f"GPU: torch sees none, and device={wanting[0].device} was asked for: set device=auto or device=cpu"
+        return f"GPU: {none}, and device={wanting[0].device} was asked for: set device=auto or device=cpu"
     return (
-        f"GPU: torch sees none, and {wanting[0].model} is too large for a CPU: use a machine with one CUDA GPU (24 GB are aimed "
+        f"GPU: {none}, and {wanting[0].model} is too large for a CPU: use a machine with one CUDA GPU (24 GB are aimed "
         "at), or MODEL=folder of a small model, or --set device=cpu to try all the same"
     )
 
@@ -164,7 +172,8 @@ def _memory_problems(configs: Sequence[ExperimentConfig]) -> list[str]:
     configs = [config for config in configs if config.device != "cpu"]
     if not configs or not torch.cuda.is_available():
         return []
-    room, _ = torch.cuda.mem_get_info()  # what others on the GPU have left
+    # All of it, not what is free now: that another sweep is at work there is no reason to call the plan too large.
+    room = torch.cuda.get_device_properties(0).total_memory
     names = ("model", "revision", "dtype", "lora_rank", "lora_targets", "lora_layers", "group_size", "prompts_per_step", "scoring")
     names += ("max_new_tokens", "scoring_tokens", "rollout_rows", "activation_checkpointing")
     distinct = {tuple(getattr(config, name) for name in names): config for config in configs if config.method != "base"}
@@ -176,7 +185,7 @@ def memory_problem(config: ExperimentConfig, room: int) -> str | None:
     peak = predicted_peak(config)
     if peak.total <= room:
         return None
-    said = f"memory: rank {config.lora_rank} is predicted to need {peak} of the {room / _GIB:.1f} GiB that are free on the GPU"
+    said = f"memory: rank {config.lora_rank} is predicted to need {peak} of the {room / _GIB:.1f} GiB of the GPU"
     changes: dict[str, Any] = {}
     for name, value in _savings(config):
         tried = config.model_copy(update={name: value})
@@ -209,7 +218,7 @@ def announce_hours(configs: Sequence[ExperimentConfig], runs_dir: str | Path) ->
         return None
     import torch
 
-    waiting = [config for config in waiting if read_summary(Path(runs_dir) / config.run_id) is None]
+    waiting = [config for config in waiting if not _is_finished(config, Path(runs_dir))]
     if not waiting or not torch.cuda.is_available():
         return None
     seconds = {}

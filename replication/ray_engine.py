@@ -7,11 +7,13 @@ checkpoint in its folder, as everywhere.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from replication import signals
+from replication import preflight, signals
 from replication.errors import Stopped, UserError
 from replication.worker import GRACE, POLL, Answer, one_run
 
@@ -27,7 +29,7 @@ def run(sweep: Sweep, address: str, target: str) -> None:
 
     Raises:
         UserError: Ray is not installed, no cluster answers, or the configs ask for a GPU that the cluster does not have.
-        Stopped: SIGINT or SIGTERM came; the runs have saved.
+        Stopped: a signal came; the runs have saved.
     """
     if not sweep.waiting:
         return
@@ -48,6 +50,9 @@ def run(sweep: Sweep, address: str, target: str) -> None:
 
 def _run(ray: Any, sweep: Sweep, target: str) -> None:
     gpus = ray.cluster_resources().get("GPU", 0)
+    demanding = [config for run_id in sweep.waiting if getattr(config := sweep.configs[run_id], "device", "cpu") != "cpu"]
+    if not gpus and (problem := preflight.gpu_problem(demanding, "the cluster has none")):
+        raise UserError(f"these runs cannot start there, nothing was begun: {problem}")
     task = ray.remote(_one_run)
     sweep.announce("on the Ray cluster")
     running: dict[Any, tuple[str, float]] = {}
@@ -61,12 +66,10 @@ def _run(ray: Any, sweep: Sweep, target: str) -> None:
             raise Stopped(signum)
         while (run_id := sweep.next_run()) is not None:
             config = sweep.configs[run_id]
-            device = getattr(config, "device", "cpu")
-            if device.startswith("cuda") and not gpus:
-                raise UserError(f"device={device}, but the cluster has no GPU: set device=cpu or add a node with one")
-            needs = {"num_cpus": getattr(config, "threads", 1), "num_gpus": int(device != "cpu" and gpus > 0)}
+            on_gpu = gpus > 0 and getattr(config, "device", "cpu") != "cpu"
+            needs = {"num_cpus": getattr(config, "threads", 1), "num_gpus": int(on_gpu)}
             options = task.options(**needs, max_retries=RETRIES, name=run_id)
-            reference = options.remote(target, config, str(sweep.folder(run_id).resolve()))
+            reference = options.remote(target, config, str(sweep.folder(run_id).resolve()), os.getcwd())
             running[reference] = (run_id, time.monotonic())
         ready = ray.wait(list(running), timeout=POLL)[0] if running else time.sleep(POLL) or []
         for reference in ready:
@@ -82,10 +85,14 @@ def _answer(ray: Any, reference: Any) -> Answer:
         return "failed", f"its worker was lost {RETRIES + 1} times or its node is gone ({type(error).__name__}: {first})"
 
 
-def _one_run(target: str, config: Any, folder: str) -> Answer:
-    """In a worker of the cluster: wait while a worker that is being lost still holds the run, then do it."""
+def _one_run(target: str, config: Any, folder: str, started_in: str) -> Answer:
+    """In a worker of the cluster: wait while a worker that is being lost still holds the run, then do it.
+
+    ``started_in`` is the folder of the sweep: a relative path of data or model means the same file on every node.
+    """
     deadline = time.monotonic() + GRACE
-    with signals.handled():
+    # Where the node does not have that folder, a relative path is named as missing, and an absolute one is all that is needed.
+    with contextlib.chdir(started_in) if os.path.isdir(started_in) else contextlib.nullcontext(), signals.handled():
         while True:
             answer = one_run(target, config, Path(folder))
             if answer[0] != "locked" or time.monotonic() > deadline:

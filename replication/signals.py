@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as a flag that long work polls between two steps.
+"""SIGINT, SIGTERM and SIGHUP as a flag that long work polls between two steps.
 
 A signal must never end a run inside a step or inside the writing of a checkpoint. So the handler only notes the signal; the
 training loop asks ``stop_requested()`` after each step, saves and raises ``Stopped``. A second Ctrl-C no longer waits.
@@ -42,8 +42,9 @@ def raise_if_stopped() -> None:
 
 @contextlib.contextmanager
 def handled() -> Iterator[None]:
-    """Within this context SIGINT and SIGTERM set the flag; afterwards the earlier handlers and a clear flag are back.
+    """Within this context SIGINT, SIGTERM and SIGHUP set the flag; afterwards the earlier handlers and a clear flag are back.
 
+    A SIGHUP that is ignored stays so: under nohup, work outlives its terminal.
     Outside the main thread no handler can be set: there the context does nothing, and a signal acts as it did before.
     Contexts may be nested; only the outermost sets and clears.
     """
@@ -52,7 +53,8 @@ def handled() -> Iterator[None]:
     if not main or signal.getsignal(signal.SIGINT) is _note:
         yield
         return
-    before = {number: signal.signal(number, _note) for number in (signal.SIGINT, signal.SIGTERM)}
+    hangup = () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)
+    before = {number: signal.signal(number, _note) for number in (signal.SIGINT, signal.SIGTERM, *hangup)}
     try:
         yield
     finally:

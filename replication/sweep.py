@@ -6,17 +6,19 @@ work, and a run that some other process holds is waited for, never run twice.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
 from replication import local_engine, preflight, ray_engine, signals
+from replication.console import say
 from replication.errors import UserError
 from replication.files import make_folder
 from replication.records import RunSummary, is_locked, mark_failed, read_failure, read_summary
@@ -80,20 +82,23 @@ def run_plan(
         target: "module:function" called as function(config, folder) -> RunSummary.
 
     Raises:
-        UserError: workers below 1, something that the runs need is missing, or the folder cannot be made.
-        Stopped: SIGINT or SIGTERM came; the workers have saved and ended.
+        UserError: workers below 1, a GPU chosen by number, something that the runs need is missing, or the folder cannot be made.
+        Stopped: a signal came; the workers have saved and ended.
     """
     if workers is not None and workers < 1:
         raise UserError(f"workers must be 1 or more, not {workers}")
     if engine not in ("local", "ray"):
         raise UserError(f"unknown engine {engine!r}: choose local or ray")
     configs = [run.config for run in planned]
-    preflight.require(configs, runs_dir)
+    if numbered := [device for c in configs if (device := getattr(c, "device", "cpu")).startswith("cuda:")]:
+        advice = f"set device=cuda, and CUDA_VISIBLE_DEVICES={numbered[0].partition(':')[2]} to use only that one"
+        raise UserError(f"device={numbered[0]}: a sweep gives each run a GPU of its own: {advice}")
+    preflight.require(configs, runs_dir, here=engine == "local")
     make_folder(Path(runs_dir))
     if progress and (line := preflight.announce_uncounted(configs)):
-        print(f"warning: {line}", file=sys.stderr)
-    if progress and (line := preflight.announce_hours(configs, runs_dir)):
-        print(line, file=sys.stderr)
+        say(f"warning: {line}")
+    if progress and engine == "local" and (line := preflight.announce_hours(configs, runs_dir)):
+        say(line)
     sweep = Sweep(planned, Path(runs_dir), progress)
     try:
         with signals.handled():
@@ -113,10 +118,15 @@ class Sweep:
         self.configs = {run.config.run_id: run.config for run in planned}
         self.runs_dir = runs_dir
         self.result = SweepResult(planned=list(self.configs))
-        self.waiting = sorted((run_id for run_id in self.configs if not self._is_finished(run_id)), key=self._cost, reverse=True)
+        waiting = (run_id for run_id in self.configs if not self._is_surely_finished(run_id))
+        self.waiting = sorted(waiting, key=self._cost, reverse=True)
         self.running: set[str] = set()
         # A note of a failure that is not one of these was written while we ran, by another sweep: no second try now.
-        self.earlier_failures = {run_id: read_failure(self.folder(run_id)) for run_id in self.waiting}
+        self.earlier_failures: dict[str, Any] = {}
+        for run_id in self.waiting:
+            with contextlib.suppress(OSError):
+                self.earlier_failures[run_id] = read_failure(self.folder(run_id))
+        self.held: set[str] = set()
         self.progress = progress
         # Where there is no terminal, the lines of finished runs alone say how far it is.
         self.bar = tqdm(
@@ -138,19 +148,26 @@ class Sweep:
     def next_run(self) -> str | None:
         """The next run to begin, which counts as running from now on; None if there is none that nobody holds."""
         for run_id in list(self.waiting):
-            if self._is_finished(run_id):  # by another sweep, meanwhile
+            try:
+                if self._is_finished(run_id):  # by another sweep, meanwhile
+                    self.waiting.remove(run_id)
+                    self._ended(run_id, "finished by another process")
+                elif is_locked(self.folder(run_id)):
+                    continue
+                elif (failure := read_failure(self.folder(run_id))) is not None and failure != self.earlier_failures.get(run_id):
+                    self.waiting.remove(run_id)
+                    self.result.failed[run_id] = failure["reason"]
+                    self._ended(run_id, f"failed in another process: {failure['reason']}")
+                else:
+                    self.waiting.remove(run_id)
+                    self.running.add(run_id)
+                    return run_id
+            except (UserError, OSError) as error:  # its folder cannot be used: that is this run's failure and no other's
                 self.waiting.remove(run_id)
-                self._ended(run_id, "finished by another process")
-            elif is_locked(self.folder(run_id)):
-                continue
-            elif (failure := read_failure(self.folder(run_id))) is not None and failure != self.earlier_failures[run_id]:
-                self.waiting.remove(run_id)
-                self.result.failed[run_id] = failure["reason"]
-                self._ended(run_id, f"failed in another process: {failure['reason']}")
-            else:
-                self.waiting.remove(run_id)
-                self.running.add(run_id)
-                return run_id
+                self._failed(run_id, str(error), "failed")
+        if not self.running and (held := set(self.waiting)) - self.held:
+            self.held = held
+            self._say(f"waiting for other processes, which hold all that is left: {', '.join(self.waiting)}")
         return None
 
     def put_back(self, run_id: str) -> None:
@@ -161,21 +178,23 @@ class Sweep:
     def take(self, run_id: str, answer: Answer, seconds: float) -> None:
         """Note how a run ended: its answer (see ``worker.work``) and how long it took."""
         outcome, reason = answer
+        after = f"after {seconds:.0f} s"
         self.running.discard(run_id)
         if outcome in ("locked", "stopped"):
             self.waiting.append(run_id)
-        elif outcome == "failed":
-            self.result.failed[run_id] = reason or "no reason given"
-            try:
-                mark_failed(self.folder(run_id), self.result.failed[run_id], log_tail(self.folder(run_id) / "run.log"))
-            except UserError as error:
-                log.warning("the failure of %s could not be noted: %s", run_id, error)
-            self._ended(run_id, f"failed after {seconds:.0f} s: {self.result.failed[run_id]}")
-        elif self._is_finished(run_id):
-            self._ended(run_id, f"{outcome} after {seconds:.0f} s{f': {reason}' if reason else ''}")
+        elif self._is_surely_finished(run_id):  # whatever its worker says: it may have died when all was written
+            how = "finished, though its worker failed" if outcome == "failed" else outcome
+            self._ended(run_id, f"{how} {after}{f': {reason}' if reason else ''}")
         else:
-            self.result.failed[run_id] = "its run directory has no summary"
-            self._ended(run_id, f"failed after {seconds:.0f} s: {self.result.failed[run_id]}")
+            self._failed(run_id, (outcome == "failed" and reason) or "its run directory has no summary", f"failed {after}")
+
+    def _failed(self, run_id: str, reason: str, how: str) -> None:
+        self.result.failed[run_id] = reason
+        try:
+            mark_failed(self.folder(run_id), reason, log_tail(self.folder(run_id) / "run.log"))
+        except (UserError, OSError) as error:
+            log.warning("the failure of %s could not be noted: %s", run_id, error)
+        self._ended(run_id, f"{how}: {reason}")
 
     def _ended(self, run_id: str, how: str) -> None:
         config = self.configs[run_id]
@@ -198,6 +217,13 @@ class Sweep:
         (self.result.diverged if summary.status == "diverged" else self.result.done).append(run_id)
         return True
 
+    def _is_surely_finished(self, run_id: str) -> bool:
+        """The same; a directory that cannot be read is not: ``next_run`` or its worker say what is wrong with it."""
+        try:
+            return self._is_finished(run_id)
+        except (UserError, OSError):
+            return False
+
     def _cost(self, run_id: str) -> float:
         """Completions a run samples: what its time is nearly proportional to."""
         config = self.configs[run_id]
@@ -208,7 +234,7 @@ class Sweep:
 
     def _say(self, line: str) -> None:
         if self.progress:
-            tqdm.write(line, file=sys.stderr)
+            say(line)
 
     def _show(self) -> None:
         left = len(self.waiting) + len(self.running)

@@ -53,7 +53,7 @@ def run(config: ExperimentConfig, run_dir: str | Path, *, progress: bool | None 
 
     Raises:
         UserError: bad config, model or folder.
-        Stopped: a signal came; a checkpoint of the last whole step is saved.
+        Stopped: a signal came, to any step or evaluation; a checkpoint of the last whole step is saved.
         Diverged: the logits of the base itself are not finite.
     """
     parallel.start(config.device)
@@ -113,9 +113,9 @@ def _train(
 ) -> None:
     method = config.build_method()
     optimizer = torch.optim.AdamW(policy.trainable.values(), lr=config.learning_rate, weight_decay=0.0)
-    first = _restore(parallel.from_first(record.load_checkpoint()), policy, optimizer, finite)
-    if first == 0:
-        _validate(config, record, task, policy, finite, 0)
+    first, unvalidated = _restore(parallel.from_first(record.load_checkpoint()), policy, optimizer, finite)
+    if unvalidated:
+        _validate(config, record, task, policy, finite, first)
     show = parallel.is_first() and (sys.stderr.isatty() if progress is None else progress)
     steps = range(first, config.steps)
     bar = tqdm(steps, initial=first, total=config.steps, disable=not show, desc=f"{config.task} {config.method}")
@@ -163,13 +163,14 @@ def _train(
         record.append_metrics(row)
         record.append_timings({"step": step + 1, **_durations(clock), **peak_memory()})
         bar.set_postfix(reward=f"{row['reward']:.2f}", refresh=False)
-        if (step + 1) % config.eval_every == 0 and step + 1 < config.steps:
-            _validate(config, record, task, policy, finite, step + 1)
+        due = (step + 1) % config.eval_every == 0 and step + 1 < config.steps
         signum = parallel.first_given(stop_requested())
-        if signum or (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
-            _save(record, step + 1, policy, optimizer, finite)
+        if signum or due or (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
+            _save(record, step + 1, policy, optimizer, finite, unvalidated=due)
         if signum:
             raise Stopped(signum)
+        if due:
+            _validate(config, record, task, policy, finite, step + 1)
 
 
 def _backward(config: ExperimentConfig, policy: Policy, groups: Sequence[Group], credits: Sequence[TokenCredit]) -> float:
@@ -291,7 +292,16 @@ def _epoch_order(seed: int, size: int, epoch: int) -> list[int]:
     return numpy_stream(seed, "data", epoch).permutation(size).tolist()
 
 
-def _save(record: RunDirectory, step: int, policy: Policy, optimizer: torch.optim.Optimizer, finite: Mapping[str, Tensor]) -> None:
+def _save(
+    record: RunDirectory,
+    step: int,
+    policy: Policy,
+    optimizer: torch.optim.Optimizer,
+    finite: Mapping[str, Tensor],
+    *,
+    unvalidated: bool,
+) -> None:
+    """Save a checkpoint; ``unvalidated`` if this step is still to be validated, which whoever sends a signal may not wait for."""
     if not parallel.is_first():
         return
     tensors = {f"finite/{name}": value for name, value in finite.items()}
@@ -299,7 +309,7 @@ def _save(record: RunDirectory, step: int, policy: Policy, optimizer: torch.opti
         tensors[f"parameter/{name}"] = parameter
         for key, value in optimizer.state.get(parameter, {}).items():
             tensors[f"optimizer/{key}/{name}"] = value
-    record.save_checkpoint(step, tensors, {})
+    record.save_checkpoint(step, tensors, {"unvalidated": unvalidated})
 
 
 def _restore(
@@ -307,11 +317,14 @@ def _restore(
     policy: Policy,
     optimizer: torch.optim.Optimizer,
     finite: dict[str, Tensor],
-) -> int:
-    """Put a checkpoint back; returns the steps done. Random streams need no state: they are functions of (seed, step)."""
+) -> tuple[int, bool]:
+    """Put a checkpoint back; returns the steps done, and whether they are still to be validated.
+
+    Random streams need no state: they are functions of (seed, step).
+    """
     if found is None:
-        return 0
-    step, tensors, _ = found
+        return 0, True
+    step, tensors, state = found
     with torch.no_grad():
         for name, parameter in policy.trainable.items():
             parameter.copy_(tensors[f"parameter/{name}"])
@@ -320,7 +333,7 @@ def _restore(
                 if (saved := tensors.get(f"optimizer/{key}/{name}")) is not None:
                     # AdamW counts steps on the CPU; its moments live where the parameter does.
                     optimizer.state[parameter][key] = saved if key == "step" else saved.to(parameter.device)
-    return step
+    return step, state.get("unvalidated", False)  # earlier versions saved after the validation, and did not say so
 
 
 def _totals(path: Path) -> dict[str, float | int | None]:

@@ -46,8 +46,9 @@ def work(connection: multiprocessing.connection.Connection, target: str, gpu: st
         os.environ[name] = "1"
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
-    # Ctrl-C reaches the whole process group, but only the parent decides; it tells its workers by SIGTERM.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Ctrl-C and a terminal that closes reach the whole process group, but only the parent decides; it tells its workers by SIGTERM.
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda signum, frame: signals.request_stop(signum))
     threading.Thread(target=_follow_parent, daemon=True).start()
     with contextlib.suppress(EOFError, OSError):  # the parent closed its end, or is gone

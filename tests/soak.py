@@ -2,11 +2,13 @@
 
 Rounds alternate. In one this process sweeps, and its workers are killed; in the other the sweep is a process of its own, and is
 killed whole or told to stop. After each round every run has the bytes of the first, undisturbed round. Between rounds this process
-must not have grown by more than 64 MiB, nor by one open file, since its second round.
+must not have grown by more than 64 MiB, nor by one open file, since its second round. A soak that disturbed nothing has shown
+nothing: then the status is 1 too.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shutil
@@ -37,7 +39,12 @@ def resident() -> int:
 
 def workers() -> list[int]:
     pids = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
-    return [int(pid) for pid in pids if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    found = []
+    for pid in pids:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it ended meanwhile
+            if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.append(int(pid))
+    return found
 
 
 def main(minutes: float) -> int:
@@ -78,16 +85,27 @@ def main(minutes: float) -> int:
             print(f"GREW: from {first} to {now}")
             return 1
         shutil.rmtree(folder)
+    if idle := undisturbed(counts):
+        print(f"NOTHING WAS DISTURBED: no {' and no '.join(idle)} in {minutes:g} minutes; give it more MINUTES")
+        return 1
     print(f"nothing lost, nothing grew: {minutes:g} minutes")
     return 0
+
+
+def undisturbed(counts: dict[str, int]) -> list[str]:
+    """The kinds of disturbance that there were none of."""
+    whole = counts["sweeps_killed"] + counts["sweeps_stopped"]
+    kinds = {"worker was killed": counts["workers_killed"], "sweep was killed or stopped": whole}
+    return [kind for kind, count in kinds.items() if not count]
 
 
 def _kill_workers(stop: threading.Event, dice: random.Random, counts: dict[str, int]) -> None:
     while not stop.wait(dice.uniform(4, 20)):
         pids = workers()
         if pids:
-            os.kill(dice.choice(pids), signal.SIGKILL)
-            counts["workers_killed"] += 1
+            with contextlib.suppress(ProcessLookupError):  # it ended meanwhile: the next one, then
+                os.kill(dice.choice(pids), signal.SIGKILL)
+                counts["workers_killed"] += 1
 
 
 def _in_a_process(folder: Path, dice: random.Random, counts: dict[str, int]) -> bool:

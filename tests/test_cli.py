@@ -136,6 +136,19 @@ def test_bad_usage_is_2_with_one_line_that_says_what_to_change(case, capsys, tmp
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(("words", "status"), [(["verify"], 0), (["sweep", "--list"], 0), (["sweep"], 1), (["publish"], 1)])
+def test_a_closed_pipe_is_0_where_printing_was_all_and_1_where_it_was_not(words, status):
+    """Whatever pipe broke once meant status 0: a sweep whose terminal was gone ended with 0 and half its runs."""
+    code = (
+        "import sys\nfrom replication import commands\nfrom replication.__main__ import main\n"
+        f"commands.{words[0]} = lambda options: print('a line') or 0\nsys.exit(main())"
+    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen([sys.executable, "-c", code, *words], cwd=ROOT, **pipes)
+    process.stdout.close()
+    assert (process.wait(60), process.stderr.read()) == (status, "")
+
+
 def test_help_is_quick_and_names_every_command():
     began = time.monotonic()
     words = [sys.executable, "-X", "importtime", "-m", "replication", "--help"]
@@ -181,12 +194,21 @@ def test_a_sweep_ends_with_1_and_lists_what_is_missing(tmp_path, monkeypatch, ca
 
     monkeypatch.setattr(commands, "_plan", lambda options, names=None: planned)
     monkeypatch.setattr("replication.sweep.run_plan", run_plan)
-    assert main(["sweep", "--profile", "smoke", "--out", str(tmp_path)]) == 1
+    words = ["sweep", "--profile", "smoke", "--out", str(tmp_path)]
+    assert main(words) == 1
     err = capsys.readouterr().err
-    assert f"missing: {tmp_path / 'runs' / configs[1].run_id}: killed" in err and "1 of 2 runs finished" in err
+    missing = f"missing: {tmp_path / 'runs' / configs[1].run_id}: killed"
+    assert missing in err and "1 of 2 runs finished" in err
     tables = read_tables(tmp_path)
     assert tables["runs"]["status"].tolist() == ["done", "pending"] and "verdicts" in tables
     assert json.loads((tmp_path / "manifest.json").read_text())["plan"]["plan"] == "default"
+
+    def refused(*_) -> None:
+        raise UserError("a file of another run is damaged")
+
+    monkeypatch.setattr(commands, "_write_tables", refused)
+    assert main(words) == 2
+    assert capsys.readouterr().err.splitlines() == [missing, "error: a file of another run is damaged"]
 
 
 # Publishing -----------------------------------------------------------------------------------------------------------

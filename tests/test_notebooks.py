@@ -7,17 +7,22 @@ import importlib
 import json
 import os
 import re
+import signal
 import sys
+import threading
+import time
 import types
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
 
 import replication
-from replication import notebooks
+from replication import notebooks, signals
 from replication.config import ExperimentConfig
-from replication.errors import UserError
+from replication.errors import Stopped, UserError
+from replication.kernels import kernel_manager
 
 COMMITTED = notebooks.notebook_names()
 
@@ -75,6 +80,70 @@ def test_one_run_of_good_and_bad(tmp_path: Path) -> None:
     page = (made / "01_good.html").read_text()
     assert "<title>A title: x^2</title>" in page and 'alt="x^2"' in page and "$code$" in page
     assert "viewport" in page and "http" not in page.replace("http://www.w3.org", "")
+
+
+def test_whatever_befalls_one_notebook_the_others_are_run(tmp_path: Path, monkeypatch) -> None:
+    """A kernel that did not answer, and a formula that no page can set, once ended the notebooks after it too."""
+    names = ["01_dead", "02_formula", "03_page", "04_good"]
+    for name in names:
+        write(tmp_path / "notebooks", name, PARAMETERS)
+    faults = {
+        "01_dead": RuntimeError("Kernel died before replying to kernel_info"),
+        "02_formula": ValueError("\\foo\n^\nParseFatalException: Unknown symbol"),
+        "03_page": UserError("the table is damaged"),
+    }
+
+    def execute(name: str, *_):
+        if name in faults:
+            raise faults[name]
+        return notebooks.Executed(name, tmp_path, tmp_path)
+
+    def run() -> None:
+        notebooks.run_all("smoke", tmp_path / "results", names, progress=False, folder=tmp_path / "notebooks")
+
+    monkeypatch.setattr(notebooks, "_execute", execute)
+    with pytest.raises(notebooks.NotebooksFailed) as caught:
+        run()
+    message = str(caught.value)
+    assert all(name in message for name in faults) and "04_good" not in message and "\n" not in message
+    assert "failed (RuntimeError: Kernel died before replying to kernel_info)" in message
+    assert set(notebooks.read_seconds(tmp_path / "results/notebooks")) == {"04_good"}
+
+    full = UserError("no space left on device")
+    full.__cause__ = OSError(28, "no space left on device")
+    for stops_all in (full, Stopped(15)):
+        faults["02_formula"] = stops_all
+        with pytest.raises(type(stops_all), match=str(stops_all)):
+            run()
+
+
+@pytest.mark.parametrize("saves", [True, False])
+def test_a_signal_ends_the_notebook_that_runs(tmp_path: Path, saves: bool) -> None:
+    """A SIGTERM, or the first Ctrl-C, once waited for the end of the notebook; what a sweep in it has is saved first."""
+    cell = (
+        "from replication import signals\nimport time, pathlib\n"
+        "with signals.handled():\n    pathlib.Path('begun').touch()\n    while not signals.stop_requested(): time.sleep(0.05)\n"
+        "    pathlib.Path('saved').touch()\n    signals.raise_if_stopped()"
+        if saves
+        else "import time, pathlib\npathlib.Path('begun').touch()\ntime.sleep(1000)"
+    )
+    folder, sent = tmp_path / "notebooks", []
+    write(folder, "01_long", PARAMETERS, cell)
+    write(folder, "02_next", PARAMETERS)
+
+    def interrupt() -> None:
+        while not (folder / "begun").exists():
+            time.sleep(0.05)
+        sent.append(time.monotonic())
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with signals.handled(), pytest.raises(Stopped):
+        notebooks.run_all("smoke", tmp_path / "results", progress=False, folder=folder)
+    thread.join()
+    assert time.monotonic() - sent[0] < 15 and (folder / "saved").exists() == saves
+    assert not list((tmp_path / "results/notebooks").iterdir()), "what was stopped has not failed"
 
 
 @pytest.mark.parametrize("name", COMMITTED)
@@ -138,8 +207,26 @@ def test_pages_link_to_each_other(tmp_path: Path) -> None:
     assert 'href="02_s_grpo.html"' in page and 'href="other/x.ipynb"' in page
 
 
+def test_a_token_that_is_a_script_stays_text_in_a_page() -> None:
+    """The sentence that names the most decisive token was once Markdown, through which HTML passes as it is."""
+    from IPython.core.formatters import DisplayFormatter
+
+    from replication import display, readings_diagnostics
+    from replication.pages import notebook_page
+
+    row = {"profile": "nano", "correct": 1, "completion": 0, "position": 0, "worth": 0.5, "token": "<script>alert(1)</script>"}
+    table = pd.DataFrame([row | {"method": "grpo", "selector": "all", "credit": 1.0}])
+    sentences = readings_diagnostics.worked_example({"worked_example": table}, "nano")
+    assert row["token"] in sentences[0]
+    data, metadata = DisplayFormatter().format(display.bullets(sentences))
+    output = nbformat.v4.new_output("display_data", data, metadata=metadata)
+    cell = nbformat.v4.new_code_cell("bullets(sentences)", outputs=[output])
+    page = notebook_page(nbformat.v4.new_notebook(cells=[cell]), "t", show_code=True)
+    assert "<script" not in page and "&lt;script&gt;alert(1)&lt;/script&gt;" in page and page.count("<li>") == 1
+
+
 def test_the_kernel_is_this_python() -> None:
-    manager = notebooks._kernel_manager()(kernel_name="whatever is installed here")
+    manager = kernel_manager()(kernel_name="whatever is installed here")
     assert manager.kernel_spec.argv[0] == sys.executable
 
 

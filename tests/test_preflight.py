@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,30 @@ def test_device_decides_and_not_the_profile(random_base, monkeypatch):
         preflight.require([tiny_config(random_base, device="cuda")])
     preflight.require([tiny_config(random_base, device="auto")])  # small enough for a CPU
     preflight.require([load_profile("paper", task="multiplication", method="grpo", model=str(random_base), device="cpu")])
+
+
+def test_the_gpu_of_this_machine_decides_nothing_for_a_cluster(random_base, monkeypatch):
+    """A sweep started on a head node without a GPU was once refused, whatever the cluster's nodes had."""
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    config = tiny_config(random_base, device="cuda")
+    preflight.require([config], here=False)
+    assert preflight.gpu_problem([config], "the cluster has none").startswith("GPU: the cluster has none, and device=cuda was")
+    with pytest.raises(UserError, match="there is no folder"):  # data and model are the same everywhere
+        preflight.require([config.model_copy(update={"model": "/none"})], here=False)
+
+
+def test_what_a_gpu_has_and_not_what_is_free_on_it_is_compared(qwen2_shape, monkeypatch):
+    """A second sweep on a GPU that the first was training on was once refused as too large."""
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (GIB, 24 * GIB))
+    for total, fits in ((24 * GIB, True), (8 * GIB, False)):
+        has = types.SimpleNamespace(total_memory=total)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number, has=has: has)
+        assert (preflight._memory_problems([paper(qwen2_shape)]) == []) == fits
 
 
 def test_a_folder_says_what_it_lacks(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import threading
@@ -13,8 +14,10 @@ import pytest
 from stand_ins import StandIn
 from test_sweep import TARGET, plan
 
+from replication import ray_engine
 from replication.errors import UserError
-from replication.sweep import run_plan
+from replication.records import RunSummary
+from replication.sweep import Sweep, run_plan
 from replication.tables import build_tables, write_tables
 
 TESTS = Path(__file__).parent
@@ -64,6 +67,38 @@ def test_a_node_killed_in_the_middle_costs_nothing(cluster, tmp_path):
     assert max(starts) >= 2, "the node that was killed had a run, which another node took up"
     assert run_plan(planned, tmp_path / "local", workers=2, progress=False, target=TARGET).ok
     assert tables(planned, tmp_path / "ray", tmp_path / "a") == tables(planned, tmp_path / "local", tmp_path / "b")
+
+
+def where(config: StandIn, folder: Path):
+    """A target that says where it was called."""
+    return RunSummary(run_id=config.run_id, status="done", reason=os.getcwd())
+
+
+def test_a_relative_path_means_the_same_on_every_node(tmp_path, monkeypatch):
+    """SVAMP=data/SVAMP.json was once looked for in whatever folder the node's Ray had been started in."""
+    sweeps, node = tmp_path / "sweep", tmp_path / "node"
+    for folder in (sweeps, node):
+        folder.mkdir()
+    monkeypatch.chdir(node)
+    answer = functools.partial(ray_engine._one_run, f"{__name__}:where", StandIn(), str(tmp_path / "run"))
+    assert answer(str(sweeps)) == ("done", str(sweeps)) and Path.cwd() == node
+    assert answer(str(tmp_path / "not on this node")) == ("done", str(node))
+
+
+def test_a_gpu_is_looked_for_in_the_cluster_and_chosen_by_no_number(tmp_path, monkeypatch):
+    class OnGpu(StandIn):
+        device: str = "cuda"
+
+    class Ray:
+        remote = staticmethod(lambda function: function)
+        cluster_resources = staticmethod(lambda: {"CPU": 8.0})
+
+    state = Sweep(plan(OnGpu()), tmp_path, progress=False)
+    with pytest.raises(UserError, match="GPU: the cluster has none, and device=cuda was asked for"):
+        ray_engine._run(Ray, state, TARGET)
+    for engine in ("local", "ray"):
+        with pytest.raises(UserError, match="device=cuda:1: .* set device=cuda, and CUDA_VISIBLE_DEVICES=1 to use only that one"):
+            run_plan(plan(OnGpu(device="cuda:1")), tmp_path, progress=False, engine=engine)
 
 
 def test_an_unknown_engine_and_a_missing_ray_are_one_line(tmp_path, monkeypatch):

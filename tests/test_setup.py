@@ -116,7 +116,9 @@ def test_credit_against_the_truth_is_measured_where_it_is_known(words, measured,
     (line,) = [line for line in make("-n", "all", f"OUT={tmp_path}", *words).stdout.splitlines() if "diagnose" in line]
     condition = line.split(";")[0].removeprefix("if ")
     assert (subprocess.run(["bash", "-c", condition], check=False).returncode == 0) == measured
-    (tmp_path / "credit.csv").touch()
+    (tmp_path / "credit.csv").touch()  # a diagnosis that was killed between its two tables
+    assert (subprocess.run(["bash", "-c", condition], check=False).returncode == 0) == measured
+    (tmp_path / "worked_example.csv").touch()
     assert subprocess.run(["bash", "-c", condition], check=False).returncode, "what is there is not measured again"
 
 
@@ -125,6 +127,34 @@ def test_variables_reach_the_command_line():
     words = " ".join(words.split())
     assert "sweep --profile 'paper' --out '/o' --plan 'full' --seeds '2' --set 'model=/m' --svamp '/s.json' --workers '3'" in words
     assert "notebooks --profile 'paper' --out '/o' --no-train --set 'variant=full' --set 'seeds=2'" in words
+
+
+@pytest.mark.parametrize("value", ["results/Lee's runs", "a'; touch PWNED; echo '", '"$(touch PWNED)`touch PWNED`', "a, (b"])
+def test_a_value_is_one_word_whatever_it_holds(value, tmp_path):
+    """`make prompts OUT="a'; touch PWNED; echo '"` once ran what stood between, and a path with an apostrophe broke."""
+    (tmp_path / "bin").mkdir()
+    python = tmp_path / "bin/python"
+    python.write_text('#!/bin/sh\nprintf "<%s>" "$@"; echo\n')  # says what it is given
+    python.chmod(0o755)
+    (tmp_path / ".installed").touch()
+    given = value.replace("$", "$$")  # make's own sign
+    names = ("OUT", "BASE_OUT", "PLAN", "SEEDS", "WORKERS", "ADDRESS", "MODEL", "REVISION", "SVAMP", "SECONDS", "MINUTES")
+    words = [f"VENV={tmp_path}", "ENGINE=ray", *(f"{name}={given}" for name in names)]
+    for target, wanted in {
+        "all": ("--out", "--plan", "--seeds", "--workers", "--address", "--svamp"),
+        "prompts": ("--out", "--svamp"),
+        "paper-dryrun": ("--svamp", "--workers"),
+        "base": ("--out",),
+        "soak": ("tests/soak.py",),
+        "fuzz": ("tests/fuzz",),
+        "help": (),
+    }.items():
+        done = make(target, *words)
+        assert done.returncode == 0, done.stderr
+        assert all(f"<{option}><{value}>" in done.stdout for option in wanted)
+        assert target not in ("all", "prompts") or f"<--set><model={value}><--set><revision={value}>" in done.stdout
+    assert value in make(*words).stdout
+    assert not (ROOT / "PWNED").exists()
 
 
 def test_a_cluster_is_named_to_the_sweep_alone():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -191,6 +192,15 @@ def sweeper(tmp_path: Path, *, steps: int, runs: int, workers: int = 2) -> subpr
     return subprocess.Popen([sys.executable, str(script)], stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
+def test_a_sweep_whose_pipe_of_progress_is_closed_goes_on(tmp_path):
+    """The first line that nobody could read once ended the sweep, its runs half done, with status 0."""
+    process = sweeper(tmp_path, steps=4, runs=4)
+    assert "0 of 4 runs are finished" in process.stderr.readline()
+    process.stderr.close()
+    assert process.wait(120) == 0
+    assert all(read_summary(tmp_path / "runs" / config.run_id).status == "done" for config in configs_of(4, 4))
+
+
 def configs_of(steps: int, runs: int) -> list[StandIn]:
     return [StandIn(seed=seed, steps=steps, seconds_per_step=0.05) for seed in range(runs)]
 
@@ -222,13 +232,13 @@ def gone(pids: list[int], seconds: float) -> bool:
     return False
 
 
-@pytest.mark.parametrize(("signum", "to_group"), [(signal.SIGINT, True), (signal.SIGTERM, False)])
+@pytest.mark.parametrize(("signum", "to_group"), [(signal.SIGINT, True), (signal.SIGTERM, False), (signal.SIGHUP, True)])
 def test_a_signal_stops_within_seconds_with_the_work_saved(tmp_path, signum, to_group):
     configs = configs_of(2000, 2)
     process = sweeper(tmp_path, steps=2000, runs=2)
     pids = begun(tmp_path, configs, 2)
     started = time.monotonic()
-    (os.killpg if to_group else os.kill)(process.pid, signum)  # Ctrl-C in a terminal goes to the whole group
+    (os.killpg if to_group else os.kill)(process.pid, signum)  # Ctrl-C in a terminal, and its end, go to the whole group
     _, err = process.communicate(timeout=30)
     assert process.returncode == 128 + signum and time.monotonic() - started < 10
     assert "Traceback" not in err
@@ -239,6 +249,20 @@ def test_a_signal_stops_within_seconds_with_the_work_saved(tmp_path, signum, to_
         newest = sorted((folder / "checkpoints").iterdir())[-1].name
         assert int(newest.split("-")[1]) == lines[-1] == len(lines)
         assert read_failure(folder) is None and not is_locked(folder)
+
+
+def test_a_hangup_is_handled_unless_it_is_ignored():
+    """A terminal that closed once ended a sweep with nothing saved; under nohup it must still go on."""
+    earlier = signal.getsignal(signal.SIGHUP)
+    try:
+        for before, noted in ((signal.SIG_DFL, signal.SIGHUP), (signal.SIG_IGN, None)):
+            signal.signal(signal.SIGHUP, before)
+            with signals.handled():
+                os.kill(os.getpid(), signal.SIGHUP)
+                assert signals.stop_requested() == noted
+            assert signal.getsignal(signal.SIGHUP) == before and signals.stop_requested() is None
+    finally:
+        signal.signal(signal.SIGHUP, earlier)
 
 
 def test_a_killed_sweep_leaves_no_worker_behind(tmp_path):
@@ -278,8 +302,64 @@ def test_bad_arguments(tmp_path):
     assert run_plan([], tmp_path / "runs", progress=False).ok
 
 
-def test_a_run_folder_that_cannot_be_used_fails_alone(tmp_path):
-    bad, good = StandIn(seed=1), StandIn(seed=2)
-    (tmp_path / bad.run_id).write_text("a file")
+@pytest.mark.parametrize("what", ["a file", "a lock that is a folder", "a summary of another version"])
+def test_a_run_folder_that_cannot_be_used_fails_alone(tmp_path, monkeypatch, what):
+    """A folder that could not even be looked at once ended the sweep for all the other runs."""
+    bad, good = StandIn(seed=1, steps=9), StandIn(seed=2)  # the longest first
+    if what == "a file":
+        (tmp_path / bad.run_id).write_text("a file")
+    elif what == "a lock that is a folder":
+        (tmp_path / bad.run_id / ".lock").mkdir(parents=True)
+    else:
+
+        def read(folder: Path):
+            if folder.name == bad.run_id:
+                raise UserError("it was finished by another version of this code")
+            return read_summary(folder)
+
+        monkeypatch.setattr(sweep, "read_summary", read)
     result = go(plan(bad, good), tmp_path)
-    assert result.done == [good.run_id] and result.missing == [bad.run_id]
+    assert result.done == [good.run_id] and result.missing == list(result.failed) == [bad.run_id]
+    if "version" in what:
+        assert "another version" in result.failed[bad.run_id] and times_begun(tmp_path, bad) == 0
+
+
+def test_a_worker_that_cannot_be_started_is_done_without(tmp_path, monkeypatch):
+    """A machine that was full for a moment once ended the sweep, and with it the runs that were training."""
+    start, started = local_engine._Pool._start, []
+
+    def full(pool, slot: int):
+        started.append(slot)
+        if len(started) > at_most:
+            raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+        return start(pool, slot)
+
+    monkeypatch.setattr(local_engine._Pool, "_start", full)
+    at_most, configs = 1, [StandIn(seed=seed) for seed in range(3)]
+    assert go(plan(*configs), tmp_path / "one").ok and len(started) > 1
+    at_most, started[:] = 0, []
+    with pytest.raises(UserError, match=r"no worker process can be started \(Resource temporarily unavailable\)"):
+        go(plan(*configs), tmp_path / "none")
+
+
+def test_a_run_whose_worker_dies_when_all_is_written_is_done(tmp_path):
+    """Its checkpoints could not be removed, or the worker was killed after its summary: it was said to have failed."""
+    config, other = StandIn(seed=1), StandIn(seed=2)
+    state = sweep.Sweep(plan(config, other), tmp_path, progress=False)
+    run_ids = [state.next_run(), state.next_run()]
+    train(config, tmp_path / config.run_id)
+    for run_id in run_ids:
+        state.take(run_id, ("failed", "its process was killed by SIGKILL"), 1.0)
+    assert state.result.done == [config.run_id] and list(state.result.failed) == [other.run_id]
+    assert read_failure(tmp_path / config.run_id) is None and read_failure(tmp_path / other.run_id) is not None
+
+
+def test_a_sweep_that_can_only_wait_says_for_what_and_says_it_once(tmp_path, capfd):
+    config = StandIn()
+    with RunDirectory.open(tmp_path / config.run_id, config):
+        state = sweep.Sweep(plan(config), tmp_path, progress=True)
+        assert [state.next_run() for _ in range(3)] == [None] * 3
+    assert capfd.readouterr().err.splitlines() == [
+        f"waiting for other processes, which hold all that is left: {config.run_id}"
+    ]
+    assert state.next_run() == config.run_id

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -12,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_runs import TRAINED, make_base, noisy_rewards, outcome, steps, tiny_config
 
-from replication import signals, train
+from replication import evaluate, signals, train
 from replication.errors import Diverged, Stopped, UserError
 from replication.train import run, training_batch
 
@@ -52,6 +53,33 @@ def test_stopped_by_a_signal_and_resumed_is_the_same_run(random_base, tmp_path, 
     run(config, tmp_path / "stopped")
     assert outcome(tmp_path / "stopped") == outcome(tmp_path / "whole")
     assert not (tmp_path / "stopped" / "checkpoints").exists()
+
+
+def test_a_signal_within_an_evaluation_stops_it_and_costs_no_step(random_base, tmp_path, monkeypatch):
+    """A step was saved only after its validation: whoever did not get the time for that lost all since the checkpoint before."""
+    config = tiny_config(random_base, "grpo", checkpoint_every=100)
+    run(config, tmp_path / "whole")
+    answers, trained, batches = evaluate._answers, [], []
+
+    def asked(*given):
+        batches.append(1)
+        if len(batches) == at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return answers(*given)
+
+    monkeypatch.setattr(evaluate, "_answers", asked)
+    noted = lambda config, task, step: trained.append(step) or training_batch(config, task, step)  # noqa: E731
+    monkeypatch.setattr(train, "training_batch", noted)
+    # Greedy and sampled are a batch each: the third is in the validation after step 2. That one comes first when the run goes on,
+    # and the third is then in the evaluation at the end.
+    for at, steps_trained in ((3, [0, 1]), (3, [2, 3]), (None, [])):
+        trained.clear()
+        batches.clear()
+        with signals.handled(), pytest.raises(Stopped) if at else contextlib.nullcontext():
+            run(config, tmp_path / "stopped")
+        assert trained == steps_trained
+        assert at is None or len(batches) == at, "no further batch was begun"
+    assert outcome(tmp_path / "stopped") == outcome(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("kind", ["s_grpo", "full"])
