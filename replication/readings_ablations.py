@@ -7,17 +7,9 @@ from typing import Any
 
 import pandas as pd
 
+from replication.contrasts import rank_gap_table, selection_gap_table
 from replication.readings import CLOSE
-from replication.summaries import (
-    METHODS,
-    TASKS,
-    Tables,
-    lora_rank_table,
-    rank_gap_table,
-    selection_gap_table,
-    token_fraction_table,
-    tuning_table,
-)
+from replication.summaries import METHODS, TASKS, Tables, lora_rank_table, token_fraction_table, tuning_table
 from replication.wording import digits, listing, percent, points
 
 

@@ -34,7 +34,7 @@ _ORDER = (
     "config.py", "profiles/", "ablations.py", "tasks/", "models/", "rollout.py", "groups.py", "algorithms/", "packing.py",
     "scoring.py", "objective.py", "ledger.py", "train.py", "evaluate.py", "records.py", "checkpoints.py", "sweep.py", "worker.py",
     "local_engine.py", "ray_engine.py",
-    "tables.py", "table_files.py", "intervals.py", "claims.py", "evidence.py", "verdicts.py", "statistics.py", "summaries.py",
+    "tables.py", "table_files.py", "intervals.py", "claims.py", "evidence.py", "verdicts.py", "statistics.py", "summaries.py", "contrasts.py",
     "readings.py", "readings_ablations.py", "plotting.py", "figures.py", "figures_ablations.py", "figures_teaching.py",
     "figures_trie.py", "walkthrough.py", "exercises.py", "interactive.py", "pages.py", "report.py", "report_rows.py", "templates/",
     "readme.py", "display.py", "notebooks.py", "publish.py", "__main__.py", "commands.py",

@@ -3,7 +3,7 @@
 Rounds alternate. In one this process sweeps, and its workers are killed; in the other the sweep is a process of its own, and is
 killed whole or told to stop. After each round every run has the bytes of the first, undisturbed round. Between rounds this process
 must not have grown by more than 64 MiB, nor by one open file, since its second round. A soak that disturbed nothing has shown
-nothing: then the status is 1 too.
+nothing: then the status is 1 too. results/local/tried.csv notes the counts.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+
+from tried import note
 
 from replication.ablations import plan
 from replication.sweep import run_plan
@@ -48,10 +50,18 @@ def workers() -> list[int]:
 
 
 def main(minutes: float) -> int:
+    counts = dict.fromkeys(("rounds", "runs", "workers_killed", "sweeps_killed", "sweeps_stopped", "restarts"), 0)
+    started = time.monotonic()
+    status = soak(minutes, counts)
+    note("soak", counts, failed=status, seconds=time.monotonic() - started)
+    return status
+
+
+def soak(minutes: float, counts: dict[str, int]) -> int:
+    """Rounds until the time is up; counts what was done in ``counts``, and returns 1 if anything was lost or grew."""
     dice = random.Random(0)
     planned = plan("smoke", ["full_vs_sparse"])
     end = time.monotonic() + 60 * minutes
-    counts = dict.fromkeys(("rounds", "runs", "workers_killed", "sweeps_killed", "sweeps_stopped", "restarts"), 0)
     wanted, first = {}, None
     while time.monotonic() < end or counts["rounds"] < 3:
         folder = Path(tempfile.mkdtemp(prefix="soak-"))

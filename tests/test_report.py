@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import synthetic_tables as synthetic
 
-from replication import readings, readings_ablations, report, report_rows, summaries
+from replication import contrasts, readings, readings_ablations, report, report_rows, summaries
 from replication.config import ExperimentConfig, load_profile
 from replication.errors import UserError
 from replication.figures import FIGURES
@@ -220,14 +220,14 @@ def test_the_gap_at_a_rank_is_that_of_paired_seeds_with_its_interval():
     rows.append(row("s_grpo", 3, 0.1))  # a seed without a partner does not count
     items = [answer for one in rows for answer in answered(one["run_id"], one["accuracy"])]
     tables = {"runs": pd.DataFrame(rows), "ablation_items": pd.DataFrame(items)}
-    (gap,) = summaries.rank_gap_table(tables, "nano").to_dict("records")
+    (gap,) = contrasts.rank_gap_table(tables, "nano").to_dict("records")
     assert gap["seeds"] == 3 and gap["gap"] == pytest.approx(-4)
     assert gap["low"] < -4 < gap["high"]
     said = readings_ablations.lora_rank(tables, "nano")
     interval = f"[{gap['low']:+.1f}, {gap['high']:+.1f}]"
     wanted = f"S-GRPO minus full-token GRPO, seeds and items in pairs, is -4.0 points {interval} at rank 4"
     assert any(wanted in line for line in said)
-    assert summaries.rank_gap_table({}, "nano").empty
+    assert contrasts.rank_gap_table({}, "nano").empty
 
 
 def test_a_rate_tuned_at_the_edge_of_its_grid_is_named():
@@ -320,7 +320,7 @@ def test_contrasts_of_the_token_fraction_are_paired_by_seed_and_item():
             runs.append(row | settings[name] | {"run_id": f"{name}{seed}", "seed": seed, "accuracy": value})
             items += answered(f"{name}{seed}", value)
     tables = {"runs": pd.DataFrame(runs), "ablation_items": pd.DataFrame(items)}
-    gaps = summaries.selection_gap_table(tables, "nano").set_index("setting")
+    gaps = contrasts.selection_gap_table(tables, "nano").set_index("setting")
     assert gaps["gap"].to_dict() == pytest.approx(
         # The fourth seed of random has no partner; the rule keeps 38 %, so random at 40 % is its neighbour.
         {"latest": 2.0, "S-GRPO's rule": (30 + 10) / 2, "S-GRPO divided by the completion's length": 0.0}
@@ -340,9 +340,9 @@ def test_a_gap_of_ranks_carries_the_chance_of_the_items_too():
         for seed in range(3):
             runs.append(row | {"run_id": f"{method}{seed}", "method": method, "seed": seed, "accuracy": value})
             items += answered(f"{method}{seed}", value)
-    gap = summaries.rank_gap_table({"runs": pd.DataFrame(runs), "ablation_items": pd.DataFrame(items)}, "nano").iloc[0]
+    gap = contrasts.rank_gap_table({"runs": pd.DataFrame(runs), "ablation_items": pd.DataFrame(items)}, "nano").iloc[0]
     assert gap["gap"] == pytest.approx(-1.0) and gap["low"] < -1.5 and gap["high"] >= 0.0
-    assert pd.isna(summaries.rank_gap_table({"runs": pd.DataFrame(runs)}, "nano").iloc[0]["low"]), "no answers, no interval"
+    assert pd.isna(contrasts.rank_gap_table({"runs": pd.DataFrame(runs)}, "nano").iloc[0]["low"]), "no answers, no interval"
 
 
 def test_pairs_and_corrected_p_values_are_on_the_page(page, tables):
