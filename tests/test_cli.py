@@ -287,7 +287,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.dictionaries(st.sampled_from(["commit", "tables", "runs", "diagnostics", "plan"]), JSON) | JSON)
 def test_provenance_of_any_manifest_is_text_or_one_line(tmp_path_factory, manifest):
     """``"tables": null`` in a part was a TypeError with its traceback."""
