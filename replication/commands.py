@@ -53,7 +53,7 @@ def run(options: argparse.Namespace) -> int:
     if options.svamp is not None:
         overrides["svamp_source"] = options.svamp
     config = load_profile(options.profile, task=options.task, method=options.method, seed=options.seed, **overrides)
-    from replication.records import mark_failed, read_summary
+    from replication.run_summary import mark_failed, read_summary
 
     if read_summary(options.out) is None:
         from replication import preflight

@@ -269,7 +269,7 @@ def _trained(config: ExperimentConfig, run_dir: Path) -> Policy:
     from safetensors.torch import load_file
 
     from replication.files import explained, read_json
-    from replication.records import check_files
+    from replication.run_summary import check_files
 
     saved = ExperimentConfig(**read_json(Path(run_dir) / "config.json", "a config"))
     if not saved.lora_rank or (saved.task, saved.model) != (config.task, config.model):

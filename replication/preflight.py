@@ -15,7 +15,7 @@ from replication.errors import UserError
 from replication.evidence import PAPER_MODEL, counts_for
 from replication.forecast import predicted_hours, predicted_peak, timed_steps
 from replication.manifest import ROOT
-from replication.records import read_summary
+from replication.run_summary import read_summary
 from replication.tasks import svamp
 
 if TYPE_CHECKING:

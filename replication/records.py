@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import hashlib
 import io
 import json
 import logging
@@ -17,9 +16,7 @@ import os
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
-
-from pydantic import BaseModel, ConfigDict, ValidationError
+from typing import TYPE_CHECKING, Any
 
 from replication import checkpoints
 from replication.errors import UserError
@@ -37,6 +34,18 @@ from replication.files import (
     write_all,
 )
 from replication.manifest import manifest, now
+from replication.run_summary import (
+    CHECKED,
+    SCHEMA_VERSION,
+    RunSummary,
+    check_files,
+    earlier_manifest,
+    is_locked,
+    mark_failed,
+    read_failure,
+    read_summary,
+    sha256_of,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,45 +56,12 @@ __all__ = ["Locked", "RunDirectory", "RunSummary", "check_files", "is_locked", "
 
 log = logging.getLogger("replication")
 
-SCHEMA_VERSION = 1
 ITEM_COLUMNS = ("split", "item_id", "correct", "truncated", "parsed")
 _GROWING = ("metrics.jsonl", "timings.jsonl", "samples.jsonl")
-#: Files of a finished run that tables are made from. Its manifest has their checksums, and those of the trained weights.
-_CHECKED = ("metrics.jsonl", "timings.jsonl", "items.csv")
 #: How long a run that is to begin waits for its lock: longer than the slowest look at it.
 LOOK_SECONDS = 2.0
 #: What may lie in the folder of a run that has not begun.
 _BEFOREHAND = {"run.log", "failure.json"}
-
-
-class RunSummary(BaseModel):
-    """summary.json: how a run ended. None = not measured; nothing here varies between two runs of one command."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    run_id: str
-    status: Literal["done", "failed", "diverged", "pending"]
-    reason: str | None = None
-    steps_done: int = 0
-    accuracy: float | None = None
-    accuracy_new_stories: float | None = None
-    sampled_accuracy: float | None = None
-    validation_accuracy: float | None = None
-    held_out_accuracy: float | None = None
-    other_task_accuracy: float | None = None
-    longer_numbers_accuracy: float | None = None
-    train_accuracy: float | None = None
-    n_items: int | None = None
-    tokens_generated: int | None = None
-    tokens_in_loss: int | None = None
-    tokens_forwarded: int | None = None
-    predicted_flops: int | None = None
-    kept_fraction: float | None = None
-    kept_share_all: float | None = None
-    kl_to_base: float | None = None
-    entropy: float | None = None
-    clipped_share: float | None = None
-    skipped_steps: int | None = None
 
 
 class RunDirectory:
@@ -139,7 +115,7 @@ class RunDirectory:
 
     def _adopt(self, config: dict[str, Any]) -> None:
         remove_leftovers(self.path)
-        earlier = _earlier_manifest(self.path)
+        earlier = earlier_manifest(self.path)
         if not earlier and any(map(self._length, _GROWING)):  # it was begun, by what is not known any more
             earlier = {"commit": None}
         config = json.loads(to_json(config))
@@ -291,7 +267,7 @@ class RunDirectory:
             for descriptor in self._descriptors.values():
                 os.fsync(descriptor)
         weights = sorted(path.relative_to(self.path).as_posix() for path in self.path.glob("adapter/*.safetensors"))
-        sums = {name: _sha256(self.path / name) for name in (*_CHECKED, *weights) if (self.path / name).exists()}
+        sums = {name: sha256_of(self.path / name) for name in (*CHECKED, *weights) if (self.path / name).exists()}
         self.write_manifest(finished=now(), files=sums)
         atomic_write(self.path / "summary.json", to_json(result.model_dump(), indent=2) + "\n")
         self.summary = result
@@ -313,60 +289,6 @@ class RunDirectory:
         self.close()
 
 
-def read_summary(path: str | Path) -> RunSummary | None:
-    """The summary of a finished run, or None if there is none; one that is cut off is as good as none, with a warning.
-
-    Raises:
-        UserError: it cannot be read, or is whole and of another version of this code. That run is finished: never done again.
-    """
-    file = Path(path) / "summary.json"
-    with explained(file):
-        if not file.exists():
-            return None
-        data = file.read_bytes()
-    try:
-        found = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        log.warning("%s is damaged, the run counts as unfinished (%s)", file, error)
-        return None
-    try:
-        return RunSummary.model_validate(found)
-    except ValidationError as error:
-        names = ", ".join(dict.fromkeys(str(part["loc"][0]) for part in error.errors() if part["loc"])) or "all of it"
-        commit = _earlier_manifest(Path(path)).get("commit")
-        raise UserError(
-            f"{path} was finished by another version of this code (what does not fit in summary.json: {names}): "
-            f"use {f'commit {commit}' if commit else 'that version'}, or move the folder away"
-        ) from None
-
-
-def _earlier_manifest(path: Path) -> dict[str, Any]:
-    if not (path / "manifest.json").exists():
-        return {}
-    try:
-        found = read_json(path / "manifest.json", "a manifest")
-    except UserError as error:
-        log.warning("%s; what it said of earlier starts is lost", error)
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def check_files(path: str | Path, names: Iterable[str] = _CHECKED) -> None:
-    """Raise UserError if one of a finished run's files has not the checksum in its manifest (cut off between two lines, say)."""
-    file = Path(path) / "manifest.json"
-    found = read_json(file, "a manifest") if file.exists() else {}
-    sums = found.get("files") if isinstance(found, dict) else None
-    for name in names:
-        other = Path(path) / name
-        if isinstance(sums, dict) and name in sums and (not other.exists() or _sha256(other) != sums[name]):
-            raise UserError(f"{other} is not as its run left it (cut off, edited?): remove the folder {path} and start again")
-
-
-def _sha256(path: Path) -> str:
-    with explained(path), open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _lock(path: Path) -> Lock:
     """The lock of a run. Whoever looks whether it is held (``is_locked``) holds it for a moment: that is waited for."""
     deadline = time.monotonic() + LOOK_SECONDS
@@ -377,34 +299,3 @@ def _lock(path: Path) -> Lock:
             if time.monotonic() > deadline:
                 raise
         time.sleep(0.05)
-
-
-def is_locked(path: str | Path) -> bool:
-    """Whether some process is running the run of this folder now."""
-    file = Path(path) / ".lock"
-    if not file.exists():
-        return False
-    try:
-        Lock(file).release()
-    except Locked:
-        return True
-    return False
-
-
-def mark_failed(path: str | Path, reason: str, log_tail: Iterable[str] = ()) -> None:
-    """Note in failure.json why the run in this folder stopped; the next start of the run removes the note and tries again."""
-    make_folder(Path(path))
-    note = {"reason": reason, "log_tail": list(log_tail), "time": now(), "pid": os.getpid()}
-    atomic_write(Path(path) / "failure.json", to_json(note, indent=2) + "\n")
-
-
-def read_failure(path: str | Path) -> dict[str, Any] | None:
-    """The note of ``mark_failed``, or None."""
-    file = Path(path) / "failure.json"
-    if not file.exists():
-        return None
-    try:
-        found = read_json(file, "a note of a failure")
-    except UserError:
-        found = None
-    return found if isinstance(found, dict) and "reason" in found else {"reason": f"{file} is damaged", "log_tail": []}

@@ -21,7 +21,7 @@ from replication import local_engine, preflight, ray_engine, signals
 from replication.console import say
 from replication.errors import UserError
 from replication.files import make_folder
-from replication.records import RunSummary, is_locked, mark_failed, read_failure, read_summary
+from replication.run_summary import RunSummary, is_locked, mark_failed, read_failure, read_summary
 from replication.worker import Answer, log_tail
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ import pandas as pd
 
 from replication.errors import UserError
 from replication.files import Lock, atomic_write, explained, make_folder, read_json, stage, sync_folder, to_json
-from replication.records import SCHEMA_VERSION, RunSummary
+from replication.run_summary import SCHEMA_VERSION, RunSummary
 
 if TYPE_CHECKING:
     from pydantic import BaseModel

@@ -17,7 +17,7 @@ import pandas as pd
 from replication.errors import UserError
 from replication.files import explained, read_json
 from replication.manifest import manifest, now
-from replication.records import RunSummary, check_files, read_failure, read_summary
+from replication.run_summary import RunSummary, check_files, read_failure, read_summary
 from replication.table_files import KINDS, PEAKS, SECONDS, as_text, frame, read_csv, read_tables, run_columns, write_tables
 
 if TYPE_CHECKING:
@@ -91,8 +91,8 @@ def _lines(path: Path) -> list[dict[str, Any]]:
         data = path.read_bytes()
     try:
         rows = [json.loads(line) for line in data.splitlines()]
-        if data and not data.endswith(b"\n") or not all(isinstance(row, dict) for row in rows):
-            raise ValueError("a line is cut off")
+        if data and not data.endswith(b"\n") or not all(isinstance(row, dict) and "step" in row for row in rows):
+            raise ValueError("a line is cut off, or is of no step")
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}): remove the folder {path.parent} and start again") from None
     return rows

@@ -31,7 +31,8 @@ from replication.models.card import write_card
 from replication.models.load import Policy, load_policy
 from replication.objective import l2_penalty, surrogate_loss
 from replication.randomness import numpy_stream, stream
-from replication.records import RunDirectory, RunSummary
+from replication.records import RunDirectory
+from replication.run_summary import RunSummary
 from replication.scoring import micro_batches, token_log_probs
 from replication.signals import stop_requested
 from replication.tasks import Problem, Task
