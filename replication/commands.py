@@ -188,7 +188,8 @@ def _manifest(folder: Path) -> dict[str, Any]:
 def diagnose(options: argparse.Namespace) -> int:
     out = _results(options)
     from replication.diagnostics import diagnose as measure
-    from replication.manifest import manifest, now, peak_memory
+    from replication.manifest import manifest, now
+    from replication.memory import peak_memory
     from replication.tables import write_tables
 
     tables, took = measure(

@@ -26,7 +26,7 @@ from replication.config import ExperimentConfig, base_fingerprint
 from replication.errors import Diverged, Stopped, UserError
 from replication.groups import Group, sample_groups
 from replication.ledger import rollout_cost, scoring_cost
-from replication.manifest import forget_peak_memory, peak_memory
+from replication.memory import forget_peak_memory, peak_memory
 from replication.models.card import write_card
 from replication.models.load import Policy, load_policy
 from replication.objective import l2_penalty, surrogate_loss

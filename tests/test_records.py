@@ -575,6 +575,6 @@ def test_killed_while_writing_checkpoints_an_intact_one_is_there(tmp_path, wait,
 
 def test_every_whole_file_goes_through_one_function():
     """write_text or open(..., "w") anywhere else in these modules would be a file that can be torn."""
-    for module in ("records", "checkpoints", "files", "manifest"):
+    for module in ("records", "run_summary", "checkpoints", "files", "manifest"):
         text = (Path(records.__file__).parent / f"{module}.py").read_text()
         assert ".write_text(" not in text and ".write_bytes(" not in text and '"w"' not in text and "to_csv" not in text, module
