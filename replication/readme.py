@@ -32,7 +32,8 @@ BLOCKS = ("verdicts", "plan", "tried", "paper", "cost", "tree")
 #: The package in the order of the data's way, then what serves it; files not named here follow by name.
 _ORDER = (
     "config.py", "profiles/", "ablations.py", "tasks/", "models/", "rollout.py", "groups.py", "algorithms/", "packing.py",
-    "scoring.py", "objective.py", "ledger.py", "memory.py", "train.py", "evaluate.py", "records.py", "run_summary.py", "checkpoints.py",
+    "scoring.py", "objective.py", "ledger.py", "memory.py", "train.py", "evaluate.py", "records.py", "run_summary.py",
+    "checkpoints.py",
     "sweep.py", "worker.py",
     "local_engine.py", "ray_engine.py",
     "tables.py", "table_files.py", "intervals.py", "claims.py", "evidence.py", "estimates.py", "verdicts.py", "statistics.py",
