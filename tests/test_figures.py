@@ -166,7 +166,7 @@ def test_a_price_is_what_was_spent_when_the_level_was_reached():
     """80 % of the way from 0.4 to 0.9 is 0.8: half-way between 0.7 at step 50 and 0.9 at step 75, at 50 tokens a step."""
     run = {"run_id": "r", "ablation": "full_vs_sparse", "profile": "nano", "task": "word_problems", "method": "grpo", "seed": 0}
     run |= {"status": "done", "accuracy": 0.9, "validation_accuracy": 0.9, "steps_done": 75, "model": "nano"}
-    accuracy = {0: 0.4, 25: 0.6, 50: 0.7}
+    accuracy = {0: 0.4, 25: 0.6, 50: 0.7, 75: 0.9}
     curves = [("r", step, "validation_accuracy", value) for step, value in accuracy.items()]
     curves += [("r", step, "tokens_in_loss", 50.0) for step in range(1, 76)]
     curves += [("r", step, "predicted_flops", 2e9 * step) for step in range(1, 76)]

@@ -71,7 +71,7 @@ def test_curves_once_per_run_and_items_of_the_headline_only(runs):
     assert set(curves["run_id"]) == {StandIn(seed=0).run_id, SHARED.run_id}
     assert len(curves) == 2 * 4 * 2 and set(curves["metric"]) == {"reward", "kept_fraction"}
     assert curves.loc[curves["metric"] == "kept_fraction", "value"].isna().all()
-    assert set(tables["ablation_items"]["run_id"]) == {StandIn(seed=3).run_id}
+    assert set(tables["ablation_items"]["run_id"]) == {StandIn(seed=3, fault="diverges").run_id}
     assert tables["ablation_items"]["correct"].tolist() == [0, 1, 0, 1]
     assert set(items["run_id"]) == {StandIn(seed=0).run_id, SHARED.run_id}
     assert items["correct"].tolist() == [0, 1, 0, 1] * 2
