@@ -32,8 +32,8 @@ def selection_gap_table(tables: Tables, profile: str) -> pd.DataFrame:
     """What it matters which tokens are credited, and how they are weighed: contrasts of the token fraction, in points.
 
     Columns setting, reference, share (percent of the tokens) and the gap with its seed × item interval, seeds and items in
-    pairs: each rule that picks a share of the tokens minus picking as many at random; S-GRPO's own rule minus the random share
-    nearest to its own; and S-GRPO with the other denominator minus itself.
+    pairs: each rule that picks a share of the tokens minus picking as many at random; the highest entropy minus all tokens;
+    S-GRPO's own rule minus the random share nearest to its own; and S-GRPO with the other denominator minus itself.
     """
     rows = rows_of(tables, "token_fraction", profile)
     out = []
@@ -44,6 +44,10 @@ def selection_gap_table(tables: Tables, profile: str) -> pd.DataFrame:
             if share in chance:
                 found = gap(tables, own, chance[share], "selector", selector, str(share))
                 out.append({"setting": selector, "reference": "random", "share": 100 * share, **_gap_row(found)})
+        full = rows[rows["method"] == "grpo"]
+        for share, own in picked[picked["selector"] == "entropy"].groupby("token_share") if len(full) else ():
+            found = gap(tables, own, full, "entropy against all", str(share))
+            out.append({"setting": "entropy", "reference": "all tokens", "share": 100 * share, **_gap_row(found)})
         rule = rows[(rows["method"] == "s_grpo") & rows["token_share"].isna()]
         usual = _at_the_profile(rule)
         if len(usual) and chance:

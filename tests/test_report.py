@@ -311,21 +311,25 @@ def test_contrasts_of_the_token_fraction_are_paired_by_seed_and_item():
         "far": share | {"selector": "random", "token_share": 0.1},
         "rule": rule,
         "other": rule | {"denominator": "completion"},
+        "entropy": share | {"selector": "entropy"},
+        "full": {"method": "grpo", "selector": "all", "kept_fraction": 1.0},
     }
     accuracy = {"random": (0.5, 0.6, 0.7, 0.9), "latest": (0.52, 0.61, 0.73), "far": (0.1, 0.1)}
-    accuracy |= {"rule": (0.8, 0.7), "other": (0.8, 0.7)}
+    accuracy |= {"rule": (0.8, 0.7), "other": (0.8, 0.7), "entropy": (0.9, 0.9), "full": (0.95, 0.93)}
     runs, items = [], []
     for name, values in accuracy.items():
         for seed, value in enumerate(values):
             runs.append(row | settings[name] | {"run_id": f"{name}{seed}", "seed": seed, "accuracy": value})
             items += answered(f"{name}{seed}", value)
     tables = {"runs": pd.DataFrame(runs), "ablation_items": pd.DataFrame(items)}
-    gaps = contrasts.selection_gap_table(tables, "nano").set_index("setting")
+    gaps = contrasts.selection_gap_table(tables, "nano").set_index(["setting", "reference"])
+    other = ("S-GRPO divided by the completion's length", "by the kept tokens")
     assert gaps["gap"].to_dict() == pytest.approx(
         # The fourth seed of random has no partner; the rule keeps 38 %, so random at 40 % is its neighbour.
-        {"latest": 2.0, "S-GRPO's rule": (30 + 10) / 2, "S-GRPO divided by the completion's length": 0.0}
-    )
-    assert gaps["seeds"].to_dict() == {"latest": 3, "S-GRPO's rule": 2, "S-GRPO divided by the completion's length": 2}
+        {("latest", "random"): 2.0, ("entropy", "random"): 35.0, ("entropy", "all tokens"): -4.0,
+         ("S-GRPO's rule", "random 40 %"): (30 + 10) / 2, other: 0.0}
+    )  # fmt: skip
+    assert gaps["seeds"].tolist() == [2, 3, 2, 2, 2]
     assert (gaps["low"] <= gaps["gap"]).all() and (gaps["gap"] <= gaps["high"]).all()
     said = " ".join(readings_ablations.token_fraction(tables, "nano"))
     assert "Latest minus random, seeds and items in pairs: +2.0 points [" in said and "S-GRPO's rule minus random 40 %" in said
