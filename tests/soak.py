@@ -110,7 +110,7 @@ def undisturbed(counts: dict[str, int]) -> list[str]:
 
 
 def _kill_workers(stop: threading.Event, dice: random.Random, counts: dict[str, int]) -> None:
-    while not stop.wait(dice.uniform(4, 20)):
+    while not stop.wait(dice.uniform(3, 12)):
         pids = workers()
         if pids:
             with contextlib.suppress(ProcessLookupError):  # it ended meanwhile: the next one, then
@@ -123,7 +123,7 @@ def _in_a_process(folder: Path, dice: random.Random, counts: dict[str, int]) -> 
     words = [sys.executable, "-m", "replication", "sweep", "--profile", "smoke", "--ablation", "full_vs_sparse", "--workers", "2"]
     child = subprocess.Popen([*words, "--out", str(folder)], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        return child.wait(dice.uniform(10, 40)) != 0
+        return child.wait(dice.uniform(3, 16)) != 0  # a whole sweep takes from 8 s on
     except subprocess.TimeoutExpired:
         # In turn, not by dice: the first soak threw SIGKILL not once in eight.
         signum = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)[(counts["sweeps_killed"] + counts["sweeps_stopped"]) % 3]
