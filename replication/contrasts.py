@@ -10,6 +10,7 @@ from replication.intervals import Estimate
 from replication.statistics import best_rate
 from replication.summaries import METHODS, rows_of
 
+_TOKENS = {"earliest": "the earliest tokens", "latest": "the latest tokens", "entropy": "the tokens of highest entropy"}
 _GAP = ("seeds", "items", "gap", "low", "high")
 
 
@@ -43,23 +44,23 @@ def selection_gap_table(tables: Tables, profile: str) -> pd.DataFrame:
         for (selector, share), own in picked[picked["selector"] != "random"].groupby(["selector", "token_share"], sort=True):
             if share in chance:
                 found = gap(tables, own, chance[share], "selector", selector, str(share))
-                out.append({"setting": selector, "reference": "random", "share": 100 * share, **_gap_row(found)})
+                out.append({"setting": _TOKENS[selector], "reference": "random ones", "share": 100 * share, **_gap_row(found)})
         full = rows[rows["method"] == "grpo"]
         for share, own in picked[picked["selector"] == "entropy"].groupby("token_share") if len(full) else ():
             found = gap(tables, own, full, "entropy against all", str(share))
-            out.append({"setting": "entropy", "reference": "all tokens", "share": 100 * share, **_gap_row(found)})
+            out.append({"setting": _TOKENS["entropy"], "reference": "all tokens", "share": 100 * share, **_gap_row(found)})
         rule = rows[(rows["method"] == "s_grpo") & rows["token_share"].isna()]
         usual = _at_the_profile(rule)
         if len(usual) and chance:
             kept = usual["kept_fraction"].mean()
             nearest = min(chance, key=lambda share: abs(share - kept))
             found = gap(tables, usual, chance[nearest], "rule against random")
-            names = {"setting": "S-GRPO's rule", "reference": f"random {100 * nearest:g} %"}
+            names = {"setting": "the tokens of S-GRPO's rule", "reference": f"{100 * nearest:g} % at random"}
             out.append(names | {"share": 100 * kept, **_gap_row(found)})
         other = rule[rule["denominator"] != "kept"] if "denominator" in rule else rule.iloc[:0]
         if len(usual) and len(other):
             found = gap(tables, other, usual, "denominator")
-            names = {"setting": "S-GRPO divided by the completion's length", "reference": "by the kept tokens"}
+            names = {"setting": "S-GRPO with weights by all tokens of a completion", "reference": "by the kept ones"}
             out.append(names | {"share": 100 * other["kept_fraction"].mean(), **_gap_row(found)})
     return pd.DataFrame(out, columns=["setting", "reference", "share", *_GAP])
 

@@ -68,9 +68,9 @@ def _by_which_tokens(table: pd.DataFrame, gaps: pd.DataFrame) -> list[str]:
         parts = [f"{row.selector} {row.accuracy:.1f} %" for row in own.sort_values("accuracy", ascending=False).itertuples()]
         sentences.append(f"With {100 * share:g} % of each completion's tokens, by which: {', '.join(parts)}.")
     for (setting, reference), own in gaps[gaps["gap"].notna()].groupby(["setting", "reference"], sort=False):
-        parts = [f"{points(row.gap, row.low, row.high)} with {digits(row.share)} % of the tokens" for row in own.itertuples()]
+        parts = [f"{points(row.gap, row.low, row.high)} at {digits(row.share)} %" for row in own.itertuples()]
         name = setting[0].upper() + setting[1:]
-        sentences.append(f"{name} minus {reference}, seeds and items in pairs: {', '.join(parts)}.")
+        sentences.append(f"{name} minus {reference}, seeds and items in pairs, by share of the tokens: {', '.join(parts)}.")
     return sentences
 
 

@@ -323,16 +323,17 @@ def test_contrasts_of_the_token_fraction_are_paired_by_seed_and_item():
             items += answered(f"{name}{seed}", value)
     tables = {"runs": pd.DataFrame(runs), "ablation_items": pd.DataFrame(items)}
     gaps = contrasts.selection_gap_table(tables, "nano").set_index(["setting", "reference"])
-    other = ("S-GRPO divided by the completion's length", "by the kept tokens")
+    other = ("S-GRPO with weights by all tokens of a completion", "by the kept ones")
     assert gaps["gap"].to_dict() == pytest.approx(
         # The fourth seed of random has no partner; the rule keeps 38 %, so random at 40 % is its neighbour.
-        {("latest", "random"): 2.0, ("entropy", "random"): 35.0, ("entropy", "all tokens"): -4.0,
-         ("S-GRPO's rule", "random 40 %"): (30 + 10) / 2, other: 0.0}
+        {("the latest tokens", "random ones"): 2.0, ("the tokens of highest entropy", "random ones"): 35.0,
+         ("the tokens of highest entropy", "all tokens"): -4.0, ("the tokens of S-GRPO's rule", "40 % at random"): 20.0, other: 0.0}
     )  # fmt: skip
     assert gaps["seeds"].tolist() == [2, 3, 2, 2, 2]
     assert (gaps["low"] <= gaps["gap"]).all() and (gaps["gap"] <= gaps["high"]).all()
     said = " ".join(readings_ablations.token_fraction(tables, "nano"))
-    assert "Latest minus random, seeds and items in pairs: +2.0 points [" in said and "S-GRPO's rule minus random 40 %" in said
+    assert "The latest tokens minus random ones, seeds and items in pairs, by share of the tokens: +2.0 points [" in said
+    assert "The tokens of S-GRPO's rule minus 40 % at random, seeds and items in pairs" in said
 
 
 def test_a_gap_of_ranks_carries_the_chance_of_the_items_too():
