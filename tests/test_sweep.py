@@ -170,12 +170,13 @@ def test_a_run_held_by_another_process_is_waited_for_and_not_run_twice(tmp_path)
 
 
 SWEEPER = """
-import sys
+import signal, sys
 sys.path.insert(0, {tests!r})
 import test_sweep
 from replication.errors import Stopped
 from replication.sweep import run_plan
 if __name__ == "__main__":
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run under nohup, which is passed on
     configs = [test_sweep.StandIn(seed=seed, steps={steps}, seconds_per_step=0.05) for seed in range({runs})]
     try:
         result = run_plan(test_sweep.plan(*configs), {folder!r}, workers={workers}, target=test_sweep.TARGET)
