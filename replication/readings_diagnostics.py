@@ -157,6 +157,11 @@ def price_of_accuracy(tables: Tables, profile: str) -> list[str]:
             f"same seed: {'; '.join(parts)}."
             + (f" Seeds that got there: {'; '.join(short)}; the others would have cost more." if short else "")
         )
+    if sentences and table[["seconds", "update_seconds"]].notna().any(axis=None):
+        sentences.append(
+            "Tokens and FLOPs are counted. Seconds are those of the machine that trained: other work on it fell on some runs and not "
+            "on others, so they compare methods only roughly."
+        )
     return sentences or ["Not run."]
 
 
