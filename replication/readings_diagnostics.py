@@ -159,8 +159,8 @@ def price_of_accuracy(tables: Tables, profile: str) -> list[str]:
         )
     if sentences and table[["seconds", "update_seconds"]].notna().any(axis=None):
         sentences.append(
-            "Tokens and FLOPs are counted. Seconds are those of the machine that trained: other work on it fell on some runs and not "
-            "on others, so they compare methods only roughly."
+            "Tokens and FLOPs are counted. Seconds are those of the machine that trained: other work on it fell on some runs and "
+            "not on others, so they compare methods only roughly."
         )
     return sentences or ["Not run."]
 
