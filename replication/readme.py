@@ -61,6 +61,7 @@ _GLOSSES = {
     "data/qwen2-1.5b-shape/": "sizes of Qwen2-1.5B without weights: what its memory is predicted from",
     "data/nano-base/": "the base model: weights, tokenizer, card, measurements",
     "results/nano/": "tables, figures, report and notebooks of our own run",
+    "results/safety/": "what fuzzing and soaking tried",
     "results/bench/": "cost of a step beside TRL: tables, figures, summary",
     "replication/profiles/smoke.yaml": "seconds: every path once",
     "replication/profiles/nano.yaml": "minutes on a CPU: the nano lab",
