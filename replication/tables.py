@@ -19,6 +19,7 @@ from replication.files import explained, read_json
 from replication.manifest import manifest, now
 from replication.run_summary import RunSummary, check_files, read_failure, read_summary
 from replication.table_files import KINDS, PEAKS, SECONDS, as_text, frame, read_csv, read_tables, run_columns, write_tables
+from replication.tuning import best_rate
 
 if TYPE_CHECKING:
     from replication.ablations import PlannedRun
@@ -33,7 +34,8 @@ BRIEF = ("token_fraction", "lora_rank", "learning_rate")
 def build_tables(planned: Sequence[PlannedRun], runs_dir: str | Path) -> dict[str, pd.DataFrame]:
     """The tables runs, curves, items, ablation_items and timings of a plan, from what lies under ``runs_dir``/<run_id>.
 
-    items has the answers of the headline runs on the test items, ablation_items the right and wrong of all others.
+    items has the answers of the headline runs on the test items, ablation_items the right and wrong of those other runs that a
+    comparison rests on: every setting of the token fraction, and of the rest what stands at the rate that validation chooses.
 
     Args:
         planned: ablation and config of each run; a config in several ablations gets a row in each.
@@ -59,18 +61,32 @@ def build_tables(planned: Sequence[PlannedRun], runs_dir: str | Path) -> dict[st
     finished = sorted(run_id for run_id, summary in found.items() if summary is not None)
     for run_id in finished:
         check_files(runs_dir / run_id)
+    table = frame(rows, columns, ["ablation", "task", "method", "seed", "run_id"])
+    compared = _compared(table) - headline
     curves = [row for run_id in finished for row in _curve_rows(found[run_id], runs_dir / run_id, brief=run_id not in whole)]
-    items = [row for run_id in finished for row in _item_rows(run_id, runs_dir / run_id)]
+    items = {run_id: list(_item_rows(run_id, runs_dir / run_id)) for run_id in finished if run_id in headline | compared}
     timings = [_timing_row(run_id, runs_dir / run_id) for run_id in finished]
     return {
-        "runs": frame(rows, columns, ["ablation", "task", "method", "seed", "run_id"]),
+        "runs": table,
         "curves": frame(curves, KINDS["curves"], ["run_id", "step", "metric"]),
-        "items": frame([row for row in items if row["run_id"] in headline], KINDS["items"], ["run_id", "item_id"]),
-        "ablation_items": frame(
-            [row for row in items if row["run_id"] not in headline], KINDS["ablation_items"], ["run_id", "item_id"]
-        ),
+        "items": frame(_of(items, headline), KINDS["items"], ["run_id", "item_id"]),
+        "ablation_items": frame(_of(items, compared), KINDS["ablation_items"], ["run_id", "item_id"]),
         "timings": frame(timings, KINDS["timings"], ["run_id"]),
     }
+
+
+def _compared(runs: pd.DataFrame) -> set[str]:
+    """Run ids of the ablations' ended runs that are compared item by item."""
+    runs = runs[runs["status"].isin(["done", "diverged"])]
+    found = set(runs.loc[runs["ablation"] == "token_fraction", "run_id"])
+    tuned = runs[runs["ablation"].isin(["lora_rank", "learning_rate"])]
+    for _, own in tuned.groupby([name for name in ("ablation", "task", "method", "lora_rank") if name in tuned], dropna=False):
+        found |= set(own.loc[own["learning_rate"] == best_rate(own), "run_id"])
+    return found
+
+
+def _of(items: dict[str, list[dict[str, Any]]], runs: set[str]) -> list[dict[str, Any]]:
+    return [row for run_id, rows in items.items() if run_id in runs for row in rows]
 
 
 def _run_row(ablation: str, config: Any, run_id: str, summary: RunSummary | None, runs_dir: Path) -> dict[str, Any]:
