@@ -15,17 +15,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from replication.ledger import scoring_cost
 from torch import Tensor, nn
 
 from benchmarks import common
 from benchmarks.common import METHODS, SPARSE
-from replication import scoring
 from replication.algorithms import TokenCredit
-from replication.ledger import scoring_cost
 from replication.models.load import resolve_device
 from replication.objective import surrogate_loss
 from replication.rollout import generate
-from replication.scoring import token_log_probs, unwrapped
+from replication.scoring import log_probs, token_log_probs, unwrapped
 
 SHAPES: dict[str, dict[str, Any]] = {
     "qwen2-1.5b": {
@@ -65,7 +64,7 @@ def chunked_log_probs(model: nn.Module, prompts: Sequence, completions: Sequence
         column = credit.position + len(prompt)
         source = credit.completion * length + column - 1
         target = tokens[credit.completion, column]
-        parts.append(scoring._gathered_log_softmax(causal_lm, hidden.flatten(0, 1), source, target, 1.0))
+        parts.append(log_probs._gathered_log_softmax(causal_lm, hidden.flatten(0, 1), source, target, 1.0))
     return torch.cat(parts)
 
 

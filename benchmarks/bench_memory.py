@@ -39,7 +39,6 @@ COMMON = (0.9, 0.99)
 def measure(implementation: str, method: str, shape: dict[str, Any]) -> dict[str, Any]:
     """Peak bytes of an update in this process, beside the ledger's prediction."""
     import torch
-
     from replication.ledger import scoring_cost
 
     torch.set_num_threads(1)

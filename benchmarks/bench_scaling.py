@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from replication.ledger import scoring_cost
 
 from benchmarks import common, trl_side
 from benchmarks.common import METHODS, SPARSE, TRL
-from replication.ledger import scoring_cost
 
 #: What stands still while one thing grows: the nano base's shape, two prompts.
 BASE = {"prompts": 2, "group_size": 16, "prompt_length": 32, "completion_length": 32, "vocabulary": 1024, "width": 128}

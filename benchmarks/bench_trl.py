@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from replication.ledger import rollout_cost, scoring_cost
 
 from benchmarks import trl_side
 from benchmarks.common import (
@@ -31,7 +32,6 @@ from benchmarks.common import (
 )
 from replication import train
 from replication.groups import Group, sample_groups
-from replication.ledger import rollout_cost, scoring_cost
 from replication.models.load import load_base, load_policy
 
 REPETITIONS = 9

@@ -22,12 +22,11 @@ import torch
 from replication import train
 from replication.algorithms import TokenCredit
 from replication.config import ExperimentConfig, load_profile
-from replication.files import atomic_write, to_json
 from replication.groups import Group
-from replication.manifest import manifest, now
 from replication.models.load import Policy
 from replication.randomness import numpy_stream, stream
 from replication.rollout import Completion
+from replication.runs import atomic_write, manifest, now, to_json
 from replication.tasks import Problem
 
 SCHEMA_VERSION = 1

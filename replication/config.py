@@ -19,15 +19,10 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from replication.errors import UserError
+from replication.names import METHODS, NANO_BASE, PROFILES, TASKS
 
 if TYPE_CHECKING:
     from replication.tasks import Task
-
-METHODS = ("base", "grpo", "s_grpo", "t_spmo")
-TASKS = ("word_problems", "multiplication", "svamp")
-PROFILES = ("smoke", "nano", "paper")
-#: The one model that is shipped with the repository; everything else is a folder or a name on the Hub.
-NANO_BASE = Path(__file__).resolve().parent.parent / "data" / "nano-base"
 
 _DENOMINATORS = {
     "base": ("completion",),
@@ -99,8 +94,9 @@ class ExperimentConfig(BaseModel):
     replay_failures: int | None = Field(None, ge=0, description="T-SPMO: restarts from failed completions per group [R]")
 
     scoring: Literal["packed", "dense"] = Field("packed", description="how log-probs are computed; the values are the same")
-    scoring_tokens: int = Field(16384, ge=64, description="tokens scored with a graph at a time; bounds memory, not the result")
-    rollout_rows: int = Field(256, ge=1, description="completions sampled at a time; bounds memory, not the result")
+    token_budget: int = Field(
+        16384, ge=64, description="tokens in the model at a time, in scoring and sampling; bounds memory, not the result"
+    )
     activation_checkpointing: bool = Field(False, description="recompute activations in the backward pass to save memory")
     device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?|auto)$", description="cpu, cuda or auto")
 

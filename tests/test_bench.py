@@ -9,9 +9,8 @@ import pandas as pd
 import pytest
 import torch
 
-from benchmarks import bench_gpu, bench_memory, bench_runs, common, trl_side
-from replication import figures_bench, text_bench
-from replication.scoring import token_log_probs
+from benchmarks import bench_gpu, bench_memory, bench_runs, common, figures, text, trl_side
+from replication.scoring.log_probs import token_log_probs
 
 
 def test_the_gpu_benchmark_at_a_tiny_shape(tmp_path: Path):
@@ -76,7 +75,7 @@ def test_a_killed_benchmark_keeps_the_cases_that_it_has(tmp_path: Path, monkeypa
     assert table["share_of_trl_at_its_best"].tolist() == [1.25, 1.0]
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     assert (manifest["memory"]["cases_done"], manifest["memory"]["cases"]) == (2, 6)
-    assert "memory: stopped after 2 of 6 cases" in text_bench.summary(figures_bench.read_tables(tmp_path), manifest)
+    assert "memory: stopped after 2 of 6 cases" in text.summary(figures.read_tables(tmp_path), manifest)
 
 
 def test_short_runs_are_scaled_to_the_length_of_the_profiles(tmp_path: Path, monkeypatch):
@@ -101,14 +100,14 @@ def test_the_text_of_whole_runs_takes_medians():
         for scoring, trains in (("dense", (180, 180, 900)), ("packed", (20, 30, 30)))
         for train in trains
     ]
-    (line,) = text_bench.whole_runs({"dense_vs_packed": pd.DataFrame(rows)})
+    (line,) = text.whole_runs({"dense_vs_packed": pd.DataFrame(rows)})
     for words in ("from 180 s to 30 s", "from 200 s to 50 s (4.0 times)", "60 % of the run", "n = 3"):
         assert words in line
 
 
 def test_figures_and_text_say_that_nothing_was_measured(tmp_path: Path):
-    figures_bench.write_all(tmp_path)
-    expected = {f"{name}.{suffix}" for name in figures_bench.FIGURES for suffix in ("png", "svg")}
+    figures.write_all(tmp_path)
+    expected = {f"{name}.{suffix}" for name in figures.FIGURES for suffix in ("png", "svg")}
     assert {path.name for path in (tmp_path / "figures").iterdir()} == expected
     assert "not run" in (tmp_path / "summary.md").read_text()
 
@@ -118,9 +117,9 @@ COMMITTED = Path(__file__).parent.parent / "results" / "bench"
 
 @pytest.mark.skipif(not (COMMITTED / "ratios.csv").exists(), reason="no committed benchmark")
 def test_the_committed_summary_is_what_the_committed_tables_say():
-    tables = figures_bench.read_tables(COMMITTED)
+    tables = figures.read_tables(COMMITTED)
     manifest = json.loads((COMMITTED / "manifest.json").read_text())
-    assert text_bench.summary(tables, manifest) == (COMMITTED / "summary.md").read_text()
+    assert text.summary(tables, manifest) == (COMMITTED / "summary.md").read_text()
 
 
 def test_the_growth_names_the_ends_and_the_worst_point(tmp_path: Path):
@@ -132,8 +131,8 @@ def test_the_growth_names_the_ends_and_the_worst_point(tmp_path: Path):
             {"grows": "group_size", "value": value, "implementation": name, "method": method, "seconds": seconds}
             for (name, method), seconds in measured.items()
         ]
-    text = text_bench.summary({"scaling": pd.DataFrame(rows)}, {})
-    assert "| group size | 4 | 16 | 2.0 to 4.0 | 2.0 to 4.0 | 10.0 to 40.0 |" in text
-    assert "Least of all 3 points: GRPO, all tokens 0.8 (group size 8), S-GRPO 0.8 (group size 8), T-SPMO 10.0 (group" in text
+    said = text.summary({"scaling": pd.DataFrame(rows)}, {})
+    assert "| group size | 4 | 16 | 2.0 to 4.0 | 2.0 to 4.0 | 10.0 to 40.0 |" in said
+    assert "Least of all 3 points: GRPO, all tokens 0.8 (group size 8), S-GRPO 0.8 (group size 8), T-SPMO 10.0 (group" in said
     # What a stopped run did not reach has an empty panel.
-    figures_bench.scaling({"scaling": pd.DataFrame(rows)}).savefig(tmp_path / "partial.png")
+    figures.scaling({"scaling": pd.DataFrame(rows)}).savefig(tmp_path / "partial.png")

@@ -16,11 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stand_ins import StandIn, train
 
-from replication import commands, publish
+from replication import commands
 from replication.__main__ import main
 from replication.errors import UserError
-from replication.records import read_failure, read_summary
-from replication.tables import read_tables, write_tables
+from replication.report import publish
+from replication.runs.directory import read_failure, read_summary
+from replication.tables.build import read_tables, write_tables
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -187,7 +188,7 @@ def test_a_sweep_ends_with_1_and_lists_what_is_missing(tmp_path, monkeypatch, ca
     planned = [Planned("full_vs_sparse", config) for config in configs]
 
     def run_plan(runs, folder, workers=None):
-        from replication.sweep import SweepResult
+        from replication.sweep.schedule import SweepResult
 
         train(configs[0], folder / configs[0].run_id)
         return SweepResult([config.run_id for config in configs], [configs[0].run_id], [], {configs[1].run_id: "killed"})
@@ -323,7 +324,7 @@ def test_provenance_says_of_each_run_what_its_manifest_had(tmp_path, capsys):
 def test_provenance_of_a_figure_is_inside_it(tmp_path, capsys):
     from matplotlib.figure import Figure
 
-    from replication.plotting import save_figure
+    from replication.report.style import save_figure
 
     folder = results(tmp_path / "from")
     figure = Figure()

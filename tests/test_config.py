@@ -14,11 +14,12 @@ from pydantic import ValidationError
 from tiny_runs import TRAINED, make_base, tiny_config
 
 from replication import config as config_module
-from replication import preflight, tasks, train
+from replication import tasks, train
 from replication.__main__ import main
 from replication.ablations import plan
 from replication.config import METHODS, PROFILES, TASKS, ExperimentConfig, load_profile, make_config, profile_plan
 from replication.errors import UserError
+from replication.sweep import preflight
 
 #: Another value of every field, for a config of S-GRPO, or of another method where S-GRPO has no such field.
 OTHER_VALUES: dict[str, dict[str, Any]] = {

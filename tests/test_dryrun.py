@@ -8,12 +8,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from replication import dryrun, preflight
 from replication.ablations import plan
 from replication.config import load_profile
 from replication.errors import UserError
-from replication.tables import read_tables
+from replication.sweep import preflight
+from replication.tables.build import read_tables
 from replication.tasks import get_task, svamp
+from tools import dryrun
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 import tiny
 import torch
 
-from replication.gradients import Redraws, batch_product, flat_credit, surrogate_gradients, update_snr
+from replication.measure.gradients import Redraws, batch_product, flat_credit, surrogate_gradients, update_snr
 
 
 def test_flat_credit_is_weight_times_advantage_at_its_place():

@@ -15,7 +15,7 @@ from replication.algorithms import TSPMO, every_token
 from replication.groups import SUCCESS, Group, reward, sample_groups
 from replication.models.load import Policy, load_policy
 from replication.rollout import Completion
-from replication.scoring import token_log_probs
+from replication.scoring.log_probs import token_log_probs
 from replication.tasks import Problem, get_task
 
 TASK = get_task("multiplication")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from oracles import QUICK
 from tiny import credit_at
 
-from replication.packing import additive_mask, ancestor_mask, batch_rows, block_mask, pack_groups
+from replication.scoring.packing import additive_mask, ancestor_mask, batch_rows, block_mask, pack_groups
 
 _tokens = st.lists(st.integers(4, 6), min_size=1, max_size=6)
 

@@ -12,10 +12,10 @@ import pytest
 import synthetic_tables as synthetic
 from tried import note
 
-from replication import readme
 from replication.errors import UserError
 from replication.statistics import verdicts
-from replication.tables import read_tables, write_tables
+from replication.tables.build import read_tables, write_tables
+from tools import readme
 
 TEXT = readme.README.read_text()
 EXAMPLES = re.findall(r"^### (.+?)\n.*?^```python\n(.*?)^```", TEXT, re.S | re.M)

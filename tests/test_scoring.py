@@ -25,9 +25,9 @@ from tiny import (
     with_lora,
 )
 
-from replication import packing, scoring
 from replication.algorithms import GRPO, SGRPO, TSPMO
-from replication.scoring import token_log_probs
+from replication.scoring import log_probs, packing
+from replication.scoring.log_probs import token_log_probs
 
 both_strategies = pytest.mark.parametrize("strategy", ["packed", "dense"])
 every_architecture = pytest.mark.parametrize("architecture", list(BUILDERS))
@@ -221,7 +221,7 @@ def test_random_tries(strategy, architecture, batch):
 
 def test_logits_in_chunks_are_the_same_numbers(monkeypatch):
     """A limit of two positions' logits: values and gradients through the recomputed chunks."""
-    monkeypatch.setattr(scoring, "MAX_LOGIT_BYTES", VOCABULARY * 4 * 2)
+    monkeypatch.setattr(log_probs, "MAX_LOGIT_BYTES", VOCABULARY * 4 * 2)
     assert_same(with_lora(tiny_qwen2()), PROMPTS, COMPLETIONS, assigned(GRPO()), "packed", temperature=0.7)
     # Full fine-tuning: the output layer inside the chunks is trained as well.
     assert_same(tiny_qwen2(), PROMPTS, COMPLETIONS, assigned(GRPO()), "packed")
@@ -231,7 +231,7 @@ def test_logits_in_chunks_are_the_same_numbers(monkeypatch):
 def test_logits_are_never_larger_than_the_limit(monkeypatch, positions):
     """Forward and recomputed in the backward pass; chunks are as large as they may be, so the limit is reached too."""
     limit = VOCABULARY * 4 * positions
-    monkeypatch.setattr(scoring, "MAX_LOGIT_BYTES", limit)
+    monkeypatch.setattr(log_probs, "MAX_LOGIT_BYTES", limit)
     model = with_lora(tiny_qwen2())
     sizes = []
     model.get_output_embeddings().register_forward_hook(lambda _, __, logits: sizes.append(logits.numel() * logits.element_size()))
@@ -244,13 +244,13 @@ def test_logits_are_never_larger_than_the_limit(monkeypatch, positions):
 @pytest.mark.parametrize("max_row_tokens", [1, 8, 12])
 def test_groups_split_into_several_rows(monkeypatch, max_row_tokens):
     """A row shorter than its prompt cannot be had; one completion for each row is the finest split."""
-    monkeypatch.setattr(scoring, "pack_groups", functools.partial(packing.pack_groups, max_row_tokens=max_row_tokens))
+    monkeypatch.setattr(log_probs, "pack_groups", functools.partial(packing.pack_groups, max_row_tokens=max_row_tokens))
     assert_same(with_lora(tiny_qwen2()), PROMPTS, COMPLETIONS, assigned(GRPO()), "packed")
 
 
 @pytest.mark.parametrize("max_batch_tokens", [1, 30])
 def test_rows_in_several_batches(monkeypatch, max_batch_tokens):
-    monkeypatch.setattr(scoring, "batch_rows", functools.partial(packing.batch_rows, max_batch_tokens=max_batch_tokens))
+    monkeypatch.setattr(log_probs, "batch_rows", functools.partial(packing.batch_rows, max_batch_tokens=max_batch_tokens))
     assert_same(with_lora(tiny_qwen2()), PROMPTS, COMPLETIONS, assigned(GRPO()), "packed")
 
 

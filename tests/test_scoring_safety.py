@@ -11,7 +11,7 @@ from tiny import BUILDERS, COMPLETIONS, PROMPTS, REWARDS, VOCABULARY, assigned, 
 from torch.nn.attention.flex_attention import flex_attention
 
 from replication.algorithms import GRPO
-from replication.scoring import token_log_probs
+from replication.scoring.log_probs import token_log_probs
 
 both_strategies = pytest.mark.parametrize("strategy", ["packed", "dense"])
 

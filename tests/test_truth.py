@@ -11,12 +11,12 @@ import pytest
 import torch
 from tiny_runs import tiny_config
 
-from replication import diagnostics
 from replication.algorithms import GRPO, TSPMO
-from replication.diagnostics import _Measured, credit_table
 from replication.errors import UserError
-from replication.gradients import Redraws, flat_credit
-from replication.truth import AUDITED, SUMS, Truth, audited, credit_sums, judge
+from replication.measure import credit as credit_module
+from replication.measure.credit import _Measured, credit_table
+from replication.measure.gradients import Redraws, flat_credit
+from replication.measure.truth import AUDITED, SUMS, Truth, audited, credit_sums, judge
 
 
 def group_of(completions: list[list[int]], rewards: list[float]) -> SimpleNamespace:
@@ -146,7 +146,7 @@ def test_the_table_is_ratios_of_sums_and_of_an_update(tmp_path):
 
 def test_intervals_of_the_table_cover_the_truth_by_simulation(monkeypatch, tmp_path):
     """300 tables of 70 problems each. A percentile bootstrap of a ratio is a little narrow; under 90 % would be a bug."""
-    monkeypatch.setattr(diagnostics, "RESAMPLES", 300)
+    monkeypatch.setattr(credit_module, "RESAMPLES", 300)
     config = tiny_config(tmp_path, prompts_per_step=8)
     # Means 1 with variance 1 in 3 dimensions, noise variance 4: see ``measured``.
     true = {"credit_right": 40.0, "snr_update": ((3 + 3) / 8 + (1 - 1 / 8) * 3) / (3 * 4 / 8)}
@@ -164,7 +164,7 @@ def test_intervals_of_the_table_cover_the_truth_by_simulation(monkeypatch, tmp_p
 
 def test_diagnose_on_the_shipped_base_is_the_same_twice_and_agrees_with_what_the_methods_are():
     size = {"problems": 2, "redraws": 2, "audit": 128, "prompts_per_step": 2}
-    tables, took = diagnostics.diagnose("smoke", **size)
+    tables, took = credit_module.diagnose("smoke", **size)
     credit = tables["credit"].set_index(["method", "quantity"])["value"]
     assert took["problems"] == 2 and set(tables["credit"]["policy"]) == {"base"}
     assert credit["grpo", "kept_fraction"] == 100 > credit["s_grpo", "kept_fraction"].max() > 0
@@ -172,11 +172,11 @@ def test_diagnose_on_the_shipped_base_is_the_same_twice_and_agrees_with_what_the
     assert credit["grpo", "cosine_with_grpo"] == pytest.approx(1.0)
     shown = tables["worked_example"]
     assert set(shown["method"]) == {"grpo", "s_grpo", "t_spmo"} and set(shown["correct"]) == {0, 1}
-    again, _ = diagnostics.diagnose("smoke", **size)
+    again, _ = credit_module.diagnose("smoke", **size)
     assert all(tables[name].equals(again[name]) for name in tables)
 
 
 @pytest.mark.parametrize("bad", [{"redraws": 1}, {"problems": 1, "prompts_per_step": 2}])
 def test_too_few_for_a_variance_is_refused(bad):
     with pytest.raises(UserError, match="redraws must be 2 or more and problems"):
-        diagnostics.diagnose("smoke", **({"problems": 2, "redraws": 2} | bad))
+        credit_module.diagnose("smoke", **({"problems": 2, "redraws": 2} | bad))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from replication.files import atomic_write
+from replication.runs import atomic_write
 
 if TYPE_CHECKING:
     from replication.config import ExperimentConfig
