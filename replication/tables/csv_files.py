@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from replication.errors import UserError
+from replication.names import SCHEMA_VERSION
 from replication.runs import (
     SCHEMA_VERSION,
     Lock,
