@@ -20,7 +20,6 @@ import pandas as pd
 from replication.errors import UserError
 from replication.names import SCHEMA_VERSION
 from replication.runs import (
-    SCHEMA_VERSION,
     Lock,
     RunSummary,
     atomic_write,
