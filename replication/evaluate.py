@@ -32,7 +32,11 @@ class ItemResult:
     prompt: list[int]
     sample: Completion
     text: str
-    correct: bool
+    reward: float
+
+    @property
+    def correct(self) -> bool:
+        return bool(self.reward)
 
     @property
     def parsed(self) -> bool:
@@ -69,7 +73,7 @@ def _answers(
     results = []
     for problem, prompt, (sample,) in zip(batch, prompts, completions, strict=True):
         text = policy.decode(sample.tokens)
-        results.append(ItemResult(problem, prompt, sample, text, bool(reward(text, sample.truncated, problem))))
+        results.append(ItemResult(problem, prompt, sample, text, reward(text, sample.truncated, problem)))
     return results
 
 
@@ -165,7 +169,9 @@ def final_evaluation(policy: Policy, config: ExperimentConfig, task: Task) -> tu
         {
             "split": split,
             "item_id": result.problem.id,
+            "template": result.problem.meta.get("template"),
             "correct": int(result.correct),
+            "reward": result.reward,
             "truncated": int(result.sample.truncated),
             "parsed": int(result.parsed),
         }

@@ -56,7 +56,7 @@ __all__ = ["Locked", "RunDirectory", "RunSummary", "check_files", "is_locked", "
 
 log = logging.getLogger("replication")
 
-ITEM_COLUMNS = ("split", "item_id", "correct", "truncated", "parsed")
+ITEM_COLUMNS = ("split", "item_id", "template", "correct", "reward", "truncated", "parsed")
 _GROWING = ("metrics.jsonl", "timings.jsonl", "samples.jsonl")
 #: How long a run that is to begin waits for its lock: longer than the slowest look at it.
 LOOK_SECONDS = 2.0
@@ -237,14 +237,14 @@ class RunDirectory:
             sync_folder(folder)
 
     def write_items(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Write items.csv: a row per evaluated item with split, item_id, correct, truncated and parsed (None = empty)."""
+        """Write items.csv: a row per evaluated item, with the keys of ITEM_COLUMNS; None is an empty cell."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["schema_version", *ITEM_COLUMNS])
         for row in rows:
-            correct, truncated = int(row["correct"]), int(row["truncated"])
-            parsed = "" if row.get("parsed") is None else int(row["parsed"])
-            writer.writerow([SCHEMA_VERSION, row["split"], row["item_id"], correct, truncated, parsed])
+            # 1.0 is written as 1 and True as 1, so that a reward of whole numbers reads like the other counts.
+            cells = [f"{value:g}" if isinstance(value, bool | float) else value for value in map(row.get, ITEM_COLUMNS)]
+            writer.writerow([SCHEMA_VERSION, *cells])
         atomic_write(self.path / "items.csv", text.getvalue())
 
     def write_manifest(self, **extra: Any) -> None:
