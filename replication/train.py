@@ -23,7 +23,7 @@ from replication.errors import Diverged, Stopped, UserError
 from replication.evaluate import final_evaluation, validate
 from replication.groups import Group, sample_groups
 from replication.metrics import run_totals, step_metrics
-from replication.models import Policy, load_policy, write_card
+from replication.models import Policy, load_policy, model_card
 from replication.objective import l2_penalty, surrogate_loss
 from replication.randomness import numpy_stream, stream
 from replication.runs import RunDirectory, RunSummary, forget_peak_memory, peak_memory
@@ -82,8 +82,7 @@ def run(config: ExperimentConfig, run_dir: str | Path, *, progress: bool | None 
         record.write_items(items)
         outcome = {"status": status, "reason": reason, **run_totals(record.path / "metrics.jsonl"), **final}
         if policy.trainable:
-            record.write_adapter(policy.model)
-            write_card(record.path / "adapter", config, record.manifest, outcome)
+            record.write_adapter(policy.model, model_card(config, record.manifest, outcome))
         return record.finish(outcome)
 
 

@@ -18,7 +18,6 @@ from replication.errors import UserError
 from replication.evaluate import ItemResult, evaluate
 from replication.models import Policy, load_policy
 from replication.statistics import wilson
-from replication.sweep import preflight
 from replication.tables import KINDS, frame, read_tables, write_tables
 from replication.tasks import PROMPT_TEMPLATES as TEMPLATES
 
@@ -46,12 +45,8 @@ def measure_prompts(profile: str, out: str | Path, *, load: Callable[[Experiment
         profile: whose tasks, model and number of validation items (``eval_items``).
         load: how the model is loaded, once for all.
         overrides: other values of config fields.
-
-    Raises:
-        UserError: something that these evaluations need is missing.
     """
     planned = configs(profile, **overrides)
-    preflight.require(planned)
     earlier = _earlier(Path(out))
     rows: list[dict[str, Any]] = []
     policy = None

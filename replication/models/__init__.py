@@ -6,7 +6,7 @@ Start with ``load``; ``card`` writes the README beside trained weights.
 
 from __future__ import annotations
 
-from replication.models.card import write_card
+from replication.models.card import model_card
 from replication.models.load import Policy, attach_lora, load_base, load_policy, resolve_device
 
-__all__ = ["Policy", "attach_lora", "load_base", "load_policy", "resolve_device", "write_card"]
+__all__ = ["Policy", "attach_lora", "load_base", "load_policy", "model_card", "resolve_device"]

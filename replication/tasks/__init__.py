@@ -15,6 +15,7 @@ from replication.tasks.answers import extract_answer
 from replication.tasks.problem import Problem, Task
 from replication.tasks.prompts import TEMPLATES as PROMPT_TEMPLATES
 from replication.tasks.prompts import with_template
+from replication.tasks.svamp import is_made_up
 
 __all__ = [
     "PROMPT_TEMPLATES",
@@ -24,6 +25,7 @@ __all__ = [
     "decisive_positions",
     "extract_answer",
     "get_task",
+    "is_made_up",
     "with_template",
 ]
 
