@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 #: The real command line with a stand-in for the training function, so that a test takes no minute.
 FAKE = f"""
     import sys, types
-    sys.path.insert(0, {str(ROOT / "tests")!r})
+    sys.path.insert(0, {str(ROOT / "tests/helpers")!r})
     from stand_ins import StandIn, train
 
     def run(config, out):

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
-from tiny_runs import TRAINED, make_base, tiny_config
+from tiny_runs import HELPERS, TRAINED, make_base, tiny_config
 
 from replication import config as config_module
 from replication import tasks, train
@@ -270,7 +270,7 @@ def test_a_name_on_the_hub_is_hashed_with_its_revision():
 def test_the_run_id_is_the_same_in_another_process(random_base):
     config = tiny_config(random_base, "t_spmo")
     program = f"import sys, tiny_runs; print(tiny_runs.tiny_config({str(random_base)!r}, 't_spmo').run_id)"
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent), "PYTHONHASHSEED": "3"}
+    environment = os.environ | {"PYTHONPATH": str(HELPERS), "PYTHONHASHSEED": "3"}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.split() == [config.run_id]
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_runs import TRAINED, lines, noisy_reward, noisy_rewards, outcome, steps, tiny_config
+from tiny_runs import HELPERS, TRAINED, lines, noisy_reward, noisy_rewards, outcome, steps, tiny_config
 from transformers import AutoModelForCausalLM
 
 from replication import groups, train
@@ -117,7 +117,7 @@ def test_another_process_gives_the_same_bytes(finished, random_base, tmp_path):
         config = tiny_runs.tiny_config({str(random_base)!r}, "s_grpo")
         print(run(config, {str(tmp_path / "run")!r}).run_id)
     """
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent), "PYTHONHASHSEED": "5"}
+    environment = os.environ | {"PYTHONPATH": str(HELPERS), "PYTHONHASHSEED": "5"}
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(program)], env=environment, capture_output=True, text=True, check=True
     )
