@@ -20,7 +20,7 @@ from replication import commands
 from replication.__main__ import main
 from replication.errors import UserError
 from replication.report import publish
-from replication.runs.directory import read_failure, read_summary
+from replication.runs import read_failure, read_summary
 from replication.tables.build import read_tables, write_tables
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -188,7 +188,7 @@ def test_a_sweep_ends_with_1_and_lists_what_is_missing(tmp_path, monkeypatch, ca
     planned = [Planned("full_vs_sparse", config) for config in configs]
 
     def run_plan(runs, folder, workers=None):
-        from replication.sweep.schedule import SweepResult
+        from replication.sweep import SweepResult
 
         train(configs[0], folder / configs[0].run_id)
         return SweepResult([config.run_id for config in configs], [configs[0].run_id], [], {configs[1].run_id: "killed"})

@@ -19,7 +19,6 @@ from replication.__main__ import main
 from replication.ablations import plan
 from replication.config import METHODS, PROFILES, TASKS, ExperimentConfig, load_profile, make_config, profile_plan
 from replication.errors import UserError
-from replication.sweep import preflight
 
 #: Another value of every field, for a config of S-GRPO, or of another method where S-GRPO has no such field.
 OTHER_VALUES: dict[str, dict[str, Any]] = {
@@ -284,7 +283,7 @@ def parsed(command: str, monkeypatch: pytest.MonkeyPatch) -> tuple[ExperimentCon
         raise UserError("far enough")
 
     monkeypatch.setattr(train, "run", stand_in)
-    monkeypatch.setattr(preflight, "require", lambda configs: None)  # what the run would need is not what is asked here
+    monkeypatch.setattr("replication.sweep.check_needs", lambda configs: None)  # what the run would need is not what is asked here
     words = shlex.split(command)
     assert words[:3] == ["python", "-m", "replication"]
     assert main(words[3:]) == 2

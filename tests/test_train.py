@@ -22,7 +22,7 @@ from replication import groups, train
 from replication.config import METHODS, ExperimentConfig
 from replication.models.load import Policy, load_policy
 from replication.randomness import stream
-from replication.runs.directory import RunDirectory
+from replication.runs import RunDirectory
 from replication.train import run, training_batch
 
 
