@@ -19,7 +19,7 @@ from replication.tables import read_tables, write_tables
 from tools import docs
 
 README = (ROOT / "README.md").read_text()
-PAGES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
+PAGES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in [*ROOT.glob("README.md"), *sorted(ROOT.glob("docs/*.md"))]}
 TARGETS = set(re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(), re.M))
 EXAMPLES = re.findall(r"^## (.+?)\n.*?^```python\n(.*?)^```", PAGES["docs/extending.md"], re.S | re.M)
 
