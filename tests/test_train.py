@@ -146,9 +146,8 @@ def test_what_a_run_records(finished, random_base):
             assert row["kept_fraction"] == row["tokens_in_loss"] / row["tokens_untied"]
             assert row["kept_share_all"] == row["tokens_in_loss"] / row["tokens_generated"]
             assert row["clipped"] == int(row["grad_norm"] > config.max_grad_norm) and 0 <= row["reward"] <= 1
-            varying = {name for name in row if name.endswith("_s") or ("bytes" in name and not name.startswith("predicted_"))}
+            varying = {name for name in row if name.endswith("_s") or "bytes" in name}
             assert not varying, "measured seconds and bytes vary between runs"
-            assert row["predicted_flops"] > 0 and row["predicted_bytes"] > 0
         summary = json.loads((folder / "summary.json").read_text())
         for name in ("tokens_generated", "tokens_in_loss", "tokens_forwarded"):
             assert summary[name] == sum(row[name] for row in rows)
