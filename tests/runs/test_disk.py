@@ -15,6 +15,7 @@ from tiny_runs import noisy_rewards, outcome, tiny_config
 from replication.errors import UserError
 from replication.runs import RunDirectory, atomic_write, files, mark_failed
 from replication.sweep import run_plan
+from replication.tables import build_tables
 from replication.train import run
 
 
@@ -114,6 +115,19 @@ def test_a_disk_full_in_a_real_run_its_weights_included(random_base, tmp_path, m
         run(config, tmp_path / "run")
     limited(None)
     assert run(config, tmp_path / "run") == whole and outcome(tmp_path / "run") == outcome(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("name", ["summary.json", "metrics.jsonl", "items.csv", "timings.jsonl", "manifest.json"])
+@pytest.mark.parametrize("share", [0.0, 0.7, "line"])
+def test_a_file_of_a_finished_run_cut_off_anywhere_is_named(tmp_path, name, share):
+    """Never tables with less in them."""
+    folder = tmp_path / StandIn().run_id
+    train(StandIn(), folder)
+    data = (folder / name).read_bytes()
+    (folder / name).write_bytes(data[: data[:-1].rfind(b"\n") + 1] if share == "line" else data[: int(share * len(data))])
+    with pytest.raises(UserError) as caught:
+        build_tables(plan(StandIn()), tmp_path)
+    assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
