@@ -171,9 +171,9 @@ def test_every_name_that_a_notebook_takes_from_the_package_exists(name: str) -> 
 
 def test_unknown_and_misfit_parameters_are_refused_before_anything_runs(tmp_path: Path) -> None:
     write(tmp_path, "01_good", PARAMETERS)
-    for given, word in (({"tempo": 1}, "tempo"), ({"rate": "fast"}, "rate"), ({"seeds": True}, "seeds"), ({"seeds": 1.5}, "seeds")):
+    for wrong, word in (({"tempo": 1}, "tempo"), ({"rate": "fast"}, "rate"), ({"seeds": True}, "seeds"), ({"seeds": 1.5}, "seeds")):
         with pytest.raises(UserError, match=word):
-            runner.run_all("smoke", tmp_path / "results", given=given, folder=tmp_path)
+            runner.run_all("smoke", tmp_path / "results", given=wrong, folder=tmp_path)
     with pytest.raises(UserError, match="no notebook 09_none"):
         runner.run_all("smoke", tmp_path / "results", ["09_none"], folder=tmp_path)
     with pytest.raises(UserError, match="unknown profile"):
