@@ -18,7 +18,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from replication.algorithms import GRPO, SGRPO, TSPMO, SelectedGRPO
+from replication.algorithms import GRPO, SELECTORS, SGRPO, TSPMO, BranchGRPO, SelectedGRPO
 from replication.errors import UserError
 from replication.names import METHODS, NANO_BASE, PROFILES, TASKS
 from replication.tasks import Task, completion_limit, get_task, with_template
@@ -31,8 +31,8 @@ _DENOMINATORS = {
 }
 _SELECTORS = {
     "base": ("none",),
-    "grpo": ("all",),
-    "s_grpo": ("rule", "random", "earliest", "latest", "entropy"),
+    "grpo": ("all", "all_and_branches"),
+    "s_grpo": ("rule", *SELECTORS),
     "t_spmo": ("trie",),
 }
 #: Fields that only one method reads: elsewhere they must stay unset, so that equal runs have equal configs.
@@ -83,11 +83,11 @@ class ExperimentConfig(BaseModel):
     )
     beta: float = Field(0.0, ge=0, description="weight of the KL term [R]")
     l2: float = Field(0.0, ge=0, description="lambda, weight of the squared norm of the adapter [R]")
-    selector: Literal["none", "all", "rule", "random", "earliest", "latest", "entropy", "trie"] = Field(
+    selector: Literal["none", "all", "rule", "trie", "all_and_branches", *SELECTORS] = Field(
         description="which tokens are credited; default by method: all, rule (S-GRPO), trie (T-SPMO); the others are controls "
-        "that run as method s_grpo [R]"
+        "(replication/algorithms/controls.py) that run as method s_grpo, all_and_branches as grpo [R]"
     )
-    token_share: float | None = Field(None, gt=0, le=1, description="share of tokens for random, earliest, latest, entropy [R]")
+    token_share: float | None = Field(None, gt=0, le=1, description="share of tokens for the controls [R]")
     cutoff: int | None = Field(None, ge=0, description="alpha of S-GRPO: earlier positions are always kept [R]")
     keep_probability: float | None = Field(None, ge=0, le=1, description="P of S-GRPO: chance of a later position to be kept [R]")
     max_kept_tokens: int | None = Field(None, ge=1, description="k of S-GRPO; none = no limit [R]")
@@ -193,6 +193,8 @@ class ExperimentConfig(BaseModel):
     def build_method(self):
         """The credit rule of this run, or None for ``base``."""
         shared = {"ddof": self.ddof, "eps": self.eps, "denominator": self.denominator}
+        if self.selector == "all_and_branches":
+            return BranchGRPO(self.ddof, self.eps)
         if self.method == "grpo":
             return GRPO(**shared)
         if self.method == "s_grpo" and self.selector != "rule":

@@ -109,7 +109,7 @@ BAD = [
     ({"lora_targets": ()}, "lora_targets"),
     ({"ddof": 2}, "ddof: Input should be 0 or 1 (is 2)"),
     ({"denominator": "group"}, "denominator group does not exist for s_grpo: set it to kept or completion"),
-    ({"selector": "trie"}, "selector trie does not exist for s_grpo: set it to rule or random or earliest or latest or entropy"),
+    ({"selector": "trie"}, "selector trie does not exist for s_grpo: set it to rule or random or unbiased"),
     ({"selector": "random"}, "selector random needs token_share"),
     ({"token_share": 0.5}, "S-GRPO's rule needs cutoff and keep_probability, and no token_share"),
     ({"keep_probability": None}, "S-GRPO's rule needs cutoff and keep_probability"),
