@@ -93,7 +93,7 @@ class RunDirectory:
         strangers = {entry.name for entry in path.iterdir() if not entry.name.startswith(".")} - _BEFOREHAND
         if strangers and not (path / "config.json").exists():
             raise UserError(f"{path} holds {min(strangers)} but no config.json, so it is no run: choose another folder")
-        lock = FileLock(path / ".lock", timeout=_PATIENCE)
+        lock = FileLock(path / ".lock", timeout=_PATIENCE, thread_local=False)
         with explained(path / ".lock"):
             try:
                 lock.acquire()
