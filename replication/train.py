@@ -32,8 +32,10 @@ from replication.models.load import Policy, load_policy
 from replication.objective import l2_penalty, surrogate_loss
 from replication.randomness import numpy_stream, stream
 from replication.records import RunDirectory
+from replication.rollout import Completion
 from replication.run_summary import RunSummary
 from replication.scoring import micro_batches, token_log_probs
+from replication.scoring_check import require_sampled_equals_scored
 from replication.signals import stop_requested
 from replication.tasks import Problem, Task
 
@@ -128,6 +130,8 @@ def _train(
         batch = training_batch(config, task, step)
         groups = parallel.share(lambda part, step=step: sample_groups(policy, config, task, part, step), batch)
         clock.append(time.perf_counter())
+        if step == first:
+            require_sampled_equals_scored(policy, config, groups)
 
         # Credit: the only place where the methods differ.
         credits = [
@@ -161,6 +165,8 @@ def _train(
         # Record.
         row = {"step": step + 1, "loss": loss, "grad_norm": norm if learns else None, "clipped": int(norm > config.max_grad_norm)}
         row |= {"skipped": int(not learns), "learning_rate": learning_rate, **_group_metrics(config, policy, groups, credits)}
+        if task.stop_strings:
+            row["stopped"] = _stopped([s for g in groups for s, start in zip(g.samples, g.replay_starts, strict=True) if not start])
         record.append_metrics(row)
         record.append_timings({"step": step + 1, **_durations(clock), **peak_memory()})
         bar.set_postfix(reward=f"{row['reward']:.2f}", refresh=False)
@@ -255,14 +261,15 @@ def _validate(
     problems = task.validation[: config.eval_items]
     greedy = evaluation.evaluate(policy, config, task, problems)
     sampled = evaluation.evaluate(policy, config, task, problems, sampled=True)
-    record.append_metrics(
-        {
-            "step": step,
-            "validation_accuracy": evaluation.accuracy(greedy),
-            "validation_sampled_accuracy": evaluation.accuracy(sampled),
-            "validation_truncated": sum(result.sample.truncated for result in greedy) / max(len(greedy), 1),
-        }
-    )
+    row = {
+        "step": step,
+        "validation_accuracy": evaluation.accuracy(greedy),
+        "validation_sampled_accuracy": evaluation.accuracy(sampled),
+        "validation_truncated": sum(result.sample.truncated for result in greedy) / max(len(greedy), 1),
+    }
+    if task.stop_strings:
+        row["validation_stopped"] = _stopped([result.sample for result in greedy])
+    record.append_metrics(row)
     record.append_samples(
         {
             "step": step,
@@ -276,6 +283,11 @@ def _validate(
     )
     record.append_timings({"step": step, "evaluation_s": time.perf_counter() - started})
     finite.update({name: parameter.detach().to("cpu", copy=True) for name, parameter in policy.trainable.items()})
+
+
+def _stopped(samples: Sequence[Completion]) -> float:
+    """Share of completions that a stop string ended: neither EOS nor the limit. Written only for tasks that have stop strings."""
+    return sum(sample.stopped for sample in samples) / max(len(samples), 1)
 
 
 def training_batch(config: ExperimentConfig, task: Task, step: int) -> list[Problem]:
