@@ -1,15 +1,18 @@
-"""Reading the final number: each decision of the module's docstring, and properties over what models might write."""
+"""Reading the final number: each rule of the docstring, a table of endings, and properties over what models might write."""
 
 from __future__ import annotations
 
-import time
+import sys
+from collections.abc import Callable
 from decimal import Decimal
+from pathlib import Path
 
 import pytest
-from hypothesis import given
+import yaml
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from replication.tasks import extract_answer
+from replication.tasks import extract_answer, get_task
 
 CASES = [
     # markers win over what follows, the last one that a number follows
@@ -27,7 +30,8 @@ CASES = [
     # arithmetic is read to its end, never computed
     ("The answer is 12+5=17. The other was 3.", "17"),
     ("The answer is 3 x 4 = 12", "12"),
-    ("The answer is 3/4", "4"),
+    ("The answer is 3 + 4", None),
+    ("The answer is 3/4", "0.75"),
     ("__import__('os').getpid()", None),
     # separators and decimals
     ("1,234,567", "1234567"),
@@ -104,11 +108,87 @@ def test_huge_numbers_are_exact() -> None:
     assert extract_answer("9" * 5000) == Decimal("9" * 5000)
 
 
-@pytest.mark.parametrize(
-    "unit", ["####", "1,111", "answer is ", "answer is\n", "1-", "1 ", "-", ",", "answer     ", "111,", "answer is 1+", ".1"]
-)
-def test_time_is_linear(unit: str) -> None:
-    # Quadratic time would take minutes at this length; the bound leaves room for a busy machine.
-    start = time.perf_counter()
-    extract_answer(unit * (400_000 // len(unit)) + "\nx 5")
-    assert time.perf_counter() - start < 5
+ENDINGS = [
+    (kind, text, *(None if value is None else Decimal(str(value)) for value in values))
+    for kind, rows in yaml.safe_load(Path(__file__).with_name("endings.yaml").read_text("utf-8")).items()
+    for text, *values in rows
+]
+
+
+@pytest.mark.parametrize(("kind", "text", "values"), [(kind, text, values) for kind, text, *values in ENDINGS])
+def test_endings_read_as_a_person_reads_them_or_as_the_table_admits(kind: str, text: str, values: list[Decimal | None]) -> None:
+    assert extract_answer(text) == values[-1]
+    assert len(values) == 1 or values[0] != values[1]
+
+
+def test_nine_of_ten_endings_read_as_a_person_reads_them() -> None:
+    assert len({text for _, text, *_ in ENDINGS}) == len(ENDINGS) >= 200
+    assert sum(len(values) == 1 for _, _, *values in ENDINGS) / len(ENDINGS) > 0.9
+
+
+def test_the_tasks_own_completions_read_as_they_end() -> None:
+    """What the nano results rest on: each solution states its result last, and every stretch of it without a number is none."""
+    for name in ("word_problems", "multiplication"):
+        task = get_task(name)
+        for problem in [*task.train[:500], *task.test[:500], *task.held_out[:500]]:
+            assert extract_answer(problem.meta["completion"]) == problem.answer
+            for kind in ("completion", "shallow_completion"):
+                text = problem.meta.get(kind, problem.meta["completion"])
+                assert extract_answer(text) == Decimal(text.removesuffix(".").rpartition(" ")[2])
+
+
+def test_a_completion_that_is_cut_anywhere_still_has_the_numbers_it_shows() -> None:
+    for name in ("word_problems", "multiplication"):
+        for problem in get_task(name).test[:30]:
+            text = problem.meta["completion"]
+            for end in range(len(text) + 1):
+                assert (extract_answer(text[:end]) is None) == (not any(sign.isdigit() for sign in text[:end]))
+
+
+def test_a_fraction_never_earns_by_its_denominator() -> None:
+    for form in ("{}/{}", "= {}/{}", "{} / {}", "The answer is {}/{}.", "The answer is {} / {}", r"\boxed{{\frac{{{}}}{{{}}}}}"):
+        for over in range(1, 12):
+            for under in range(2, 12):
+                value = extract_answer(form.format(over, under))
+                assert value is None or value * under == over
+
+
+PIECES = [
+    *["####", "#", "1,111", "1", "11,", "111.", "1 ", " ", "-", ",", ".", ".1", "\n", "/", "1/", ":", "1:", "=", "= 1", "^"],
+    *["answer is ", "answer is\n", "answer     ", "answer is 1+", "ans. ", "answer (", "</think>", "**", "(", "so ", "about "],
+    *["\\boxed{", "}", "{,}", "\\frac{1", "\\frac{1}{2}", "\\text{", "1\\,111", "\\", " million", "minus 1", "½", "2½", "e1"],
+    *["1st ", "x =", "word"],
+]
+
+
+def steps(work: Callable[[], object]) -> int:
+    """Lines of Python that ``work`` runs."""
+    count = 0
+
+    def trace(frame, event, argument):
+        nonlocal count
+        count += event == "line"
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        work()
+    finally:
+        sys.settrace(before)
+    return count
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.sampled_from(PIECES), min_size=1, max_size=4), st.lists(st.sampled_from(PIECES), max_size=2))
+def test_steps_are_linear_in_the_length(unit: list[str], end: list[str]) -> None:
+    """A model that is rewarded for its text may write anything, and any rule here could read it once for each marker in it."""
+    short, long = (steps(lambda size=size: extract_answer("".join(unit) * size + "".join(end) + "\nx 5")) for size in (30, 120))
+    assert long <= 4.2 * short + 400
+
+
+@pytest.mark.parametrize("unit", PIECES)
+def test_long_texts_of_one_piece_are_read(unit: str) -> None:
+    """Where a pattern itself takes quadratic time, this test takes minutes."""
+    value = extract_answer(unit * (100_000 // len(unit)) + "\nThe answer is 5")
+    assert value == 5
