@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import StopStringCriteria
 
 from replication.config import ExperimentConfig
-from replication.models.load import Policy
+from replication.models import Policy
 from replication.randomness import numpy_stream, stream
 from replication.rollout import Completion, generate
 from replication.tasks import Problem, Task, extract_answer
@@ -81,18 +81,20 @@ def sample_in_chunks(
     generators,
     begun: bool = False,
 ) -> list[list[Completion]]:
-    """``generate`` for at most ``rollout_rows`` completions at a time, with the task's limit and stop strings.
+    """``generate`` for as many prompts at a time as the token budget holds, with the task's limit and stop strings.
 
     begun: the prompts end inside an answer, so that a stop string may come at once.
     """
-    chunk = max(1, config.rollout_rows // group_size)
+    limit = config.max_new_tokens or task.max_new_tokens
+    longest = max(map(len, prompts), default=0)
+    chunk = max(1, config.token_budget // ((longest + limit) * group_size))
     result: list[list[Completion]] = []
     for start in range(0, len(prompts), chunk):
         result += generate(
             policy.model,
             prompts[start : start + chunk],
             group_size=group_size,
-            max_new_tokens=config.max_new_tokens or task.max_new_tokens,
+            max_new_tokens=limit,
             temperature=temperature,
             eos_token_ids=policy.eos_token_ids,
             pad_token_id=policy.pad_token_id,
@@ -100,6 +102,11 @@ def sample_in_chunks(
             stop=stop_criterion(policy, task, begun=begun),
         )
     return result
+
+
+def stopped_share(task: Task, samples: Sequence[Completion], name: str = "stopped") -> dict[str, float]:
+    """Share of completions that a stop string ended, neither EOS nor the limit; no entry for a task without stop strings."""
+    return {name: sum(sample.stopped for sample in samples) / max(len(samples), 1)} if task.stop_strings else {}
 
 
 def stop_criterion(policy: Policy, task: Task, *, begun: bool = False):

@@ -10,8 +10,8 @@ from replication.algorithms import every_token
 from replication.config import ExperimentConfig
 from replication.errors import UserError
 from replication.groups import Group
-from replication.models.load import Policy
-from replication.scoring import micro_batches, token_log_probs
+from replication.models import Policy
+from replication.scoring import micro_batches, score
 
 #: Most that two ways to compute one log-prob may differ, in nats: at any token in float32, on average in 16 bits, where single
 #: tokens differ by rounding alone.
@@ -41,15 +41,15 @@ def require_sampled_equals_scored(policy: Policy, config: ExperimentConfig, grou
         rows = [(group.prompt, [tokens]) for group in groups for tokens in group.completions]
     prompts, completions = map(list, zip(*rows, strict=True))
     credits = [every_token(group) for group in completions]
-    strategy = config.scoring if exact else "dense"
     scored = torch.cat([
-        token_log_probs(
+        score(
             policy.model,
             *([column[i] for i in part] for column in (prompts, completions, credits)),
-            strategy=strategy,
+            strategy=config.scoring if exact else "dense",
             temperature=config.temperature,
-        ).cpu()
-        for part in micro_batches(prompts, completions, credits, config.scoring_tokens)
+            token_budget=config.token_budget,
+        ).log_probs.cpu()
+        for part in micro_batches(prompts, completions, credits, config.token_budget)
     ])  # fmt: skip
     tokens = [token for group in groups for sample in group.samples for token in sample.tokens]
     sampled = torch.tensor([value for group in groups for sample in group.samples for value in sample.log_probs])

@@ -12,7 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model, Qwen2Model
 
 from replication.errors import UserError
 from replication.groups import sample_groups
-from replication.models.load import load_policy
+from replication.models import load_policy
 from replication.scoring_check import require_sampled_equals_scored
 from replication.tasks import get_task
 from replication.train import run

@@ -11,7 +11,7 @@ from tiny_runs import tiny_config, tiny_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from replication.models.load import Policy, load_policy
+from replication.models import Policy, load_policy
 from replication.tasks import get_task
 
 BOS, EOS, SOP = 1, 2, 3
