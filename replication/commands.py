@@ -210,7 +210,7 @@ def prompts(options: argparse.Namespace) -> int:
     sweep_of = argparse.Namespace(profile=options.profile, plan="default", seeds=None, set=options.set, svamp=options.svamp)
     check_needs([run.config for run in _plan(sweep_of)], out / "runs")
     table = measure_prompts(options.profile, out, **overrides)
-    shares = ["accuracy", "parsable_share", "accuracy_of_parsable", "truncated_share"]
+    shares = ["accuracy", "parsable_share", "accuracy_of_parsable", "truncated_share", "stopped_share"]
     shown = table[["task", "template", "chosen", "items", *shares, "reason"]].astype({"items": "Int64"})
     print(shown.to_string(index=False, na_rep="", float_format="{:.3f}".format))
     say(f"{out / 'prompts.csv'}")

@@ -28,6 +28,7 @@ from replication.objective import l2_penalty, surrogate_loss
 from replication.randomness import numpy_stream, stream
 from replication.runs import RunDirectory, RunSummary, forget_peak_memory, peak_memory
 from replication.scoring import micro_batches, score
+from replication.scoring_check import require_sampled_equals_scored
 from replication.signals import raise_if_stopped
 from replication.tasks import Problem, Task
 
@@ -160,6 +161,8 @@ def _train(config: ExperimentConfig, record: RunDirectory, task: Task, state: Tr
             # Sample: one group for each problem, from exactly the distribution that is scored below.
             groups = sample_groups(policy, config, task, training_batch(config, task, step), step)
             clock.append(time.perf_counter())
+            if step == first:
+                require_sampled_equals_scored(policy, config, groups)
 
             # Credit: the only place where the methods differ.
             credits = [
@@ -191,7 +194,7 @@ def _train(config: ExperimentConfig, record: RunDirectory, task: Task, state: Tr
 
             # Record.
             row = {"step": step + 1, "loss": loss, "grad_norm": norm, "clipped": int((norm or 0.0) > config.max_grad_norm)}
-            row |= {"skipped": int(norm is None), "learning_rate": rate, **step_metrics(policy, config, groups, credits)}
+            row |= {"skipped": int(norm is None), "learning_rate": rate, **step_metrics(policy, config, task, groups, credits)}
             record.append_metrics(row | {"tokens_forwarded": forwarded, "tokens_scored": scored})
             record.append_timings({"step": step + 1, **_durations(clock), **peak_memory()})
             bar.set_postfix(reward=f"{row['reward']:.2f}", refresh=False)
