@@ -13,6 +13,7 @@ import io
 import json
 import logging
 import os
+import re
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -119,9 +120,15 @@ class RunDirectory:
         if not earlier and any(map(self._length, _GROWING)):  # it was begun, by what is not known any more
             earlier = {"commit": None}
         config = json.loads(to_json(config))
+        if earlier.get("run_id", self.run_id) != self.run_id and not self._has_a_step():
+            # A start that failed before its first step, by a mistyped setting say, left nothing to protect.
+            self._cut(dict.fromkeys(_GROWING, 0))
+            earlier = {}
+            with explained(self.path):
+                (self.path / "config.json").unlink(missing_ok=True)
         if (self.path / "config.json").exists():
             there = read_json(self.path / "config.json", "the config of a run")
-            self._refuse_another(there, config, earlier.get("run_id", self.run_id))
+            self._refuse_another(there, config, earlier.get("run_id"))
         else:
             atomic_write(self.path / "config.json", to_json(config, indent=2) + "\n")
         self.summary = read_summary(self.path)
@@ -137,17 +144,26 @@ class RunDirectory:
                 log.warning("%s was begun at commit %s and goes on at %s", self.path, earlier.get("commit"), commit)
             start = {name: earlier.get(name) for name in ("started", "commit", "dirty")}
             start |= {name: earlier.get(name) for name in ("python", "packages") if earlier.get(name) != self._manifest[name]}
-            self._manifest["model_commit"] = earlier.get("model_commit")
+            self._manifest |= {name: earlier.get(name) for name in ("model_commit", "dtype")}
             self._manifest["earlier_starts"] = [*(earlier.get("earlier_starts") or []), start]
         self.write_manifest()
 
-    def _refuse_another(self, there: Any, here: dict[str, Any], run_id: str) -> None:
+    def _has_a_step(self) -> bool:
+        """Whether the folder holds a result, a checkpoint or the record of a step."""
+        if (self.path / "summary.json").exists() or any(self._checkpoints.glob("step-*")):
+            return True
+        metrics = self.path / "metrics.jsonl"
+        return metrics.exists() and re.search(rb'"step": [1-9]', metrics.read_bytes()) is not None
+
+    def _refuse_another(self, there: Any, here: dict[str, Any], run_id: str | None) -> None:
         there = there if isinstance(there, dict) else {}
         names = [name for name in {**here, **there} if there.get(name) != here.get(name)]
+        if run_id == self.run_id and set(names) <= {"model", "svamp_source"}:
+            return  # another path to the same bytes, which the run id covers
         if names:
             first = "; ".join(f"{name} is {there.get(name)!r} there and {here.get(name)!r} here" for name in names[:3])
             raise UserError(f"{self.path} holds a run of another config ({first}): choose another folder")
-        if run_id != self.run_id:
+        if run_id not in (None, self.run_id):
             raise UserError(f"{self.path} holds run {run_id} of another base or task version: choose another folder")
 
     # What grows -------------------------------------------------------------------------------------------------------
