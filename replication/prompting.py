@@ -18,6 +18,7 @@ from replication.config import ExperimentConfig, load_profile, profile_plan
 from replication.errors import UserError
 from replication.evaluate import ItemResult, evaluate
 from replication.intervals import wilson
+from replication.models.checks import check_sizes
 from replication.models.load import Policy, load_policy
 from replication.table_files import KINDS, frame, read_tables, write_tables
 from replication.tasks.prompts import TEMPLATES
@@ -68,6 +69,7 @@ def measure(profile: str, out: str | Path, *, load: Callable[[ExperimentConfig],
             continue
         policy = policy or load(config)
         task = config.load_task()
+        check_sizes(policy, config, task)
         rows.append(row | {"status": "done"} | shares(evaluate(policy, config, task, task.validation[: config.eval_items])))
         write_tables({"prompts": _frame(rows)}, out)
         print(f"{config.task} {row['template']}: accuracy {rows[-1]['accuracy']:.3f} on {rows[-1]['items']} items", file=sys.stderr)
