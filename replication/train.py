@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import math
 import sys
 import time
@@ -22,12 +23,14 @@ from tqdm import tqdm
 from replication import evaluate as evaluation
 from replication import parallel
 from replication.algorithms import TokenCredit
-from replication.config import ExperimentConfig, base_fingerprint
+from replication.base_files import base_fingerprint
+from replication.config import ExperimentConfig
 from replication.errors import Diverged, Stopped, UserError
 from replication.groups import Group, sample_groups
 from replication.ledger import rollout_cost, scoring_cost
 from replication.memory import forget_peak_memory, peak_memory
 from replication.models.card import write_card
+from replication.models.checks import check_sizes
 from replication.models.load import Policy, load_policy
 from replication.objective import l2_penalty, surrogate_loss
 from replication.randomness import numpy_stream, stream
@@ -36,6 +39,8 @@ from replication.run_summary import RunSummary
 from replication.scoring import micro_batches, token_log_probs
 from replication.signals import stop_requested
 from replication.tasks import Problem, Task
+
+log = logging.getLogger("replication")
 
 SAMPLES_PER_EVALUATION = 4
 
@@ -77,7 +82,16 @@ def run(config: ExperimentConfig, run_dir: str | Path, *, progress: bool | None 
                 f"{run_dir} was begun on commit {before} of {config.model}, which now stands at {policy.commit}: "
                 f"set revision={before}, or choose another folder"
             )
-        record.write_manifest(model_commit=policy.commit)
+        for tested in (task, config.other_task(), config.longer_task()):
+            if tested is not None:
+                check_sizes(policy, config, tested)
+        dtype = str(policy.model.dtype).removeprefix("torch.")
+        if (before := record.manifest.get("dtype")) not in (None, dtype):
+            raise UserError(
+                f"{run_dir} was begun in {before}, and dtype={config.dtype} is {dtype} here: go on where it was begun, "
+                "or choose another folder"
+            )
+        record.write_manifest(model_commit=policy.commit, dtype=dtype)
         status, reason = "done", None
         finite: dict[str, Tensor] = {}  # the parameters at the last validation, which showed that they work
         try:
@@ -114,7 +128,10 @@ def _train(
 ) -> None:
     method = config.build_method()
     optimizer = torch.optim.AdamW(policy.trainable.values(), lr=config.learning_rate, weight_decay=0.0)
-    first, unvalidated = _restore(parallel.from_first(record.load_checkpoint()), policy, optimizer, finite)
+    # Without loss scaling the gradients of single tokens would be below the least number of float16.
+    sixteen_bits = policy.model.dtype in (torch.float16, torch.bfloat16)
+    scaler = torch.amp.GradScaler(policy.model.device.type, enabled=policy.model.dtype == torch.float16)
+    first, unvalidated = _restore(parallel.from_first(record.load_checkpoint()), policy, optimizer, scaler, finite)
     if unvalidated:
         _validate(config, record, task, policy, finite, first)
     show = parallel.is_first() and (sys.stderr.isatty() if progress is None else progress)
@@ -142,40 +159,55 @@ def _train(
 
         # Score and differentiate, a part of the groups at a time; the gradient is the sum over the parts.
         optimizer.zero_grad(set_to_none=True)
-        loss = _backward(config, policy, groups, credits)
+        loss = _backward(config, policy, groups, credits, scaler)
         clock.append(time.perf_counter())
 
         # Step, unless no group taught anything: momentum alone would still move the weights.
         learns = any(len(credit) for credit in credits)
-        norm = 0.0
+        norm, overflow = 0.0, False
         learning_rate = config.learning_rate * min(1.0, (step + 1) / max(config.warmup_steps, 1))
         if learns:
+            scaler.unscale_(optimizer)
             norm = torch.nn.utils.clip_grad_norm_(list(policy.trainable.values()), config.max_grad_norm).item()
-            if not math.isfinite(loss) or not math.isfinite(norm):
+            overflow = not math.isfinite(loss) or not math.isfinite(norm)
+            if overflow and not sixteen_bits:
                 raise Diverged(f"loss {loss} or gradient norm {norm} is not finite at step {step + 1}: lower the learning rate")
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate
-            optimizer.step()
+            if overflow:
+                log.warning("step %d is skipped: its gradient is not finite in %s", step + 1, policy.model.dtype)
+            else:
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate
+                optimizer.step()
+            scaler.update()
         clock.append(time.perf_counter())
 
         # Record.
-        row = {"step": step + 1, "loss": loss, "grad_norm": norm if learns else None, "clipped": int(norm > config.max_grad_norm)}
-        row |= {"skipped": int(not learns), "learning_rate": learning_rate, **_group_metrics(config, policy, groups, credits)}
+        moved = learns and not overflow
+        row = {"step": step + 1, "loss": loss, "grad_norm": norm if moved else None}
+        row |= {"clipped": int(moved and norm > config.max_grad_norm), "skipped": int(not moved)}
+        row |= {"overflow": int(overflow)} if sixteen_bits else {}
+        row |= {"learning_rate": learning_rate, **_group_metrics(config, policy, groups, credits)}
         record.append_metrics(row)
         record.append_timings({"step": step + 1, **_durations(clock), **peak_memory()})
         bar.set_postfix(reward=f"{row['reward']:.2f}", refresh=False)
         due = (step + 1) % config.eval_every == 0 and step + 1 < config.steps
         signum = parallel.first_given(stop_requested())
         if signum or due or (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
-            _save(record, step + 1, policy, optimizer, finite, unvalidated=due)
+            _save(record, step + 1, policy, optimizer, scaler, finite, unvalidated=due)
         if signum:
             raise Stopped(signum)
         if due:
             _validate(config, record, task, policy, finite, step + 1)
 
 
-def _backward(config: ExperimentConfig, policy: Policy, groups: Sequence[Group], credits: Sequence[TokenCredit]) -> float:
-    """Accumulate the gradient of the batch's loss; returns the loss."""
+def _backward(
+    config: ExperimentConfig,
+    policy: Policy,
+    groups: Sequence[Group],
+    credits: Sequence[TokenCredit],
+    scaler: torch.amp.GradScaler,
+) -> float:
+    """Accumulate the gradient of the batch's loss, times the scale of the scaler; returns the loss without it."""
     own, own_credits = parallel.mine(groups), parallel.mine(credits)
     prompts = [group.prompt for group in own]
     completions = [group.completions for group in own]
@@ -191,13 +223,13 @@ def _backward(config: ExperimentConfig, policy: Policy, groups: Sequence[Group],
             with policy.reference() as base:
                 reference = token_log_probs(base, *batch, **how)
         loss, _ = surrogate_loss(log_probs, batch[2], groups=len(groups), reference_log_probs=reference, beta=config.beta)
-        loss.backward()
+        scaler.scale(loss).backward()
         total += loss.item()
     policy.model.eval()
     total = parallel.sum_gradients(policy.trainable.values(), total)
     if config.l2 > 0 and any(len(credit) for credit in credits):
         penalty = config.l2 * l2_penalty(policy.trainable.values(), policy.initial)
-        penalty.backward()
+        scaler.scale(penalty).backward()
         total += penalty.item()
     return total
 
@@ -298,6 +330,7 @@ def _save(
     step: int,
     policy: Policy,
     optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
     finite: Mapping[str, Tensor],
     *,
     unvalidated: bool,
@@ -310,13 +343,14 @@ def _save(
         tensors[f"parameter/{name}"] = parameter
         for key, value in optimizer.state.get(parameter, {}).items():
             tensors[f"optimizer/{key}/{name}"] = value
-    record.save_checkpoint(step, tensors, {"unvalidated": unvalidated})
+    record.save_checkpoint(step, tensors, {"unvalidated": unvalidated, "scaler": scaler.state_dict()})
 
 
 def _restore(
     found: tuple[int, dict[str, Tensor], dict] | None,
     policy: Policy,
     optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
     finite: dict[str, Tensor],
 ) -> tuple[int, bool]:
     """Put a checkpoint back; returns the steps done, and whether they are still to be validated.
@@ -326,6 +360,7 @@ def _restore(
     if found is None:
         return 0, True
     step, tensors, state = found
+    scaler.load_state_dict(state.get("scaler", {}))
     with torch.no_grad():
         for name, parameter in policy.trainable.items():
             parameter.copy_(tensors[f"parameter/{name}"])
