@@ -66,7 +66,7 @@ def base_fingerprint(model: str, revision: str | None = None) -> str:
             raise UserError(f"no *.safetensors weights in {folder}: point MODEL at a folder that from_pretrained can read")
         return _checksum(tuple(files), _stamps(*files))
     except OSError as error:
-        raise UserError(f"cannot read {error.filename} of the model: {error.strerror}; set another model, or make it readable") from None
+        raise UserError(f"cannot read the model: {error.filename}: {error.strerror}; set another model, or its rights") from None
 
 
 def _stamps(*files: Path) -> tuple[tuple[int, int], ...]:

@@ -56,7 +56,7 @@ class ExperimentConfig(BaseModel):
     task: Literal["word_problems", "multiplication", "svamp"] = Field(description="task trained and evaluated on")
     digits: int = Field(2, ge=1, le=6, description="digits of each factor (multiplication only); 3 in the paper [S]")
     svamp_source: str | None = Field(None, description="path to the official SVAMP.json; none = download from the Hub")
-    model: str = Field("nano", min_length=1, description='"nano", a folder, a GGUF file, or a name on the Hub; Qwen2-1.5B in the paper [P]')
+    model: str = Field("nano", min_length=1, description='"nano", a folder, a GGUF file, a Hub name; Qwen2-1.5B in the paper [P]')
     prompt_template: Literal["plain", "question_answer", "chat"] | None = Field(
         None, description="how a question is put to the model (replication/tasks/prompts.py); none = the task's own [R]"
     )

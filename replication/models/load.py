@@ -127,13 +127,15 @@ def load_base(path: str, revision: str | None = None, dtype: torch.dtype = torch
             model, found = AutoModelForCausalLM.from_pretrained(
                 name, config=architecture, dtype=dtype, use_safetensors=True, output_loading_info=True, **shared
             )
+        if is_gguf(path):
+            model.config._name_or_path = tokenizer.name_or_path = path  # not the temporary folder
         if found["missing_keys"]:
             raise ValueError(f"its weights lack {min(found['missing_keys'])}")
         check_finite(model)
     except Exception as error:  # of any kind: the readers of tokenizers, safetensors and GGUF trust what a file says
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"cannot load the model {path!r}: {first_line} (give a local folder, a GGUF file or a name on the Hub with --set model=...)"
+            f"cannot load the model {path!r}: {first_line} (give a folder, a GGUF file or a name on the Hub with --set model=...)"
         ) from error
     for module in model.modules():
         if isinstance(module, nn.Dropout):
