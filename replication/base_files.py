@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib.util
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,23 @@ def is_gguf(model: str) -> bool:
 def is_local(model: str) -> bool:
     """Whether the model lies on this disk, so that its bytes identify it and its path does not."""
     return is_gguf(model) or Path(model).is_dir()
+
+
+def check_gguf(path: str) -> None:
+    """Raise unless ``path`` is a GGUF file and the package that reads it is installed.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it does not begin as a GGUF file does.
+        ImportError: the package is missing.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError("there is no such file")
+    with open(path, "rb") as file:
+        if file.read(4) != b"GGUF":
+            raise ValueError("it is not a GGUF file (broken download?)")
+    if importlib.util.find_spec("gguf") is None:
+        raise ImportError("a GGUF file needs the package gguf: pip install '.[gguf]'")
 
 
 @contextmanager

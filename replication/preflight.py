@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from replication.base_files import check_gguf, is_gguf
 from replication.claims import load_claims
 from replication.errors import UserError
 from replication.evidence import PAPER_MODEL, counts_for
@@ -105,7 +106,13 @@ def _is_dry_run(config: ExperimentConfig) -> bool:
 def _model_problem(config: ExperimentConfig) -> str | None:
     """Why the model cannot be read, or None. Weights are looked for, not loaded."""
     path = config.model_path
-    advice = "with make: MODEL=folder or MODEL=name on the Hub (and REVISION=), or run once where the Hub can be reached"
+    advice = "with make: MODEL=folder, file.gguf or name on the Hub (and REVISION=), or run once where the Hub can be reached"
+    if is_gguf(path):
+        try:
+            check_gguf(path)
+        except (OSError, ValueError, ImportError) as error:
+            return f"model: {path}: {getattr(error, 'strerror', None) or error}; {advice}"
+        return None
     if Path(path).is_dir():
         there = {entry.name for entry in Path(path).iterdir()}
         lacks = [what for what, found in _parts(there).items() if not found]
@@ -162,6 +169,8 @@ def gpu_problem(configs: Sequence[ExperimentConfig], none: str) -> str | None:
 
 def _is_small(config: ExperimentConfig) -> bool:
     folder = Path(config.model_path)
+    if is_gguf(config.model_path):
+        return folder.is_file() and 4 * folder.stat().st_size < SMALL_MODEL  # 4 bits a weight become 16
     return folder.is_dir() and sum(path.stat().st_size for path in folder.glob("*.safetensors")) < SMALL_MODEL
 
 

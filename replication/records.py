@@ -241,12 +241,15 @@ class RunDirectory:
 
     def write_adapter(self, model: Any) -> None:
         """Save the trained weights into adapter/, in safetensors, on the disk before the summary that says they are there."""
+        from peft import PeftModel
         from safetensors import SafetensorError
 
         folder = self.path / "adapter"
+        # The embedding is never trained. Asked to find that out, PEFT looks for the base's config, also on the Hub.
+        how = {"save_embedding_layers": False} if isinstance(model, PeftModel) else {}
         with explained(folder):
             try:
-                model.save_pretrained(folder)
+                model.save_pretrained(folder, **how)
             except SafetensorError as error:  # safetensors words what the system said
                 raise OSError(0, str(error)) from None
             for path in folder.iterdir():

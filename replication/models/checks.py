@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,23 +18,6 @@ if TYPE_CHECKING:
 
 #: Most nats by which sampling and one plain pass may differ (mean over the vocabulary, weighted by probability).
 TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-3, torch.float16: 0.25, torch.bfloat16: 0.25}
-
-
-def check_gguf(path: str) -> None:
-    """Raise unless ``path`` is a GGUF file and the package that reads it is installed.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it does not begin as a GGUF file does.
-        ImportError: the package is missing.
-    """
-    if not Path(path).is_file():
-        raise FileNotFoundError("there is no such file")
-    with open(path, "rb") as file:
-        if file.read(4) != b"GGUF":
-            raise ValueError("it is not a GGUF file (broken download?)")
-    if importlib.util.find_spec("gguf") is None:
-        raise ImportError("a GGUF file needs the package gguf: pip install '.[gguf]'")
 
 
 def check_finite(model: nn.Module) -> None:

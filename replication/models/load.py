@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from replication.base_files import is_gguf, readable
+from replication.base_files import check_gguf, is_gguf, readable
 from replication.config import ExperimentConfig
 from replication.console import say
 from replication.errors import UserError
 from replication.models.card import base_name
-from replication.models.checks import check_decoding, check_finite, check_gguf
+from replication.models.checks import check_decoding, check_finite
 from replication.randomness import stream
 
 
@@ -228,7 +228,7 @@ def _eos_token_ids(model: nn.Module, tokenizer) -> tuple[int, ...]:
 
 
 def _pad_token_id(model: nn.Module, tokenizer) -> int:
-    for candidate in (tokenizer.pad_token_id, model.config.pad_token_id, tokenizer.eos_token_id):
+    for candidate in (tokenizer.pad_token_id, model.config.get_text_config().pad_token_id, tokenizer.eos_token_id):
         if candidate is not None:
             return candidate
     return 0
