@@ -11,9 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from replication.errors import UserError
-
-#: The one model that is shipped with the repository; everything else is a folder, a GGUF file or a name on the Hub.
-NANO_BASE = Path(__file__).resolve().parent.parent / "data" / "nano-base"
+from replication.names import NANO_BASE
 
 
 def is_gguf(model: str) -> bool:

@@ -58,6 +58,11 @@ class Policy:
                 yield self.model  # not trained: it is its own reference
 
     @property
+    def dtype(self) -> str:
+        """The dtype of the frozen weights, by torch's name."""
+        return str(self.model.dtype).removeprefix("torch.")
+
+    @property
     def commit(self) -> str | None:
         """The commit of the Hub that the weights were read from; None for a local folder."""
         return getattr(self.model.config, "_commit_hash", None)

@@ -16,10 +16,11 @@ import transformers
 from safetensors.torch import load_file, save_file
 from tiny_runs import make_base, noisy_rewards, steps, tiny_config, tiny_tokenizer
 
-from replication import prompting, train
+from replication import train
 from replication.__main__ import main
 from replication.algorithms import every_token
 from replication.errors import UserError
+from replication.measure import measure_prompts
 from replication.models.checks import check_decoding
 from replication.models.load import load_base, load_policy
 from replication.rollout import generate
@@ -152,7 +153,7 @@ def test_a_prompt_with_ids_outside_the_embedding_is_refused_before_any_work(tmp_
         train.run(tiny_config(folder), tmp_path / "run")
     assert "\n" not in str(error.value) and not (tmp_path / "run/metrics.jsonl").exists()
     with pytest.raises(UserError, match="the model's embedding has 40 rows"):
-        prompting.measure("smoke", tmp_path / "prompts", model=str(folder), eval_items=2, max_new_tokens=4)
+        measure_prompts("smoke", tmp_path / "prompts", model=str(folder), eval_items=2, max_new_tokens=4)
 
 
 def test_ids_that_no_prompt_uses_may_lie_outside_the_embedding(tmp_path):
