@@ -33,10 +33,10 @@ def check_gguf(path: str) -> None:
         ImportError: the package is missing.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError("there is no such file")
+        raise FileNotFoundError(f"there is no file {path}")
     with open(path, "rb") as file:
         if file.read(4) != b"GGUF":
-            raise ValueError("it is not a GGUF file (broken download?)")
+            raise ValueError(f"{path} is not a GGUF file (broken download?)")
     if importlib.util.find_spec("gguf") is None:
         raise ImportError("a GGUF file needs the package gguf: pip install '.[gguf]'")
 
@@ -72,7 +72,7 @@ def base_fingerprint(model: str, revision: str | None = None) -> str:
             return _checksum((folder,), _stamps(folder))
         if not folder.is_dir():
             if model == "nano":
-                raise UserError(f"the shipped base is missing: {folder} (restore it with git checkout -- data/nano-base)")
+                raise UserError(f"the shipped base is missing: {folder} (it is in the repository, not in an installed package)")
             return f"{model}@{revision or 'main'}"
         # Older tokenizers lie in vocab.json and merges.txt, or in *.model.
         own = ("config.json", "vocab.json", "merges.txt")
