@@ -266,3 +266,40 @@ def test_files_without_read_permission_are_named_in_one_line(random_base, capsys
             assert main([*words, "--set", f"model={base}", "--out", f"{parent}/run"]) == 2
         error = capsys.readouterr().err.strip().splitlines()[-1]
         assert error.startswith("error: ") and name in error
+
+
+def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Notes that a model was loaded, with which every measurement begins."""
+    from replication.measure import credit, prompts
+
+    seen: list[str] = []
+    for module in (credit, prompts):
+        monkeypatch.setattr(module, "load_policy", lambda config: seen.append(config.model))
+    monkeypatch.setattr(prompts.measure_prompts, "__kwdefaults__", {"load": lambda config: seen.append(config.model)})
+    return seen
+
+
+@pytest.mark.parametrize("wrong", ["missing", "another model", "unfinished", "damaged"])
+def test_diagnose_looks_at_its_runs_before_it_measures_the_base(random_base, tmp_path, monkeypatch, capsys, wrong):
+    """It measured the base for a minute, and then found that the run was not there."""
+    noisy_rewards(monkeypatch)
+    folder = tmp_path / "run"
+    if wrong == "unfinished":
+        folder.mkdir()
+    elif wrong != "missing":
+        train.run(tiny_config(random_base, task="word_problems", steps=1), folder)
+    if wrong == "damaged":
+        (folder / "adapter/adapter_model.safetensors").write_bytes(b"cut off")
+    seen = started(monkeypatch)
+    model = [] if wrong == "another model" else ["--set", f"model={random_base}"]
+    assert main(["diagnose", "--profile", "smoke", "--run", str(folder), *model, "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert str(folder) in error and not seen
+
+
+@pytest.mark.parametrize("command", ["diagnose", "prompts"])
+def test_a_results_folder_that_cannot_be_written_is_told_before_anything_is_measured(tmp_path, monkeypatch, capsys, command):
+    seen = started(monkeypatch)
+    (tmp_path / "file").write_text("")
+    assert main([command, "--profile", "smoke", "--out", str(tmp_path / "file")]) == 2
+    assert str(tmp_path / "file") in capsys.readouterr().err and not seen
