@@ -17,6 +17,7 @@ import pandas as pd
 import torch
 
 from replication.algorithms import SELECTORS, TokenCredit, build_trie
+from replication.base_files import base_fingerprint
 from replication.config import ExperimentConfig, load_profile
 from replication.errors import UserError
 from replication.groups import Group, sample_groups
@@ -271,7 +272,8 @@ def _config_of(run_dir: Path, config: ExperimentConfig) -> ExperimentConfig:
     if read_summary(run_dir) is None:
         raise UserError(f"there is no finished run in {run_dir}: name another run")
     saved = ExperimentConfig(**read_json(Path(run_dir) / "config.json", "a config"))
-    if not saved.lora_rank or (saved.task, saved.model) != (config.task, config.model):
+    same_base = base_fingerprint(saved.model, saved.revision) == base_fingerprint(config.model, config.revision)
+    if not saved.lora_rank or saved.task != config.task or not same_base:
         raise UserError(f"{run_dir} holds no adapter of {config.model} for {config.task}: name another run")
     check_files(run_dir, ["adapter/adapter_model.safetensors"])
     return saved

@@ -77,8 +77,8 @@ class Policy:
 def load_policy(config: ExperimentConfig) -> Policy:
     """The model, tokenizer and adapter of a run.
 
-    Weights are read from safetensors alone and code from the Hub is never run. The adapter's start values come from the run's
-    stream "init"; PEFT starts B at zero, so that the policy starts as the base.
+    Weights are read from safetensors or GGUF alone and code from the Hub is never run. The adapter's start values come from the
+    run's stream "init"; PEFT starts B at zero, so that the policy starts as the base.
 
     Raises:
         UserError: the model cannot be read, or the adapter does not fit it.

@@ -72,9 +72,8 @@ def test_a_run_in_16_bits_keeps_adapter_and_log_probs_in_float32(random_base, tm
         assert found.dtype == torch.float32
 
 
-@pytest.mark.parametrize("dtype", SIXTEEN)
-def test_the_gradient_in_16_bits_is_near_that_in_float32(random_base, dtype):
-    """In float16 the gradients of single tokens are below the least number, unless the loss is scaled up before."""
+def test_the_gradient_in_float16_is_near_that_in_float32(random_base):
+    """The gradients of single tokens are below its least number, unless the loss is scaled up before."""
 
     def gradient(dtype: str) -> torch.Tensor:
         config = tiny_config(random_base, dtype=dtype)
@@ -92,7 +91,7 @@ def test_the_gradient_in_16_bits_is_near_that_in_float32(random_base, dtype):
     task, method = config.load_task(), config.build_method()
     groups = sample_groups(load_policy(config), config, task, task.train[:3], 0)
     credits = [method.assign(group.completions, group.rewards) for group in groups]
-    expected, found = gradient("float32"), gradient(dtype)
+    expected, found = gradient("float32"), gradient("float16")
     assert expected.norm() > 0 and (found - expected).norm() < 0.1 * expected.norm()
 
 
