@@ -118,7 +118,7 @@ def generate(
         prefix_R, row_A = torch.unique(row_A * vocabulary + token_A, return_inverse=True)
         parent_R, token_R = prefix_R // vocabulary, prefix_R % vocabulary
         if len(parent_R) != len(mask) or (parent_R != torch.arange(len(mask), device=device)).any():
-            cache.batch_select_indices(parent_R)
+            cache.reorder_cache(parent_R)
             mask, prompt_lengths_R = mask[parent_R], prompt_lengths_R[parent_R]
         mask = torch.cat([mask, mask.new_ones((len(mask), 1))], 1)
         logits_RV = causal_lm(

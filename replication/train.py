@@ -10,7 +10,7 @@ import functools
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -18,12 +18,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from replication.algorithms import TokenCredit
-from replication.config import ExperimentConfig, base_fingerprint
+from replication.base_files import base_fingerprint
+from replication.config import ExperimentConfig
+from replication.console import say
 from replication.errors import Diverged, Stopped, UserError
 from replication.evaluate import final_evaluation, validate
 from replication.groups import Group, sample_groups
 from replication.metrics import run_totals, step_metrics
-from replication.models import Policy, load_policy, model_card
+from replication.models import Policy, check_sizes, load_policy, model_card
 from replication.objective import l2_penalty, surrogate_loss
 from replication.randomness import numpy_stream, stream
 from replication.runs import RunDirectory, RunSummary, forget_peak_memory, peak_memory
@@ -69,7 +71,10 @@ def run(config: ExperimentConfig, run_dir: str | Path, *, progress: bool | None 
             seed=config.seed,
         )
         policy = load_policy(config)
-        _note_commit_of_model(record, config, policy)
+        _note_model(record, config, policy)
+        for tested in (task, config.other_task(), config.longer_task()):
+            if tested is not None:
+                check_sizes(policy, config, tested)
         status, reason = "done", None
         state = TrainingState(policy, config.learning_rate)
         started = time.perf_counter()
@@ -104,6 +109,8 @@ class TrainingState:
         parameters = list(policy.trainable.values())
         self.optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0) if parameters else None
         self.validated: dict[str, Tensor] = {}
+        # Without a factor on the loss, the gradient of a single token would be below the least number of float16.
+        self.scaler = torch.amp.GradScaler(policy.model.device.type, enabled=policy.model.dtype == torch.float16)
 
     def note_validated(self) -> None:
         """Remember the parameters of now: a validation showed that they give finite numbers."""
@@ -122,6 +129,8 @@ class TrainingState:
             found[f"parameter/{name}"] = parameter
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 found[f"optimizer/{key}/{name}"] = value
+        if scaling := self.scaler.state_dict():
+            found["scaler"] = torch.tensor([scaling["scale"], scaling["_growth_tracker"]], dtype=torch.float64)
         return found
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
@@ -134,11 +143,15 @@ class TrainingState:
                     if (saved := tensors.get(f"optimizer/{key}/{name}")) is not None:
                         # AdamW counts steps on the CPU; its moments live where the parameter does.
                         self.optimizer.state[parameter][key] = saved if key == "step" else saved.to(parameter.device)
+        if "scaler" in tensors:
+            scale, tracker = tensors["scaler"].tolist()
+            self.scaler.load_state_dict({**self.scaler.state_dict(), "scale": scale, "_growth_tracker": int(tracker)})
 
 
 def _train(config: ExperimentConfig, record: RunDirectory, task: Task, state: TrainingState, progress: bool | None) -> None:
     method = config.build_method()
     policy = state.policy
+    sixteen_bits = policy.dtype in ("float16", "bfloat16")
     first, tensors = record.load_checkpoint() or (0, None)
     if tensors is not None:
         state.restore(tensors)
@@ -177,24 +190,32 @@ def _train(config: ExperimentConfig, record: RunDirectory, task: Task, state: Tr
 
             # Score and differentiate, a part of the groups at a time; the gradient is the sum over the parts.
             state.optimizer.zero_grad(set_to_none=True)
-            loss, forwarded, scored = backward(config, policy, groups, credits)
+            loss, forwarded, scored = backward(config, policy, groups, credits, state.scaler.scale)
             clock.append(time.perf_counter())
 
             # Step, unless no group taught anything: momentum alone would still move the weights.
-            norm = None
+            norm, overflow = None, False
             rate = config.learning_rate * min(1.0, (step + 1) / max(config.warmup_steps, 1))
             if any(len(credit) for credit in credits):
+                state.scaler.unscale_(state.optimizer)
                 norm = torch.nn.utils.clip_grad_norm_(list(policy.trainable.values()), config.max_grad_norm).item()
-                if not math.isfinite(loss) or not math.isfinite(norm):
+                overflow = not math.isfinite(loss) or not math.isfinite(norm)
+                if overflow and not sixteen_bits:
                     raise Diverged(f"loss {loss} or gradient norm {norm} is not finite at step {step + 1}: lower the learning rate")
-                for group in state.optimizer.param_groups:
-                    group["lr"] = rate
-                state.optimizer.step()
+                if overflow:  # happens in 16 bits, also in a run that goes well
+                    norm = None
+                    say(f"step {step + 1} is skipped: its gradient is not finite in {policy.dtype}")
+                else:
+                    for group in state.optimizer.param_groups:
+                        group["lr"] = rate
+                    state.optimizer.step()
+                state.scaler.update()
             clock.append(time.perf_counter())
 
             # Record.
             row = {"step": step + 1, "loss": loss, "grad_norm": norm, "clipped": int((norm or 0.0) > config.max_grad_norm)}
             row |= {"skipped": int(norm is None), "learning_rate": rate, **step_metrics(policy, config, task, groups, credits)}
+            row |= {"overflow": int(overflow)} if sixteen_bits else {}
             record.append_metrics(row | {"tokens_forwarded": forwarded, "tokens_scored": scored})
             record.append_timings({"step": step + 1, **_durations(clock), **peak_memory()})
             bar.set_postfix(reward=f"{row['reward']:.2f}", refresh=False)
@@ -206,9 +227,17 @@ def _train(config: ExperimentConfig, record: RunDirectory, task: Task, state: Tr
 
 
 def backward(
-    config: ExperimentConfig, policy: Policy, groups: Sequence[Group], credits: Sequence[TokenCredit]
+    config: ExperimentConfig,
+    policy: Policy,
+    groups: Sequence[Group],
+    credits: Sequence[TokenCredit],
+    scaled: Callable[[Tensor], Tensor] = lambda loss: loss,
 ) -> tuple[float, int, int]:
-    """Accumulate the gradient of the batch's loss; returns the loss, and the tokens that the trunk and the head computed."""
+    """Accumulate the gradient of the batch's loss, or of ``scaled`` of it.
+
+    Returns:
+        The loss itself, and the tokens that the trunk and the head computed.
+    """
     prompts = [group.prompt for group in groups]
     completions = [group.completions for group in groups]
     how = {"strategy": config.scoring, "temperature": config.temperature, "token_budget": config.token_budget}
@@ -226,14 +255,14 @@ def backward(
         loss, _ = surrogate_loss(
             scores.log_probs, batch[2], groups=len(groups), reference_log_probs=reference, beta=config.beta
         )
-        loss.backward()
+        scaled(loss).backward()
         total += loss.item()
         forwarded += scores.tokens_forwarded
         scored += scores.tokens_scored
     policy.model.eval()
     if config.l2 > 0 and any(len(credit) for credit in credits):
         penalty = config.l2 * l2_penalty(policy.trainable.values(), policy.initial)
-        penalty.backward()
+        scaled(penalty).backward()
         total += penalty.item()
     return total, forwarded, scored
 
@@ -251,15 +280,21 @@ def _epoch_order(seed: int, size: int, epoch: int) -> list[int]:
     return numpy_stream(seed, "data", epoch).permutation(size).tolist()
 
 
-def _note_commit_of_model(record: RunDirectory, config: ExperimentConfig, policy: Policy) -> None:
-    """Write the model's Hub commit into the manifest; a run that started on another one is refused."""
+def _note_model(record: RunDirectory, config: ExperimentConfig, policy: Policy) -> None:
+    """Write the model's Hub commit and its dtype into the manifest; a run that started with others is refused."""
     before = record.manifest.get("model_commit")
     if before not in (None, policy.commit):
         raise UserError(
             f"{record.path} started on commit {before} of {config.model}, which is now at {policy.commit}: "
             f"set revision={before}, or choose another folder"
         )
-    record.write_manifest(model_commit=policy.commit)
+    before = record.manifest.get("dtype")
+    if before not in (None, policy.dtype):
+        raise UserError(
+            f"{record.path} started in {before}, and dtype={config.dtype} is {policy.dtype} here: resume it where it started, "
+            "or choose another folder"
+        )
+    record.write_manifest(model_commit=policy.commit, dtype=policy.dtype)
 
 
 def _durations(clock: Sequence[float]) -> dict[str, float]:

@@ -25,7 +25,7 @@ COMMITTED = RESULTS / "nano"
 BENCH = RESULTS / "bench"
 #: Top-level modules in the order in which one run goes through them; those that serve all others come last.
 SPINE = ("config", "ablations", "train", "rollout", "groups", "objective", "evaluate", "metrics")
-SERVICES = ("names", "errors", "randomness", "console", "signals", "__main__", "commands")
+SERVICES = ("base_files", "names", "errors", "randomness", "console", "signals", "__main__", "commands")
 
 
 def verdict_table(committed: Path = COMMITTED) -> str:

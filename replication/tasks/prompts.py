@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from datetime import date
 from functools import lru_cache
 
+from replication.base_files import readable
 from replication.errors import UserError
 from replication.tasks.problem import Problem, Task, content_version
 
@@ -86,9 +87,12 @@ def _tokenizer(path: str, revision: str | None):
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read the tokenizer of {path!r} for its chat template: {str(error).splitlines()[0]}") from None
+        with readable(path) as (name, gguf):
+            tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False, **gguf)
+    except Exception as error:  # of any kind: the readers of tokenizers and GGUF trust what a file says
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UserError(f"cannot read the tokenizer of {path!r} for its chat template: {reason}") from None
+    tokenizer.name_or_path = path
     if not tokenizer.chat_template:
         raise UserError(f"the tokenizer of {path!r} has no chat template: {_ANOTHER}")
     return tokenizer

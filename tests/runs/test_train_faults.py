@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from tiny_runs import TRAINED, make_base, noisy_rewards, outcome, steps, tiny_config
 
 from replication import evaluate, groups, signals, train
-from replication.errors import Diverged, Stopped, UserError
+from replication.errors import Stopped, UserError
 from replication.models import load
 from replication.runs import check_files
 from replication.train import run, training_batch
@@ -189,13 +189,15 @@ def test_an_absurd_learning_rate_diverges_and_says_so(random_base, tmp_path, kin
     json.loads((tmp_path / "run" / "summary.json").read_text())
 
 
-def test_a_base_that_is_not_finite_from_the_start_is_an_error(tmp_path):
+@pytest.mark.parametrize("factor", [torch.nan, 1e38])
+def test_a_base_that_is_not_finite_from_the_start_is_refused(tmp_path, factor):
+    """Weights with a NaN in them, or finite ones whose logits are not, gave a traceback in the middle of the first rollout."""
     base = make_base(tmp_path / "ruined")
     weights = load_file(base / "model.safetensors")
-    weights["model.norm.weight"] *= torch.nan
+    weights["model.norm.weight"] *= factor
     save_file(weights, base / "model.safetensors", {"format": "pt"})
     for kind in ("base", "grpo"):
-        with pytest.raises(Diverged, match="not finite"):
+        with pytest.raises(UserError, match="not finite"):
             run(tiny_config(base, kind), tmp_path / kind)
         assert not (tmp_path / kind / "summary.json").exists() and not (tmp_path / kind / "metrics.jsonl").exists()
 
