@@ -34,7 +34,7 @@ def require_sampled_equals_scored(policy: Policy, config: ExperimentConfig, grou
     Raises:
         UserError: the log-probs differ by over LIMIT_FLOAT32 at a token, or in 16 bits by over LIMIT_16_BITS on average.
     """
-    exact = config.dtype == "float32"
+    exact = policy.dtype == "float32"
     if exact:
         rows = [(group.prompt, group.completions) for group in groups]
     else:
