@@ -10,8 +10,8 @@ import torch
 
 from replication.algorithms import every_token
 from replication.config import ExperimentConfig
-from replication.groups import Group, reward, sample_in_chunks
-from replication.models.load import Policy
+from replication.groups import Group, reward, sample_in_chunks, stopped_share
+from replication.models import Policy
 from replication.objective import k3
 from replication.randomness import stream
 from replication.rollout import Completion
@@ -89,6 +89,7 @@ def validate(policy: Policy, config: ExperimentConfig, task: Task, record: RunDi
             "validation_accuracy": accuracy(greedy),
             "validation_sampled_accuracy": accuracy(sampled),
             "validation_truncated": sum(result.sample.truncated for result in greedy) / max(len(greedy), 1),
+            **stopped_share(task, [result.sample for result in greedy], "validation_stopped"),
         }
     )
     record.append_samples(

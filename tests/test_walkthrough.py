@@ -14,8 +14,8 @@ from replication.algorithms import SGRPO
 from replication.notebooks import runner, walkthrough
 from replication.notebooks.interactive import explore
 from replication.notebooks.toy_group import keep_probability
-from replication.runs.directory import read_summary
-from replication.tables.build import build_tables
+from replication.runs import read_summary
+from replication.tables import build_tables
 
 
 def rule_picture(cutoff: int, budget: int):

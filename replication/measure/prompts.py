@@ -16,11 +16,10 @@ import pandas as pd
 from replication.config import ExperimentConfig, load_profile, profile_plan
 from replication.errors import UserError
 from replication.evaluate import ItemResult, evaluate
-from replication.models.load import Policy, load_policy
+from replication.models import Policy, check_sizes, load_policy
 from replication.statistics import wilson
-from replication.sweep import preflight
 from replication.tables import KINDS, frame, read_tables, write_tables
-from replication.tasks.prompts import TEMPLATES
+from replication.tasks import PROMPT_TEMPLATES as TEMPLATES
 
 OWN = "own"  # the task's own prompts, where the profile sets no template
 
@@ -36,7 +35,7 @@ def configs(profile: str, **overrides: Any) -> list[ExperimentConfig]:
     return listed
 
 
-def measure(profile: str, out: str | Path, *, load: Callable[[ExperimentConfig], Policy] = load_policy, **overrides: Any):
+def measure_prompts(profile: str, out: str | Path, *, load: Callable[[ExperimentConfig], Policy] = load_policy, **overrides: Any):
     """Evaluate the base under each template, write ``out``/prompts.csv after each, and return the table.
 
     A row that is there already for the same model, data and settings is kept. A template that the model does not have is in the
@@ -46,12 +45,8 @@ def measure(profile: str, out: str | Path, *, load: Callable[[ExperimentConfig],
         profile: whose tasks, model and number of validation items (``eval_items``).
         load: how the model is loaded, once for all.
         overrides: other values of config fields.
-
-    Raises:
-        UserError: something that these evaluations need is missing.
     """
     planned = configs(profile, **overrides)
-    preflight.require(planned)
     earlier = _earlier(Path(out))
     rows: list[dict[str, Any]] = []
     policy = None
@@ -68,6 +63,7 @@ def measure(profile: str, out: str | Path, *, load: Callable[[ExperimentConfig],
             continue
         policy = policy or load(config)
         task = config.load_task()
+        check_sizes(policy, config, task)
         rows.append(row | {"status": "done"} | shares(evaluate(policy, config, task, task.validation[: config.eval_items])))
         write_tables({"prompts": _frame(rows)}, out)
         print(f"{config.task} {row['template']}: accuracy {rows[-1]['accuracy']:.3f} on {rows[-1]['items']} items", file=sys.stderr)
@@ -83,6 +79,7 @@ def shares(results: Sequence[ItemResult]) -> dict[str, float | int]:
         "parsable_share": (len(parsable), len(results)),
         "accuracy_of_parsable": (sum(result.correct for result in parsable), len(parsable)),
         "truncated_share": (sum(result.sample.truncated for result in results), len(results)),
+        "stopped_share": (sum(result.sample.stopped for result in results), len(results)),
     }
     row: dict[str, float | int] = {"items": len(results)}
     for name, (count, n) in parts.items():

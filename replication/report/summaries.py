@@ -128,7 +128,7 @@ def prompt_table(tables: Tables, profile: str) -> pd.DataFrame:
     for row in table[table["profile"] == profile].to_dict("records"):
         shown = {"task": TASKS[row["task"]], "template": row["template"] + " (used)" * bool(row["chosen"])}
         shown["items"] = "" if pd.isna(row["items"]) else str(int(row["items"]))
-        for name in ("accuracy", "parsable_share", "accuracy_of_parsable", "truncated_share"):
+        for name in ("accuracy", "parsable_share", "accuracy_of_parsable", "truncated_share", "stopped_share"):
             value, low, high = (100 * row[f"{name}{end}"] for end in ("", "_low", "_high"))
             shown[name] = "" if pd.isna(value) else f"{value:.1f} [{low:.1f}, {high:.1f}]"
         shown["note"] = "" if row["status"] == "done" else f"{row['status']}: {row['reason']}"

@@ -22,6 +22,7 @@ Tables = Mapping[str, pd.DataFrame]
 
 #: The paper's model itself: not its Instruct or quantised siblings, and not a small stand-in of a dry run.
 PAPER_MODEL = "Qwen2-1.5B"
+_ORDER = {name: place for place, name in enumerate((*TASKS, *METHODS))}
 _RIGHT = {"1": 1.0, "1.0": 1.0, "true": 1.0, "0": 0.0, "0.0": 0.0, "false": 0.0}
 
 
@@ -46,11 +47,12 @@ def table(tables: Tables, name: str, columns: Sequence[str]) -> pd.DataFrame:
 def ended(runs: pd.DataFrame) -> pd.DataFrame:
     """The runs that have an end result, by task, method and seed."""
     runs = runs[runs["status"].isin(ENDED) & runs["accuracy"].notna()]
-    order = {"task": TASKS.index, "method": METHODS.index}
-    ranked = {name: lambda ids, place=place: ids.map(place) for name, place in order.items()}
-    return runs.sort_values(
-        ["task", "method", "seed", "run_id"], key=lambda ids: ranked.get(ids.name, lambda same: same)(ids), kind="stable"
-    )
+    return runs.sort_values(["task", "method", "seed", "run_id"], key=_ranks, kind="stable")
+
+
+def _ranks(column: pd.Series) -> pd.Series:
+    """Tasks and methods by their place in ``names``; those of a reader's own come after them, by name."""
+    return column.map(lambda name: (_ORDER.get(name, len(_ORDER)), name)) if column.name in ("task", "method") else column
 
 
 def rows_of(tables: Tables, ablation: str, profile: str) -> pd.DataFrame:

@@ -120,7 +120,9 @@ def _combine(claim: Claim, cases: Sequence[Case], lost: Sequence[str]) -> tuple[
 def _favour(claim: Claim, case: Case) -> tuple[int, float]:
     """How much a case speaks for the claim; the least goes into the row."""
     low, high = (case.estimate.value if np.isnan(end) else end for end in (case.estimate.low, case.estimate.high))
-    if case.holds is False:  # a failure is as clear as the end of its interval that is nearest to the threshold
+    if claim.holds(low, high) is False:
+        # A failure is as clear as the end nearest to the threshold, or a wide interval that fails narrowly would be shown in
+        # place of a narrow one that fails clearly.
         low, high = high, low
     margin = {
         "above": low - claim.threshold,
