@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -153,7 +154,9 @@ def accuracy(tables: Tables, runs: pd.DataFrame, *, seed: int = 0) -> Estimate |
         return None
     matrix = answers(tables, runs)
     if matrix.size == 0 or len(matrix) < runs["run_id"].nunique():
-        return mean_over_seeds(runs.drop_duplicates("run_id")["accuracy"].astype(float))
+        over_seeds = mean_over_seeds(runs.drop_duplicates("run_id")["accuracy"].astype(float))
+        low, high = (float(np.clip(end, 0, 1)) for end in (over_seeds.low, over_seeds.high))
+        return replace(over_seeds, low=low, high=high)
     rng = numpy_stream(seed, "bootstrap", "accuracy", *sorted(set(runs["run_id"].astype(str))))
     return bootstrap(matrix, None, rng, templates=templates_of(matrix))
 
