@@ -40,40 +40,42 @@ def ignore_positions(patch: pytest.MonkeyPatch, model: type = Qwen2Model) -> Non
     patch.setattr(model, "forward", lambda self, *args, position_ids=None, **named: forward(self, *args, **named))
 
 
-def refused(folder, tmp_path, **changes) -> tuple[float, float]:
-    """The two log-probs of the message of a run that is refused."""
+def refused(folder, break_it=lambda: None, **changes) -> float:
+    """By how much the two log-probs in the message differ, for a model that breaks after it was loaded."""
+    config = tiny_config(folder, **(SMALL | changes))
+    policy = load_policy(config)
+    break_it()
+    groups = sample_groups(policy, config, TASK, TASK.train[:8], 0)
     with pytest.raises(UserError, match="sampling and scoring disagree") as error:
-        run(tiny_config(folder, **(SMALL | changes)), tmp_path / "run", progress=False)
+        require_sampled_equals_scored(policy, config, groups)
     assert "\n" not in str(error.value)
-    assert not (tmp_path / "run" / "metrics.jsonl").exists() or not steps(tmp_path / "run")
     sampled, scored = re.search(r"log-prob (\S+) and is scored at (\S+) ", str(error.value)).groups()
-    return float(sampled), float(scored)
+    return abs(float(sampled) - float(scored))
 
 
-def test_a_model_that_ignores_positions_is_refused(random_base, absolute, tmp_path, monkeypatch):
+def test_a_model_that_ignores_positions_is_refused(random_base, absolute, monkeypatch):
     """Relative positions go wrong in packed rows; absolute ones where a prompt is padded while it is sampled from."""
-    ignore_positions(monkeypatch)
-    sampled, scored = refused(random_base, tmp_path)
-    assert abs(sampled - scored) > 1e-3
-    ignore_positions(monkeypatch, GPT2Model)
-    sampled, scored = refused(absolute, tmp_path / "gpt2", scoring="dense", lora_targets=("c_attn",))
-    assert abs(sampled - scored) > 1e-3
+    assert refused(random_base, lambda: ignore_positions(monkeypatch)) > 1e-3
+    broken = {"scoring": "dense", "lora_targets": ("c_attn",)}
+    assert refused(absolute, lambda: ignore_positions(monkeypatch, GPT2Model), **broken) > 1e-3
 
 
 @pytest.mark.filterwarnings("ignore:scoring this model densely")
 def test_a_rotary_embedding_that_depends_on_the_length_of_the_row_is_refused(tmp_path):
     """Past the original range each cached key was rotated for another length than the whole row is."""
     rope = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0}
-    folder = make_base(tmp_path / "base", rope_parameters=rope, max_position_embeddings=16)
-    sampled, scored = refused(folder, tmp_path)
-    assert abs(sampled - scored) > 1e-3
+    assert refused(make_base(tmp_path / "base", rope_parameters=rope, max_position_embeddings=16)) > 1e-3
 
 
-def test_in_16_bits_it_is_refused_too(absolute, tmp_path, monkeypatch):
-    own = {"dtype": "bfloat16", "lora_targets": ("c_attn",)}
-    assert run(tiny_config(absolute, **SMALL, **own), tmp_path / "well", progress=False).status == "done"
-    ignore_positions(monkeypatch, GPT2Model)
-    refused(absolute, tmp_path, **own)
+def test_in_16_bits_it_is_refused_too(absolute, monkeypatch):
+    refused(absolute, lambda: ignore_positions(monkeypatch, GPT2Model), dtype="bfloat16", lora_targets=("c_attn",))
+
+
+def test_a_run_compares_before_its_first_update(random_base, tmp_path, monkeypatch):
+    monkeypatch.setattr("replication.scoring_check.LIMIT_FLOAT32", -1.0)
+    with pytest.raises(UserError, match="sampling and scoring disagree"):
+        run(tiny_config(random_base, **SMALL), tmp_path / "run", progress=False)
+    assert not steps(tmp_path / "run")
 
 
 @pytest.mark.parametrize(("shift", "dtype", "fine"), [
