@@ -111,9 +111,6 @@ def _parser() -> argparse.ArgumentParser:
 
     bench = command("bench", "measure this project beside another implementation (extra bench)")
     bench.add_argument("arguments", nargs=argparse.REMAINDER, help="passed on to python -m benchmarks")
-
-    provenance = command("provenance", "say which runs, commit and machine a figure or table was made by")
-    provenance.add_argument("file", type=Path, metavar="FILE")
     return parser
 
 
@@ -147,7 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 128 + signal.SIGINT
     except BrokenPipeError:  # `... | head` has read enough; what was to be done besides printing may not be done
         to_nowhere(1)
-        return 0 if options.command in ("verify", "provenance") or getattr(options, "list", False) else 1
+        return 0 if options.command == "verify" or getattr(options, "list", False) else 1
     except Exception as error:
         if not _is_bad_input(error):
             raise

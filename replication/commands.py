@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from replication.console import say
 from replication.errors import Stopped, UserError
-from replication.names import CLAIMS, ROOT
-from replication.runs import explained, read_json
+from replication.names import ROOT
+from replication.runs import read_json
 
 if TYPE_CHECKING:
     from replication.ablations import PlannedRun
@@ -140,27 +140,20 @@ def _plan_of(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _write_tables(planned: Sequence[PlannedRun], out: Path, extra: dict[str, Any]) -> None:
-    from replication.statistics import verdicts
-    from replication.tables import build_tables, tables_manifest, write_tables
+    from replication.report import rebuild_tables
 
-    tables = build_tables(planned, out / "runs")
-    tables["verdicts"] = verdicts(CLAIMS, tables)
-    write_tables(tables, out, tables_manifest(planned, out / "runs") | extra)
+    rebuild_tables(planned, out, extra)
 
 
 def report(options: argparse.Namespace) -> int:
     out = _results(options)
-    from replication.tables import read_tables
-
     if (out / "runs").is_dir():
         settings = _noted_plan(out)
         planned = _plan(argparse.Namespace(profile=options.profile, **settings))
         _write_tables(planned, out, {"profile": options.profile, "plan": settings})
-    read_tables(out)  # says so if there are none, or one is damaged
-    from replication.report import page as reports
+    from replication.report import build
 
-    page = reports.build(out, options.profile)
-    print(page or out / "report.html")
+    print(build(out, options.profile))
     return 0
 
 
@@ -220,14 +213,12 @@ def prompts(options: argparse.Namespace) -> int:
 
 def figures(options: argparse.Namespace) -> int:
     out = _results(options)
-    from replication.report.figures import FIGURES, save_figure
+    from replication.report import EXHIBITS, save_figures
     from replication.tables import read_tables
 
     tables = read_tables(out)
-    manifest = _manifest(out)
-    for name, draw in FIGURES.items():
-        for path in save_figure(draw(tables), out / "figures" / name, manifest):
-            print(path)
+    for path in save_figures((exhibit.show(tables, options.profile) for exhibit in EXHIBITS.values()), out / "figures"):
+        print(path)
     return 0
 
 
@@ -262,7 +253,7 @@ def verify(options: argparse.Namespace) -> int:
 
 
 def publish(options: argparse.Namespace) -> int:
-    from replication.report.publish import publish as copy
+    from replication.report import publish as copy
 
     for path in copy(options.profile, _results(options), options.to or Path("results") / options.profile):
         print(path)
@@ -286,12 +277,3 @@ def bench(options: argparse.Namespace) -> int:
     if not (ROOT / "benchmarks" / "__main__.py").exists():
         raise UserError(f"there is no benchmarks/__main__.py in {ROOT}: run this in a clone of the repository")
     return subprocess.run([sys.executable, "-m", "benchmarks", *options.arguments], cwd=ROOT, check=False).returncode
-
-
-def provenance(options: argparse.Namespace) -> int:
-    with explained(options.file), open(options.file, "rb"):
-        pass
-    from replication.report.publish import provenance as describe
-
-    print(describe(options.file))
-    return 0
