@@ -68,7 +68,7 @@ def draw_effects(tables: Tables, profile: str, table: pd.DataFrame) -> Figure:
             axis.remove()
         row[0].set_title(f"trained on {TASK_LABELS[task]}", loc="left")
     text = f"{p.about(profile)} Hollow: {p.seeds_of(runs)}; filled: their mean; dashed: the base. {p.BARS} Axes differ in "
-    text += "scale. A method regularises if it drifts less and loses less elsewhere at an equal test accuracy, not by learning less."
+    text += "scale. A method regularises if it drifts less and loses less elsewhere at equal test accuracy, not by learning less."
     return p.caption(figure, text)
 
 
