@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 import traceback
 from collections.abc import Iterable, Sequence
@@ -12,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from replication.console import say
 from replication.errors import Stopped, UserError
-from replication.names import ROOT
 from replication.runs import read_json
 
 if TYPE_CHECKING:
@@ -23,22 +21,19 @@ _OWN = ("profile", "task", "method", "seed")
 
 
 def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
-    """``["steps=5", "lora_targets=[q_proj]"]`` to values, read as YAML and never evaluated; later ones win.
+    """``["steps=5", "lora_targets=[q_proj]"]`` to values, which are never evaluated; later ones win.
 
     Raises:
-        UserError: for a setting without "=", or a value that is no YAML.
+        UserError: for a setting without "=", or a value that cannot be read.
     """
-    import yaml
+    from replication.config import read_value
 
     values = {}
     for setting in settings:
         name, equals, text = setting.partition("=")
         if not equals or not name.isidentifier():
             raise UserError(f"--set {setting!r} is not FIELD=VALUE")
-        try:
-            values[name] = yaml.safe_load(text)
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
-            raise UserError(f"--set {name}: {' '.join(str(error).split())}") from None
+        values[name] = read_value(name, text)
     return values
 
 
@@ -55,9 +50,9 @@ def run(options: argparse.Namespace) -> int:
     from replication.runs import mark_failed, read_summary
 
     if read_summary(options.out) is None:
-        from replication.sweep import preflight
+        from replication.sweep import check_needs
 
-        preflight.require([config])
+        check_needs([config])
     from replication import train
 
     try:
@@ -108,7 +103,7 @@ def sweep(options: argparse.Namespace) -> int:
             print(config.command(out / "runs" / _run_id(config)))
         print(f"{len(configs)} runs, {sum(config.steps for config in configs)} steps", file=sys.stderr)
         return 0
-    from replication.sweep.schedule import run_plan
+    from replication.sweep import run_plan
 
     result = run_plan(planned, out / "runs", workers=options.workers, **_engine(options))
     for run_id in result.missing:  # first of all: the tables may be refused, for a damaged file of another run
@@ -175,10 +170,13 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 def diagnose(options: argparse.Namespace) -> int:
     out = _results(options)
-    from replication.measure.credit import diagnose as measure
-    from replication.runs import manifest, now, peak_memory
+    from replication.measure import diagnose as measure
+    from replication.runs import manifest, now, peak_memory, read_summary
     from replication.tables import write_tables
 
+    for run_dir in options.run:
+        if read_summary(run_dir) is None:
+            raise UserError(f"--run {run_dir}: there is no finished run")
     tables, took = measure(
         options.profile, task=options.task, problems=options.problems, redraws=options.redraws, run_dirs=options.run,
         **parse_settings(options.set),
@@ -197,13 +195,13 @@ def prompts(options: argparse.Namespace) -> int:
             raise UserError(f"--set {name}: every task of the profile is measured with the base under every template")
     if options.svamp is not None:
         overrides["svamp_source"] = options.svamp
-    from replication.measure.prompts import measure
-    from replication.sweep import preflight
+    from replication.measure import measure_prompts
+    from replication.sweep import check_needs
 
     # What the runs that follow need is missing now, not after the base was measured.
     sweep_of = argparse.Namespace(profile=options.profile, plan="default", seeds=None, set=options.set, svamp=options.svamp)
-    preflight.require([run.config for run in _plan(sweep_of)], out / "runs")
-    table = measure(options.profile, out, **overrides)
+    check_needs([run.config for run in _plan(sweep_of)], out / "runs")
+    table = measure_prompts(options.profile, out, **overrides)
     shares = ["accuracy", "parsable_share", "accuracy_of_parsable", "truncated_share"]
     shown = table[["task", "template", "chosen", "items", *shares, "reason"]].astype({"items": "Int64"})
     print(shown.to_string(index=False, na_rep="", float_format="{:.3f}".format))
@@ -260,20 +258,8 @@ def publish(options: argparse.Namespace) -> int:
     return 0
 
 
-def dryrun(options: argparse.Namespace) -> int:
-    from tools.dryrun import run as dry_run
-
-    return dry_run(options.out, options.svamp, options.workers)
-
-
 def base(options: argparse.Namespace) -> int:
     from replication.nano import pretrain
 
     print(pretrain.build(options.out, steps=options.steps, threads=options.threads)["comparison"])
     return 0
-
-
-def bench(options: argparse.Namespace) -> int:
-    if not (ROOT / "benchmarks" / "__main__.py").exists():
-        raise UserError(f"there is no benchmarks/__main__.py in {ROOT}: run this in a clone of the repository")
-    return subprocess.run([sys.executable, "-m", "benchmarks", *options.arguments], cwd=ROOT, check=False).returncode

@@ -23,8 +23,7 @@ from replication.errors import Diverged, Stopped, UserError
 from replication.evaluate import final_evaluation, validate
 from replication.groups import Group, sample_groups
 from replication.metrics import run_totals, step_metrics
-from replication.models.card import write_card
-from replication.models.load import Policy, load_policy
+from replication.models import Policy, load_policy, model_card
 from replication.objective import l2_penalty, surrogate_loss
 from replication.randomness import numpy_stream, stream
 from replication.runs import RunDirectory, RunSummary, forget_peak_memory, peak_memory
@@ -50,13 +49,19 @@ def run(config: ExperimentConfig, run_dir: str | Path, *, progress: bool | None 
         Stopped: a signal came; a checkpoint of the last whole step is saved.
         Diverged: the logits of the base itself are not finite.
     """
+    task = config.load_task()
+    if config.steps and config.prompts_per_step > len(task.train):
+        raise UserError(
+            f"prompts_per_step={config.prompts_per_step}, but {config.task} has {len(task.train)} training problems: "
+            f"set prompts_per_step to at most {len(task.train)}"
+        )
     with RunDirectory.open(run_dir, config) as record:
         if record.summary is not None:
             return record.summary
         torch.set_num_threads(config.threads)
         forget_peak_memory()
-        task = config.load_task()
         record.write_manifest(
+            model=config.model,
             command=config.command(run_dir),
             base_sha256=base_fingerprint(config.model, config.revision),
             task_version=task.version,
@@ -83,8 +88,7 @@ def run(config: ExperimentConfig, run_dir: str | Path, *, progress: bool | None 
         record.write_items(items)
         outcome = {"status": status, "reason": reason, **run_totals(record.path / "metrics.jsonl"), **final}
         if policy.trainable:
-            record.write_adapter(policy.model)
-            write_card(record.path / "adapter", config, record.manifest, outcome)
+            record.write_adapter(policy.model, model_card(config, record.manifest, outcome))
         return record.finish(outcome)
 
 
@@ -140,7 +144,7 @@ def _train(config: ExperimentConfig, record: RunDirectory, task: Task, state: Tr
     # Lengths of the run's growing files after the last whole step: a resumed run cuts them back to it.
     lengths = record.lengths()
     step = first
-    show = sys.stderr.isatty() if progress is None else progress
+    show = bool(sys.stderr and sys.stderr.isatty()) if progress is None else progress
     name = f"{config.task} {config.method}"
     bar = tqdm(range(first, config.steps), initial=first, total=config.steps, disable=not show, desc=name)
     try:
@@ -170,7 +174,7 @@ def _train(config: ExperimentConfig, record: RunDirectory, task: Task, state: Tr
 
             # Score and differentiate, a part of the groups at a time; the gradient is the sum over the parts.
             state.optimizer.zero_grad(set_to_none=True)
-            loss, forwarded, scored = _backward(config, policy, groups, credits)
+            loss, forwarded, scored = backward(config, policy, groups, credits)
             clock.append(time.perf_counter())
 
             # Step, unless no group taught anything: momentum alone would still move the weights.
@@ -198,7 +202,7 @@ def _train(config: ExperimentConfig, record: RunDirectory, task: Task, state: Tr
     record.save_checkpoint(config.steps, state.tensors(), record.lengths())
 
 
-def _backward(
+def backward(
     config: ExperimentConfig, policy: Policy, groups: Sequence[Group], credits: Sequence[TokenCredit]
 ) -> tuple[float, int, int]:
     """Accumulate the gradient of the batch's loss; returns the loss, and the tokens that the trunk and the head computed."""

@@ -27,7 +27,7 @@ from replication.scoring.packing import PackedRow, pack_groups
 
 if TYPE_CHECKING:
     from replication.groups import Group
-    from replication.models.load import Policy
+    from replication.models import Policy
 
 #: Orange to white to blue: told apart by the colour-blind, and the two ends differ in print too.
 CREDIT_COLOURS = LinearSegmentedColormap.from_list("credit", ["#D55E00", "#ffffff", "#0072B2"])
