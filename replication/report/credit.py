@@ -100,7 +100,7 @@ def say_truth(table: pd.DataFrame) -> list[str]:
     gradient = [f"{METHOD_LABELS[name]} {_with_ends(row, 'gradient_decisive', ' %')}" for name, row in rows.items()]
     credit = [f"{METHOD_LABELS[name]} {percent(row['credit_right'])}" for name, row in rows.items()]
     return [
-        f"{decisive} of the generated tokens are decisive in form; of the gradient they make {listing(gradient)}.",
+        f"{decisive} of the generated tokens are decisive in form; their share of the gradient is {listing(gradient)}.",
         f"Credit on tokens that really decided, with the right sign: {listing(credit)}; T-SPMO's share is partly true by "
         "definition, since its advantage estimates the same change of chance that a token's worth is.",
     ]
@@ -141,7 +141,7 @@ def say_noise(table: pd.DataFrame) -> list[str]:
     return [
         f"The signal-to-noise ratio of an update is {listing(update)}; of all rules it is highest for {best['rule']} "
         f"({number(best['snr_update'])}) and lowest for {worst['rule']} ({number(worst['snr_update'])}).",
-        f"The cosine to full-token GRPO's expected gradient is {listing(cosine)}; more samples do not average out what lacks to 1.",
+        f"The cosine to GRPO's expected gradient is {listing(cosine)}: under 1 is bias, which more samples do not average out.",
     ]
 
 

@@ -69,7 +69,7 @@ class Exhibit:
     def show(self, tables: Tables, profile: str) -> Shown:
         """The exhibit on some tables; runs of other profiles do not count."""
         table = self.tabulate(tables, profile)
-        with p.style():
+        with p.figure_style():
             figure = self.draw(tables, profile, table) if len(table) else p.not_run(self.title, "the tables hold nothing for it")
         return Shown(self.name, self.title, self.question, table, figure, self.say(table) if len(table) else ["Not run."])
 

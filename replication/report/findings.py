@@ -55,10 +55,10 @@ def conclusions(judged: pd.DataFrame, tables: Tables, profile: str) -> list[str]
         f"The model solves {at(main, 'base')} of the {TASK_LABELS[main]} before training, {at(main, 's_grpo')} after S-GRPO and "
         f"{at(main, 't_spmo')} after T-SPMO, the two methods that learn from a part of the tokens; the paper reports over 70 % for "
         f"both: {_verdict(own, 'C2', 'C3')}.",
-        f"The paper finds that GRPO, which learns from every token, does not improve over the untrained model: it gains "
-        f"{minus('grpo', 'base', accuracy)}; {_verdict(own, 'C4')}.",
-        f"The paper offers that learning from fewer tokens may hold overfitting back: the test accuracy of S-GRPO is that of GRPO "
-        f"{minus('s_grpo', 'grpo', accuracy)}, of T-SPMO {minus('t_spmo', 'grpo', accuracy)}; {_verdict(own, 'C9')}.",
+        f"The paper finds that GRPO, which learns from every token, does not improve over the untrained model: its test accuracy "
+        f"changes by {minus('grpo', 'base', accuracy)}; {_verdict(own, 'C4')}.",
+        f"The paper offers that learning from fewer tokens may hold overfitting back: in test accuracy S-GRPO differs from GRPO by "
+        f"{minus('s_grpo', 'grpo', accuracy)}, T-SPMO by {minus('t_spmo', 'grpo', accuracy)}; {_verdict(own, 'C9')}.",
         f"Of the tokens, S-GRPO learns from {share('s_grpo')} (the paper: 30 to 50 %; {_verdict(own, 'C5')}) and T-SPMO from "
         f"{share('t_spmo')} (the paper: under 5 %; {_verdict(own, 'C6')}).",
         f"The paper calls T-SPMO strong on multiplication: it ends {gain('t_spmo')} above the untrained model, GRPO {gain('grpo')} "

@@ -44,7 +44,7 @@ _STYLE = {
 }  # fmt: skip
 
 
-def style():
+def figure_style():
     """The context in which every figure is made and saved, whatever the reader's matplotlibrc says."""
     return mpl.rc_context({**mpl.rcParamsDefault, **_STYLE})
 
@@ -188,6 +188,6 @@ def save_figure(figure: Figure, path_stem: str | PathLike[str]) -> list[Path]:
 
 def _saved(figure: Figure, kind: str, metadata: Mapping[str, Any]) -> bytes:
     buffer = io.BytesIO()
-    with style():
+    with figure_style():
         figure.savefig(buffer, format=kind, dpi=150, metadata=metadata)
     return buffer.getvalue()
