@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from markupsafe import Markup
 
+from replication.names import CLAIMS
 from replication.names import METHOD_LABELS as METHODS
 from replication.names import TASK_LABELS as TASKS
-from replication.report import page
-from replication.report import rows as report_rows
+from replication.report import figure_style, negative_results, verdict_rows
 from replication.statistics import Tables, load_claims, verdicts
 
 if TYPE_CHECKING:
@@ -59,10 +59,8 @@ def picture(figure: Figure, alt: str = "figure") -> Image:
     """A figure as an image of its own size; the same figure gives the same bytes."""
     from IPython.display import Image
 
-    from replication.report.style import style
-
     data = io.BytesIO()
-    with style():
+    with figure_style():
         figure.savefig(data, format="png", dpi=150, metadata={"Software": None})
     return Image(data=data.getvalue(), format="png", width=round(100 * figure.get_figwidth()), alt=alt)
 
@@ -77,7 +75,7 @@ def bullets(sentences: Sequence[str]) -> HTML:
 
 def paper_says(*claims: str) -> HTML:
     """The claims as data/claims.yaml has them: text, source mark, the paper's number, and the rule each is judged by."""
-    chosen = [claim for claim in load_claims(page.CLAIMS) if claim.id in claims]
+    chosen = [claim for claim in load_claims(CLAIMS) if claim.id in claims]
     columns = ["claim", "mark", "text", "the paper's number", "supported if"]
     rows = [(c.id, c.mark, c.text, "" if c.paper_value is None else c.paper_value, c.rule_text) for c in chosen]
     return readable(pd.DataFrame(rows, columns=columns))
@@ -85,12 +83,12 @@ def paper_says(*claims: str) -> HTML:
 
 def not_as_thought(tables: Tables) -> HTML:
     """The log of negative results, with the verdicts on these tables of the claims each touches."""
-    rows = report_rows.negative_results(verdicts(page.CLAIMS, tables))
+    rows = negative_results(verdicts(CLAIMS, tables))
     return readable(pd.DataFrame(rows)[["date", "what", "expected", "found", "follows", "now"]])
 
 
 def judged(tables: Tables, *claims: str) -> HTML:
     """The verdicts of some claims (default: all) on these tables."""
-    rows = report_rows.verdict_rows(verdicts(page.CLAIMS, tables))
+    rows = verdict_rows(verdicts(CLAIMS, tables))
     frame = pd.DataFrame([row for row in rows if not claims or row["claim"] in claims])
     return readable(frame[["claim", "mark", "text", "verdict", "ours", "paper", "seeds", "items"]])

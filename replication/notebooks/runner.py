@@ -26,7 +26,7 @@ from replication.console import say
 from replication.errors import Stopped, UserError
 from replication.names import ROOT
 from replication.notebooks.kernels import ended_by_signals, kernel_manager
-from replication.report.pages import notebook_page
+from replication.report import notebook_page
 from replication.runs import atomic_write, explained, make_folder, read_json
 from replication.signals import raise_if_stopped
 
@@ -265,7 +265,8 @@ def _execute(name: str, given: Mapping[str, Any], folder: Path, target: Path) ->
         notebook = cleaned(nbformat.read(copy, as_version=4))
     paths = Executed(name, target / f"{name}.ipynb", target / f"{name}.html")
     atomic_write(paths.notebook, nbformat.writes(notebook) + "\n")
-    atomic_write(paths.page, notebook_page(notebook, _title(notebook, name), show_code=name.startswith("0")))
+    unfolded, figures = name.startswith("0"), target.parent / "figures"
+    atomic_write(paths.page, notebook_page(notebook, _title(notebook, name), show_code=unfolded, figures=figures))
     failed.unlink(missing_ok=True)
     return paths
 

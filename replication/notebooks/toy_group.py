@@ -22,7 +22,7 @@ from scipy import stats
 from torch import Tensor
 
 from replication.algorithms import SGRPO, TokenCredit
-from replication.report.style import style
+from replication.report import figure_style
 from replication.scoring.packing import PackedRow, pack_groups
 
 if TYPE_CHECKING:
@@ -172,7 +172,7 @@ def _token_rows(group: ShownGroup, look: Callable[[int, int], tuple[Any, str, st
     lines = sum(_lines(pieces) for pieces in group.pieces)
     longest = max((sum(map(_width, pieces)) for pieces in group.pieces), default=0.0)
     wide = 1.2 + min(max(longest, 5.2), _WIDEST)
-    with style(), rc_context({"text.parse_math": False}):  # a dollar sign in a completion is a dollar sign
+    with figure_style(), rc_context({"text.parse_math": False}):  # a dollar sign in a completion is a dollar sign
         figure = Figure(figsize=(wide, 0.75 + _LINE * lines + 0.28))
         FigureCanvasAgg(figure)
         axis = figure.add_axes((0, 0, 1, 1))
@@ -241,7 +241,7 @@ def keep_probabilities(rule: SGRPO, length: int) -> np.ndarray:
 def keep_probability(rule: SGRPO, length: int, draws: TokenCredit | None = None, groups: int = 1) -> Figure:
     """S-GRPO's keep probability by position, and, if given, the share of ``groups`` draws over answers of that length."""
     chance = keep_probabilities(rule, length)
-    with style(), rc_context({"text.parse_math": False}):
+    with figure_style(), rc_context({"text.parse_math": False}):
         figure = Figure(figsize=(7.2, 2.9), layout="constrained")
         FigureCanvasAgg(figure)
         axis = figure.subplots()
@@ -264,7 +264,7 @@ def gradient_table(group: Toy, gradient: Tensor, *, title: str) -> Figure:
     values = gradient.detach().numpy()
     limit = float(np.abs(values).max()) or 1.0
     rows = ("start", *group.vocabulary)
-    with style(), rc_context({"text.parse_math": False}):
+    with figure_style(), rc_context({"text.parse_math": False}):
         figure = Figure(figsize=(5.8, 4.6), layout="constrained")
         FigureCanvasAgg(figure)
         axis = figure.subplots()

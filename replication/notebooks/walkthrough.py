@@ -8,9 +8,10 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
+from replication import report as p
 from replication.ablations import PlannedRun
 from replication.config import load_profile
-from replication.report import style as p
+from replication.names import METHOD_LABELS
 
 #: Steps that show learning on the nano base within a minute; a profile with fewer keeps its own number.
 STEPS = 40
@@ -54,7 +55,8 @@ def learning(tables: dict[str, pd.DataFrame]) -> Figure:
     curves = tables["curves"]
     for run in tables["runs"].sort_values("method").itertuples():
         mine = curves[curves["run_id"] == run.run_id]
-        look = {"color": p.COLOURS[run.method], "label": p.LABELS[run.method], "marker": p.MARKERS[run.method], "markersize": 4}
+        look = {"color": p.COLOURS[run.method], "label": METHOD_LABELS[run.method]}
+        look |= {"marker": p.MARKERS[run.method], "markersize": 4}
         reward = mine[mine["metric"] == "reward"].sort_values("step")
         smooth = 100 * reward["value"].astype(float).rolling(5, min_periods=1).mean()
         axes[0, 0].plot(reward["step"], smooth, **look | {"marker": ""})
@@ -65,4 +67,4 @@ def learning(tables: dict[str, pd.DataFrame]) -> Figure:
         axis.set_xlabel("optimizer step")
     p.legend_beside(figure, axes)
     text = "One seed. Reward: sampled, running mean of 5 steps. Validation: greedy, on problems that no step has seen."
-    return p.caption(figure, text, tables["runs"])
+    return p.caption(figure, text)
