@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from replication.config import ExperimentConfig
+from replication.console import quiet_libraries
 from replication.errors import UserError
 from replication.models.card import base_name
 from replication.randomness import stream
@@ -103,6 +104,7 @@ def load_base(path: str, revision: str | None = None, dtype: torch.dtype = torch
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+    quiet_libraries()
     shared = {"revision": revision, "trust_remote_code": False}
     try:
         if Path(path).is_absolute() and not Path(path).is_dir():

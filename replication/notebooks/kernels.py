@@ -1,4 +1,4 @@
-"""The kernels that notebooks are executed in: this very Python, ended when a signal comes."""
+"""The kernels of executed notebooks: they run this very Python, and a signal to the runner ends them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from replication.signals import stop_requested
-from replication.sweep.worker import GRACE, POLL
+from replication.sweep import GRACE
+
+
+#: Seconds between two looks at signals.
+_POLL = 0.5
 
 
 def kernel_manager() -> type:
@@ -40,22 +44,22 @@ def kernel_manager() -> type:
 
 @contextlib.contextmanager
 def ended_by_signals(manager: Any) -> Iterator[None]:
-    """Within it a signal to this process ends the kernel: by SIGTERM, on which a sweep in it saves, and if need be by SIGKILL.
+    """Within it a signal to this process ends the kernel: first by SIGTERM, on which a sweep in it saves, then by SIGKILL.
 
-    A Ctrl-C does not reach a kernel, which has a session of its own, and papermill itself waits for the cell.
+    A kernel has a session of its own, so Ctrl-C does not reach it, and papermill waits for the running cell.
     """
     over = threading.Event()
 
     def watch() -> None:
         told = None
-        while not over.wait(POLL):
+        while not over.wait(_POLL):
             if stop_requested() is None or manager.pid is None:
                 continue
             with contextlib.suppress(ProcessLookupError):
                 if told is None:
                     told = time.monotonic()
                     os.kill(manager.pid, signal.SIGTERM)
-                elif time.monotonic() > told + GRACE + 5:  # more than its own sweep gives its workers
+                elif time.monotonic() > told + GRACE + 5:  # its own sweep gives its workers GRACE seconds
                     os.kill(manager.pid, signal.SIGKILL)
 
     watcher = threading.Thread(target=watch, daemon=True)
