@@ -1,10 +1,9 @@
-"""Figures of the benchmarks, from their tables alone: ratios to TRL, memory, scaling, predicted against measured."""
+"""Figures of the benchmarks, from their tables alone: ratios to TRL, memory, scaling."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
@@ -132,56 +131,7 @@ def scaling(tables: Bench) -> Figure:
     return p.caption(figure, text, _NO_RUNS)
 
 
-def ledger(tables: Bench) -> Figure:
-    """What the ledger predicts against what was measured: FLOPs against seconds, bytes against peak bytes."""
-    title = "Predicted against measured"
-    if not {"side_by_side", "scaling", "memory"} & set(tables):
-        return p.not_run(title, "make bench measures it")
-    figure, axes = p.panels(title, 2)
-    left, right = axes[0]
-    shown = _updates(tables)
-    for method in p.TRAINED:
-        mine = shown[shown["method"] == method] if len(shown) else shown
-        if len(mine):
-            look = {"color": p.COLOURS[method], "marker": p.MARKERS[method], "label": p.LABELS[method]}
-            left.scatter(mine["predicted_flops"], mine["seconds"], s=14, **look)
-    if len(shown):
-        span = np.array([shown["predicted_flops"].min(), shown["predicted_flops"].max()])
-        left.plot(span, span / shown["peak"].median(), color="#777777", linestyle="--", label="at the peak of a matrix product")
-    left.set(xscale="log", yscale="log", xlabel="predicted FLOPs of an update", ylabel="measured seconds, one thread")
-    if "memory" in tables:
-        held = tables["memory"].dropna(subset=["predicted_bytes"])
-        for row in held.itertuples():
-            colour = p.COLOURS[row.method] if row.implementation == "packed" else "#999999"
-            right.scatter(row.predicted_bytes / 1e6, row.peak_bytes / 1e6, s=24, color=colour, marker=p.MARKERS[row.method])
-        low, high = held["predicted_bytes"].min() / 2**21, held["peak_bytes"].max() / 2**19
-        right.plot([low, high], [low, high], color="#777777", linestyle="--")
-    right.set(xscale="log", yscale="log", xlabel="predicted peak (MB)", ylabel="measured peak (MB)")
-    for axis in (left.xaxis, left.yaxis, right.xaxis, right.yaxis):
-        axis.set_minor_formatter(NullFormatter())  # over one decade matplotlib writes all of them, one over the other
-    p.legend_beside(figure, axes)
-    return p.caption(
-        figure,
-        "Each dot is one update, in wall time, which other programs lengthen. Right: dashed: both equal; grey: plain logits.",
-        _NO_RUNS,
-    )
-
-
-def _updates(tables: Bench) -> pd.DataFrame:
-    parts = []
-    for name in ("side_by_side", "scaling"):
-        if name in tables:
-            table = tables[name]
-            keep = table["implementation"] == "packed"
-            if name == "side_by_side":
-                keep &= (table["phase"] == "update") & (table["threads"] == 1)
-            table = table[keep & (table["predicted_flops"] > 0)]
-            parts.append(table[["method", "predicted_flops", "seconds", "peak_share"]])
-    shown = pd.concat(parts) if parts else pd.DataFrame()
-    return shown.assign(peak=shown["predicted_flops"] / shown["seconds"] / shown["peak_share"]) if len(shown) else shown
-
-
-FIGURES = {"ratios": ratios, "memory": memory, "scaling": scaling, "ledger": ledger}
+FIGURES = {"ratios": ratios, "memory": memory, "scaling": scaling}
 
 
 def write_all(folder: Path) -> None:

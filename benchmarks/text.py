@@ -156,8 +156,8 @@ def _where_it_goes(tables: Bench) -> list[str]:
         lines.append(
             f"- {p.LABELS[method]}: {same['tokens_forwarded'].median():.0f} tokens through the model in an update (TRL: "
             f"{theirs['tokens_forwarded'].median():.0f}), {same['tokens_in_loss'].median():.0f} in the loss; "
-            f"{100 * same['peak_share'].median():.0f} % of the measured matrix-product peak. Of a whole step of "
-            f"{own['step']:.3f} s the rollout is {100 * own['rollout'] / own['step']:.0f} %. The training loop's diagnostics "
+            f"of a whole step of {own['step']:.3f} s the rollout is {100 * own['rollout'] / own['step']:.0f} %. "
+            "The training loop's diagnostics "
             f"come on top: {own['diagnostics']:.3f} s."
         )
     ties = one[(one["implementation"] == "trl")]["tied_groups"].mean()

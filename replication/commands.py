@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 import traceback
 from collections.abc import Iterable, Sequence
@@ -12,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from replication.console import say
 from replication.errors import Stopped, UserError
-from replication.names import CLAIMS, ROOT
-from replication.runs import explained, read_json
+from replication.names import CLAIMS
+from replication.runs import read_json
 
 if TYPE_CHECKING:
     from replication.ablations import PlannedRun
@@ -182,7 +181,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 def diagnose(options: argparse.Namespace) -> int:
     out = _results(options)
-    from replication.measure.credit import diagnose as measure
+    from replication.measure import diagnose as measure
     from replication.runs import manifest, now, peak_memory
     from replication.tables import write_tables
 
@@ -204,13 +203,13 @@ def prompts(options: argparse.Namespace) -> int:
             raise UserError(f"--set {name}: every task of the profile is measured with the base under every template")
     if options.svamp is not None:
         overrides["svamp_source"] = options.svamp
-    from replication.measure.prompts import measure
+    from replication.measure import measure_prompts
     from replication.sweep import preflight
 
     # What the runs that follow need is missing now, not after the base was measured.
     sweep_of = argparse.Namespace(profile=options.profile, plan="default", seeds=None, set=options.set, svamp=options.svamp)
     preflight.require([run.config for run in _plan(sweep_of)], out / "runs")
-    table = measure(options.profile, out, **overrides)
+    table = measure_prompts(options.profile, out, **overrides)
     shares = ["accuracy", "parsable_share", "accuracy_of_parsable", "truncated_share"]
     shown = table[["task", "template", "chosen", "items", *shares, "reason"]].astype({"items": "Int64"})
     print(shown.to_string(index=False, na_rep="", float_format="{:.3f}".format))
@@ -233,7 +232,7 @@ def figures(options: argparse.Namespace) -> int:
 
 def notebooks(options: argparse.Namespace) -> int:
     out = _results(options)
-    from replication.notebooks.runner import notebook_names, parameters, run_all
+    from replication.notebooks import notebook_names, parameters, run_all
 
     given = parse_settings(options.set)
     names = options.names or notebook_names()
@@ -269,29 +268,8 @@ def publish(options: argparse.Namespace) -> int:
     return 0
 
 
-def dryrun(options: argparse.Namespace) -> int:
-    from tools.dryrun import run as dry_run
-
-    return dry_run(options.out, options.svamp, options.workers)
-
-
 def base(options: argparse.Namespace) -> int:
     from replication.nano import pretrain
 
     print(pretrain.build(options.out, steps=options.steps, threads=options.threads)["comparison"])
-    return 0
-
-
-def bench(options: argparse.Namespace) -> int:
-    if not (ROOT / "benchmarks" / "__main__.py").exists():
-        raise UserError(f"there is no benchmarks/__main__.py in {ROOT}: run this in a clone of the repository")
-    return subprocess.run([sys.executable, "-m", "benchmarks", *options.arguments], cwd=ROOT, check=False).returncode
-
-
-def provenance(options: argparse.Namespace) -> int:
-    with explained(options.file), open(options.file, "rb"):
-        pass
-    from replication.report.publish import provenance as describe
-
-    print(describe(options.file))
     return 0

@@ -11,7 +11,7 @@ import torch
 from replication.algorithms import every_token
 from replication.config import ExperimentConfig
 from replication.groups import Group, reward, sample_in_chunks
-from replication.models.load import Policy
+from replication.models import Policy
 from replication.objective import k3
 from replication.randomness import stream
 from replication.rollout import Completion

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import StopStringCriteria
 
 from replication.config import ExperimentConfig
-from replication.models.load import Policy
+from replication.models import Policy
 from replication.randomness import numpy_stream, stream
 from replication.rollout import Completion, generate
 from replication.tasks import Problem, Task, extract_answer

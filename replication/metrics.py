@@ -12,7 +12,7 @@ from replication.algorithms import TokenCredit
 from replication.config import ExperimentConfig
 from replication.evaluate import group_kl
 from replication.groups import Group
-from replication.models.load import Policy
+from replication.models import Policy
 
 
 def step_metrics(

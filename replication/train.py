@@ -23,8 +23,7 @@ from replication.errors import Diverged, Stopped, UserError
 from replication.evaluate import final_evaluation, validate
 from replication.groups import Group, sample_groups
 from replication.metrics import run_totals, step_metrics
-from replication.models.card import write_card
-from replication.models.load import Policy, load_policy
+from replication.models import Policy, load_policy, model_card
 from replication.objective import l2_penalty, surrogate_loss
 from replication.randomness import numpy_stream, stream
 from replication.runs import RunDirectory, RunSummary, forget_peak_memory, peak_memory
@@ -83,8 +82,7 @@ def run(config: ExperimentConfig, run_dir: str | Path, *, progress: bool | None 
         record.write_items(items)
         outcome = {"status": status, "reason": reason, **run_totals(record.path / "metrics.jsonl"), **final}
         if policy.trainable:
-            record.write_adapter(policy.model)
-            write_card(record.path / "adapter", config, record.manifest, outcome)
+            record.write_adapter(policy.model, model_card(config, record.manifest, outcome))
         return record.finish(outcome)
 
 
@@ -170,7 +168,7 @@ def _train(config: ExperimentConfig, record: RunDirectory, task: Task, state: Tr
 
             # Score and differentiate, a part of the groups at a time; the gradient is the sum over the parts.
             state.optimizer.zero_grad(set_to_none=True)
-            loss, forwarded, scored = _backward(config, policy, groups, credits)
+            loss, forwarded, scored = backward(config, policy, groups, credits)
             clock.append(time.perf_counter())
 
             # Step, unless no group taught anything: momentum alone would still move the weights.
@@ -198,7 +196,7 @@ def _train(config: ExperimentConfig, record: RunDirectory, task: Task, state: Tr
     record.save_checkpoint(config.steps, state.tensors(), record.lengths())
 
 
-def _backward(
+def backward(
     config: ExperimentConfig, policy: Policy, groups: Sequence[Group], credits: Sequence[TokenCredit]
 ) -> tuple[float, int, int]:
     """Accumulate the gradient of the batch's loss; returns the loss, and the tokens that the trunk and the head computed."""

@@ -193,7 +193,7 @@ def test_plain_peft_loads_the_saved_adapter(random_base, tmp_path, noisy, polici
 
 
 @pytest.mark.parametrize("kind", ["grpo", "s_grpo", "t_spmo", "full"])
-@pytest.mark.parametrize("change", [{"scoring": "dense"}, {"scoring_tokens": 64}, {"rollout_rows": 7}], ids=str)
+@pytest.mark.parametrize("change", [{"scoring": "dense"}, {"token_budget": 64}], ids=str)
 def test_how_it_is_computed_does_not_change_what_comes_out(finished, random_base, tmp_path, noisy, kind, change):
     run(tiny_config(random_base, kind, **change), tmp_path / "run")
     for here, there in zip(steps(tmp_path / "run"), steps(finished[kind]), strict=True):

@@ -1,5 +1,7 @@
 """The paper profile from its first command to its report in minutes, offline, on a CPU: a test of the way, never evidence.
 
+    python -m tools.dryrun --out DIR
+
 A random two-layer Qwen2 stands in for the model and, where the official SVAMP.json is not given, made-up items of its schema
 for the data. Everything else is the commands of `make paper` themselves. The numbers mean nothing, and no verdict counts them:
 those of the paper's scale ask for the paper's model.
@@ -7,6 +9,7 @@ those of the paper's scale ask for the paper's model.
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -21,7 +24,7 @@ PROFILE = "paper"
 #: What makes every run small. The rest of each config, and the plan itself, are the profile's own.
 SETTINGS = {
     "device": "cpu", "steps": 2, "prompts_per_step": 8, "group_size": 8, "max_new_tokens": 32, "eval_every": 1, "eval_items": 6,
-    "test_items": 8, "eval_batch_size": 8, "checkpoint_every": 1, "warmup_steps": 1, "scoring_tokens": 512, "rollout_rows": 32,
+    "test_items": 8, "eval_batch_size": 8, "checkpoint_every": 1, "warmup_steps": 1, "token_budget": 2048,
 }  # fmt: skip
 NOTEBOOKS = ("10_full_vs_sparse", "11_token_fraction", "12_lora_rank", "13_learning_rate", "20_report")
 COUNT = 1000
@@ -148,3 +151,15 @@ def run(out: Path, svamp: str | None = None, workers: int | None = None, seeds: 
         raise UserError(f"a dry run was taken for evidence: {', '.join(counted['claim'])}")
     print(f"dry run of the {PROFILE} profile: every command worked, {len(verdicts)} verdicts are not run, as they must be; {out}")
     return 0
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m tools.dryrun", description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("results/local/dryrun"), metavar="DIR", help="its folder")
+    parser.add_argument("--svamp", metavar="FILE", help="the official SVAMP.json (default: made-up items of its schema)")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core)")
+    options = parser.parse_args()
+    try:
+        sys.exit(run(options.out, options.svamp, options.workers))
+    except UserError as error:
+        sys.exit(f"error: {error}")

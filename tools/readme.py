@@ -264,7 +264,7 @@ def _gloss(entry: str) -> str:
     if path.suffix == ".py":
         text = ast.get_docstring(ast.parse(path.read_text("utf-8")))
     elif path.suffix == ".ipynb":
-        from replication.notebooks.runner import first_heading
+        from replication.notebooks import first_heading
 
         text = first_heading(path)
     else:

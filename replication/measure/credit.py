@@ -1,7 +1,7 @@
 """Credit against the truth: which tokens each method credits, where it is known which tokens decided.
 
 Groups are sampled for the same problems many times (redraws), every method credits the same groups, and the result is judged by
-what ``truth`` knows of them from an audit sample, drawn apart so that no method is at an advantage.
+what ``token_worth`` knows of them from an audit sample, drawn apart so that no method is at an advantage.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from replication.config import ExperimentConfig, load_profile
 from replication.errors import UserError
 from replication.groups import Group, sample_groups
 from replication.measure.gradients import Redraws, batch_product, flat_credit, surrogate_gradients, update_snr
-from replication.measure.truth import SUMS, Truth, audited, credit_sums, judge
-from replication.models.load import Policy, load_policy
+from replication.measure.token_worth import SUMS, Truth, audited, credit_sums, judge
+from replication.models import Policy, load_policy
 from replication.names import TRAINED
 from replication.randomness import numpy_stream, stream
 from replication.tables import KINDS, frame

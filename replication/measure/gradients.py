@@ -14,7 +14,7 @@ from torch import Tensor
 
 from replication.algorithms import TokenCredit, every_token
 from replication.groups import Group
-from replication.models.load import Policy
+from replication.models import Policy
 from replication.scoring import token_log_probs
 
 

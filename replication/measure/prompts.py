@@ -16,11 +16,10 @@ import pandas as pd
 from replication.config import ExperimentConfig, load_profile, profile_plan
 from replication.errors import UserError
 from replication.evaluate import ItemResult, evaluate
-from replication.models.load import Policy, load_policy
+from replication.models import Policy, load_policy
 from replication.statistics import wilson
-from replication.sweep import preflight
 from replication.tables import KINDS, frame, read_tables, write_tables
-from replication.tasks.prompts import TEMPLATES
+from replication.tasks import PROMPT_TEMPLATES as TEMPLATES
 
 OWN = "own"  # the task's own prompts, where the profile sets no template
 
@@ -36,7 +35,7 @@ def configs(profile: str, **overrides: Any) -> list[ExperimentConfig]:
     return listed
 
 
-def measure(profile: str, out: str | Path, *, load: Callable[[ExperimentConfig], Policy] = load_policy, **overrides: Any):
+def measure_prompts(profile: str, out: str | Path, *, load: Callable[[ExperimentConfig], Policy] = load_policy, **overrides: Any):
     """Evaluate the base under each template, write ``out``/prompts.csv after each, and return the table.
 
     A row that is there already for the same model, data and settings is kept. A template that the model does not have is in the
@@ -46,12 +45,8 @@ def measure(profile: str, out: str | Path, *, load: Callable[[ExperimentConfig],
         profile: whose tasks, model and number of validation items (``eval_items``).
         load: how the model is loaded, once for all.
         overrides: other values of config fields.
-
-    Raises:
-        UserError: something that these evaluations need is missing.
     """
     planned = configs(profile, **overrides)
-    preflight.require(planned)
     earlier = _earlier(Path(out))
     rows: list[dict[str, Any]] = []
     policy = None

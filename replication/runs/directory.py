@@ -222,8 +222,8 @@ class RunDirectory:
 
     # The end ----------------------------------------------------------------------------------------------------------
 
-    def write_adapter(self, model: Any) -> None:
-        """Save the trained weights into adapter/, in safetensors, on the disk before the summary that says they are there."""
+    def write_adapter(self, model: Any, card: str) -> None:
+        """Save the trained weights into adapter/ with their card, on the disk before the summary that says they are there."""
         from safetensors import SafetensorError
 
         folder = self.path / "adapter"
@@ -232,6 +232,7 @@ class RunDirectory:
                 model.save_pretrained(folder)
             except SafetensorError as error:  # safetensors words what the system said
                 raise OSError(0, str(error)) from None
+            atomic_write(folder / "README.md", card)  # in place of the empty form that PEFT leaves there
             for path in folder.iterdir():
                 sync_folder(path)
             sync_folder(folder)

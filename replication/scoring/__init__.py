@@ -6,7 +6,27 @@ Packed scoring computes each distinct prefix of a group once; dense scoring is t
 
 from __future__ import annotations
 
-from replication.scoring.log_probs import Scores, micro_batches, score, token_log_probs, unwrapped, upcast, why_not_packable
-from replication.scoring.packing import pack_groups
+from replication.scoring.log_probs import (
+    Scores,
+    gathered_log_softmax,
+    micro_batches,
+    score,
+    token_log_probs,
+    unwrapped,
+    upcast,
+    why_not_packable,
+)
+from replication.scoring.packing import PackedRow, pack_groups
 
-__all__ = ["Scores", "micro_batches", "pack_groups", "score", "token_log_probs", "unwrapped", "upcast", "why_not_packable"]
+__all__ = [
+    "PackedRow",
+    "Scores",
+    "gathered_log_softmax",
+    "micro_batches",
+    "pack_groups",
+    "score",
+    "token_log_probs",
+    "unwrapped",
+    "upcast",
+    "why_not_packable",
+]

@@ -114,7 +114,7 @@ def _packed(model, prompts, completions, credits, temperature: float, token_budg
         source = torch.cat([torch.from_numpy(row.source) + index * length for index, row in enumerate(batch)])
         target = torch.cat([torch.from_numpy(row.target) for row in batch])
         distinct, which = torch.unique(source, return_inverse=True)
-        parts.append(_gathered_log_softmax(causal_lm, hidden.flatten(0, 1)[distinct.to(device)], which, target, temperature))
+        parts.append(gathered_log_softmax(causal_lm, hidden.flatten(0, 1)[distinct.to(device)], which, target, temperature))
         forwarded += sum(map(len, batch))
         scored += len(distinct)
         outputs += [torch.from_numpy(row.output) for row in batch]
@@ -122,7 +122,7 @@ def _packed(model, prompts, completions, credits, temperature: float, token_budg
     return Scores(torch.cat(parts)[order], forwarded, scored)
 
 
-def _gathered_log_softmax(causal_lm, hidden_U: Tensor, which_N: Tensor, target_N: Tensor, temperature: float) -> Tensor:
+def gathered_log_softmax(causal_lm, hidden_U: Tensor, which_N: Tensor, target_N: Tensor, temperature: float) -> Tensor:
     """Log-probs (N,) of ``target_N``, each predicted from row ``which_N`` of ``hidden_U``; the output layer runs in chunks."""
     head = causal_lm.get_output_embeddings()
     which_N, target_N = which_N.to(hidden_U.device), target_N.to(hidden_U.device)

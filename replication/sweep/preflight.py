@@ -14,7 +14,7 @@ from replication.errors import UserError
 from replication.names import CLAIMS
 from replication.runs import read_summary
 from replication.statistics import PAPER_MODEL, counts_for, load_claims
-from replication.tasks import svamp
+from replication.tasks import get_task, is_made_up
 
 if TYPE_CHECKING:
     from replication.config import ExperimentConfig
@@ -76,12 +76,12 @@ def _data_problems(configs: Sequence[ExperimentConfig]) -> list[str]:
     problems = []
     for source in dict.fromkeys(config.svamp_source for config in configs if config.task == "svamp"):
         try:
-            task = svamp.load(source)
+            task = get_task("svamp", source=source)
         except UserError as error:
             problems.append(f"SVAMP data: {error}; with make: SVAMP=path/to/SVAMP.json")
             continue
         stand_in = next((c for c in configs if c.svamp_source == source and c.task == "svamp" and not _is_dry_run(c)), None)
-        if stand_in and svamp.is_made_up(task):
+        if stand_in and is_made_up(task):
             problems.append(f"SVAMP data: the items of {source} are made up for dry runs: give the official file with SVAMP=")
     return problems
 

@@ -16,7 +16,7 @@ from replication.errors import UserError
 from replication.measure import credit as credit_module
 from replication.measure.credit import _Measured, credit_table
 from replication.measure.gradients import Redraws, flat_credit
-from replication.measure.truth import AUDITED, SUMS, Truth, audited, credit_sums, judge
+from replication.measure.token_worth import AUDITED, SUMS, Truth, audited, credit_sums, judge
 
 
 def group_of(completions: list[list[int]], rewards: list[float]) -> SimpleNamespace:
