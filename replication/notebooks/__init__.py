@@ -8,10 +8,10 @@ Start with ``runner`` for executing notebooks, ``display`` for what a cell shows
 from __future__ import annotations
 
 from replication.notebooks import exercises
+from replication.notebooks.contents import first_heading, reading_order
 from replication.notebooks.display import bullets, judged, not_as_thought, paper_says, picture, readable, show_source, strip
 from replication.notebooks.interactive import explore
-from replication.notebooks.parameters import notebook_names, parameters
-from replication.notebooks.reading_order import first_heading, reading_order
+from replication.notebooks.parameters_cell import notebook_names, parameters
 from replication.notebooks.runner import run_all
 from replication.notebooks.toy_figures import credit_map, gradient_table, keep_probability, work_map
 from replication.notebooks.toy_group import TOY, ShownGroup, keep_probabilities, toy_gradient

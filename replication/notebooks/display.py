@@ -92,8 +92,9 @@ def show_source(*things: Any) -> HTML:
     from pygments.formatters import HtmlFormatter
     from pygments.lexers import PythonLexer
 
-    box = "overflow-x: auto; padding: .5em .7em; background: #f6f8fa; color: #1b1f24; border: 1px solid #d8dde2; line-height: 1.4"
-    formatter = HtmlFormatter(noclasses=True, nobackground=True, cssclass="source", cssstyles=box, prestyles="margin: 0; border: 0; padding: 0")
+    box = "overflow-x: auto; padding: .5em .7em; background: #f6f8fa; color: #1b1f24; border: 1px solid #d8dde2"
+    plain = "margin: 0; border: 0; padding: 0; background: none; color: inherit"
+    formatter = HtmlFormatter(noclasses=True, nobackground=True, cssclass="source", cssstyles=box, prestyles=plain)
     parts = []
     for thing in things:
         file = Path(inspect.getsourcefile(thing)).resolve()
@@ -125,14 +126,17 @@ def strip(stage: str) -> HTML:
 
     if stage not in STAGES:
         raise ValueError(f"unknown stage {stage!r}: choose from {', '.join(STAGES)}")
+    frame = "flex: 1 1 6.5em; padding: .25em .6em; border: 1px solid; border-radius: 4px"
     boxes = []
     for number, (name, function) in enumerate(STAGES.items(), start=1):
         # Frames and letters take the page's own colour; the filled box brings both of its colours along.
-        look = "background: #0b5394; color: #ffffff; border-color: #0b5394; font-weight: bold" if name == stage else "opacity: .75"
-        box = '<li{} style="flex: 1 1 6.5em; padding: .25em .6em; border: 1px solid; border-radius: 4px; {}">{}. {}<br><small>{}</small></li>'
-        boxes.append(Markup(box).format(Markup(' aria-current="step"') if name == stage else "", Markup(look), number, name, function))
-    row = '<ol style="display: flex; flex-wrap: wrap; gap: .3em; list-style: none; margin: .3em 0; padding: 0; max-width: 50em">{}</ol>'
-    return HTML(Markup(row).format(Markup("").join(boxes)))
+        look, present = "opacity: .75", Markup("")
+        if name == stage:
+            look, present = "background: #0b5394; color: #ffffff; font-weight: bold", Markup(' aria-current="step"')
+        box = Markup('<li style="{}; {}"{}>{}. {}<br><small>{}</small></li>')
+        boxes.append(box.format(frame, look, present, number, name, function))
+    row = "display: flex; flex-wrap: wrap; gap: .3em; list-style: none; margin: .3em 0; padding: 0; max-width: 50em"
+    return HTML(Markup('<ol style="{}">{}</ol>').format(row, Markup("").join(boxes)))
 
 
 def bullets(sentences: Sequence[str]) -> HTML:

@@ -14,7 +14,6 @@ from typing import Any
 from replication.signals import stop_requested
 from replication.sweep import GRACE
 
-
 #: Seconds between two looks at signals.
 _POLL = 0.5
 

@@ -21,9 +21,9 @@ from replication.config import profile_plan
 from replication.console import say
 from replication.errors import Stopped, UserError
 from replication.notebooks.cleaning import cleaned, one_line
+from replication.notebooks.contents import note_seconds, title
 from replication.notebooks.kernels import ended_by_signals, kernel_manager
-from replication.notebooks.parameters import FOLDER, check_parameters, notebook_names, parameters
-from replication.notebooks.reading_order import note_seconds, title
+from replication.notebooks.parameters_cell import FOLDER, check_parameters, notebook_names, parameters
 from replication.report import notebook_page
 from replication.runs import atomic_write, explained, make_folder
 from replication.signals import raise_if_stopped

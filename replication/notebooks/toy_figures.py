@@ -185,7 +185,8 @@ def gradient_table(group: Toy, gradient: Tensor, *, title: str) -> Figure:
         share = Normalize(-limit, limit)(values)
         axis.imshow(share, cmap=CREDIT_COLOURS, vmin=0, vmax=1, aspect="auto")
         for row, column in np.argwhere(np.abs(values) > 0.0005):
-            axis.text(column, row, f"{values[row, column]:+.2f}", fontsize=7, ha="center", va="center", color=_ink(share[row, column]))
+            number, ink = f"{values[row, column]:+.2f}", _ink(share[row, column])
+            axis.text(column, row, number, fontsize=7, ha="center", va="center", color=ink)
         axis.set_xticks(range(len(group.vocabulary)), group.vocabulary)
         axis.set_yticks(range(len(rows)), rows)
         axis.set_xlabel("next token")

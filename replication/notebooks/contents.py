@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from replication.names import RESULTS
 from replication.notebooks.display import readable
-from replication.notebooks.parameters import FOLDER, notebook_names
+from replication.notebooks.parameters_cell import FOLDER, notebook_names
 from replication.runs import atomic_write, read_json
 
 if TYPE_CHECKING:
