@@ -13,11 +13,8 @@ import pandas as pd
 import pytest
 import torch
 from disk_calls import GROWING, disk_full, interfere
-from hypothesis import given
-from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from stand_ins import StandIn, train
-from test_notebooks import PARAMETERS, write
 from test_records import contents, interrupted
 from test_sweep import go, plan
 from tiny_runs import noisy_rewards, outcome, tiny_config
@@ -25,7 +22,6 @@ from tiny_runs import noisy_rewards, outcome, tiny_config
 from replication import groups
 from replication.errors import UserError
 from replication.models import load
-from replication.notebooks import runner
 from replication.report.style import save_figure
 from replication.runs.directory import RunDirectory, mark_failed, read_failure
 from replication.tables.build import build_tables, read_tables, tables_manifest, write_tables
@@ -196,18 +192,6 @@ def test_a_run_out_of_memory_is_failed_with_that_reason(tmp_path):
     assert read_failure(tmp_path / bad.run_id)["reason"] == "MemoryError"
 
 
-@pytest.mark.slow
-def test_a_kernel_killed_in_the_middle_of_a_notebook_is_named_and_the_others_run(tmp_path):
-    folder, results = tmp_path / "notebooks", tmp_path / "results"
-    write(folder, "01_dies", PARAMETERS, "print('before')", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
-    write(folder, "02_good", PARAMETERS, "print('good')")
-    with pytest.raises(runner.NotebooksFailed, match="01_dies failed in code cell .*kernel died") as caught:
-        runner.run_all("smoke", results, progress=False, folder=folder)
-    assert "02_good" not in str(caught.value) and "\n" not in str(caught.value)
-    made = {path.name for path in (results / "notebooks").iterdir()}
-    assert made == {"01_dies.failed.ipynb", "02_good.ipynb", "02_good.html", "seconds.csv"}
-
-
 WRITER = """
 import sys
 import pandas as pd
@@ -231,25 +215,6 @@ def test_two_writers_and_a_reader_never_meet_a_torn_table(tmp_path):
 
 
 # Hostile input -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["../evil", "/tmp/evil", "x/../../evil"])
-def test_a_notebook_beside_the_folder_is_never_run(tmp_path, name):
-    write(tmp_path, "evil", PARAMETERS, "raise SystemExit")
-    (tmp_path / "notebooks/x").mkdir(parents=True)
-    with pytest.raises(UserError, match="there is no notebook"):
-        runner.run_all("smoke", tmp_path / "results", [name], folder=tmp_path / "notebooks")
-
-
-@given(st.text() | st.just('"\n__import__("os").abort()\n"') | st.lists(st.text(max_size=5), max_size=3))
-def test_a_notebook_parameter_stays_a_literal(value):
-    """papermill writes parameters as code: what it writes is the value and nothing else."""
-    import ast
-
-    from papermill.translators import PythonTranslator
-
-    (statement,) = ast.parse(PythonTranslator.codify({"given": value})).body
-    assert ast.literal_eval(statement.value) == value
 
 
 def test_weights_that_are_a_pickle_are_never_opened(random_base, tmp_path):

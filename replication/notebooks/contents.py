@@ -34,7 +34,9 @@ def reading_order(profile: str, results_dir: str | Path, folder: Path = FOLDER) 
             link = Markup('<a href="{0}.ipynb">{0}</a>').format(name)
             rows.append((link, re.sub("[*_]", "", " ".join(found[1].split())), exercises or None, seconds.get(name)))
     columns = ["notebook", "question", "exercises", "seconds"]
-    return readable(pd.DataFrame(rows, columns=columns).astype({"exercises": "Int64", "seconds": "Int64"}))
+    # dtype object: a column of strings would turn the links into plain text.
+    frame = pd.DataFrame(rows, columns=columns, dtype=object)
+    return readable(frame.astype({"exercises": "Int64", "seconds": "Int64"}))
 
 
 def note_seconds(folder: Path, name: str, seconds: float) -> None:

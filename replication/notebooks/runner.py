@@ -159,4 +159,4 @@ def _execute(name: str, given: Mapping[str, Any], folder: Path, target: Path) ->
 def cells_started(notebook: Any) -> int:
     """How many code cells papermill started, those it put in aside: the number of the cell that stopped, from 1."""
     code = [cell for cell in notebook.cells if cell.cell_type == "code" and "injected-parameters" not in cell.metadata["tags"]]
-    return sum(cell.metadata["papermill"]["status"] != "pending" for cell in code)
+    return sum(cell.metadata["papermill"].get("start_time") is not None for cell in code)

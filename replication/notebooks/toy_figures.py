@@ -83,7 +83,7 @@ def work_map(group: ShownGroup, credit: TokenCredit, *, title: str | None = None
 def computed_tokens(group: ShownGroup, credit: TokenCredit) -> tuple[set[tuple[int, int]], set[tuple[int, int]]]:
     """(answer, position) of the tokens that packed scoring computes, and of those whose prefix is computed in an earlier answer."""
     prefixes: set[tuple[int, ...]] = set()
-    for row in pack_groups([[0]], [[list(tokens) for tokens in group.tokens]], [credit]):
+    for row in pack_groups([[0]], [[list(tokens) for tokens in group.tokens]], [credit], group.size + 1):
         prefix: list[tuple[int, ...]] = []  # of each token of the row, behind the prompt's one token
         for parent, token in zip(row.parent.tolist(), row.token.tolist(), strict=True):
             prefix.append((*prefix[parent], token) if parent >= 0 else ())
