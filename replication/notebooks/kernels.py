@@ -11,11 +11,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from replication.signals import stop_requested
-from replication.sweep import GRACE
-
-#: Seconds between two looks at signals.
-_POLL = 0.5
+from replication.signals import GRACE, POLL, stop_requested
 
 
 def kernel_manager() -> type:
@@ -51,7 +47,7 @@ def ended_by_signals(manager: Any) -> Iterator[None]:
 
     def watch() -> None:
         told = None
-        while not over.wait(_POLL):
+        while not over.wait(POLL):
             if stop_requested() is None or manager.pid is None:
                 continue
             with contextlib.suppress(ProcessLookupError):

@@ -1,12 +1,14 @@
-"""Find the planned runs that are missing and run them, in processes of this machine or on a Ray cluster.
+"""What is missing of a plan, and running it.
 
-In: planned runs and a folder. Out: finished run folders, and a ``SweepResult`` that names what failed.
-Start with ``schedule``; ``pool`` and ``ray`` start workers, ``worker`` is one of them, ``preflight`` looks for what is missing.
+In: planned runs and the folder of their run directories. Out: finished run directories, and which runs failed and why.
+Start with ``sweep``: ``run_plan`` looks at what the runs need (``preflight``), queues what is missing (``queue``) and runs it
+in processes of this machine (``pool``, ``worker``) or on a cluster (``ray``).
 """
 
 from __future__ import annotations
 
-from replication.sweep.schedule import SweepResult, run_plan
-from replication.sweep.worker import GRACE
+from replication.sweep.preflight import check_needs
+from replication.sweep.queue import SweepResult
+from replication.sweep.sweep import run_plan
 
-__all__ = ["GRACE", "SweepResult", "run_plan"]
+__all__ = ["SweepResult", "check_needs", "run_plan"]

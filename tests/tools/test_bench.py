@@ -67,7 +67,7 @@ def test_a_killed_benchmark_keeps_the_cases_that_it_has(tmp_path: Path, monkeypa
     peaks = iter([1000, 800])
     monkeypatch.setattr(trl_side, "require_trl", lambda: None)
     monkeypatch.setattr(
-        bench_memory, "in_own_process", lambda *_: {"peak_bytes": next(peaks), "predicted_bytes": None, "tokens_in_loss": 9}
+        bench_memory, "in_own_process", lambda *_: {"peak_bytes": next(peaks), "tokens_in_loss": 9}
     )
     with pytest.raises((StopIteration, RuntimeError)):
         bench_memory.main(tmp_path, quick=True)

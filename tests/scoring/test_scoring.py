@@ -26,8 +26,7 @@ from tiny import (
 )
 
 from replication.algorithms import GRPO, SGRPO, TSPMO
-from replication.scoring import log_probs, packing
-from replication.scoring.log_probs import token_log_probs
+from replication.scoring import log_probs, pack_groups, score, token_log_probs
 
 both_strategies = pytest.mark.parametrize("strategy", ["packed", "dense"])
 every_architecture = pytest.mark.parametrize("architecture", list(BUILDERS))
@@ -241,17 +240,27 @@ def test_logits_are_never_larger_than_the_limit(monkeypatch, positions):
     assert max(sizes) == limit and len(sizes) > forward > 1
 
 
-@pytest.mark.parametrize("max_row_tokens", [1, 8, 12])
-def test_groups_split_into_several_rows(monkeypatch, max_row_tokens):
+@pytest.mark.parametrize("token_budget", [1, 8, 32, 48, 60, 120])
+def test_a_small_budget_splits_groups_into_rows_and_rows_into_batches_and_changes_no_number(token_budget):
     """A row shorter than its prompt cannot be had; one completion for each row is the finest split."""
-    monkeypatch.setattr(log_probs, "pack_groups", functools.partial(packing.pack_groups, max_row_tokens=max_row_tokens))
-    assert_same(with_lora(tiny_qwen2()), PROMPTS, COMPLETIONS, assigned(GRPO()), "packed")
+    model, credits = with_lora(tiny_qwen2()), assigned(GRPO())
+    whole = token_log_probs(model, PROMPTS, COMPLETIONS, credits)
+    split = score(model, PROMPTS, COMPLETIONS, credits, token_budget=token_budget)
+    assert torch.allclose(split.log_probs, whole, atol=1e-5)
+    assert split.tokens_forwarded >= score(model, PROMPTS, COMPLETIONS, credits).tokens_forwarded
+    split.log_probs.sum().backward()
 
 
-@pytest.mark.parametrize("max_batch_tokens", [1, 30])
-def test_rows_in_several_batches(monkeypatch, max_batch_tokens):
-    monkeypatch.setattr(log_probs, "batch_rows", functools.partial(packing.batch_rows, max_batch_tokens=max_batch_tokens))
-    assert_same(with_lora(tiny_qwen2()), PROMPTS, COMPLETIONS, assigned(GRPO()), "packed")
+def test_the_counts_are_the_tokens_that_went_through_trunk_and_head():
+    model, credits = with_lora(tiny_qwen2()), assigned(GRPO())
+    rows = pack_groups(PROMPTS, COMPLETIONS, credits, 4096, width=model.config.hidden_size)
+    scores = score(model, PROMPTS, COMPLETIONS, credits)
+    assert scores.tokens_forwarded == sum(map(len, rows))
+    assert scores.tokens_scored == sum(len(set(row.source.tolist())) for row in rows)
+    dense = score(model, PROMPTS, COMPLETIONS, credits, strategy="dense")
+    credited = [place for place, credit in enumerate(credits) if len(credit)]
+    every = sum(len(PROMPTS[place]) + len(tokens) for place in credited for tokens in COMPLETIONS[place])
+    assert dense.tokens_forwarded == dense.tokens_scored == every
 
 
 def seen_tokens(model, monkeypatch, *arguments) -> int:
