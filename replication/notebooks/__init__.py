@@ -8,7 +8,7 @@ Start with ``runner`` for executing notebooks, ``display`` for what a cell shows
 from __future__ import annotations
 
 from replication.notebooks import exercises
-from replication.notebooks.contents import first_heading, reading_order
+from replication.notebooks.contents import reading_order
 from replication.notebooks.display import bullets, judged, not_as_thought, paper_says, picture, readable, show_source, strip
 from replication.notebooks.interactive import explore
 from replication.notebooks.parameters_cell import notebook_names, parameters
@@ -26,7 +26,6 @@ __all__ = [
     "credit_map",
     "exercises",
     "explore",
-    "first_heading",
     "gradient_table",
     "judged",
     "keep_probabilities",

@@ -32,7 +32,7 @@ def reading_order(profile: str, results_dir: str | Path, folder: Path = FOLDER) 
         if found:
             exercises = sum(bool(re.match(r"\*\*\d+\.\*\* ", text)) for text in texts)
             link = Markup('<a href="{0}.ipynb">{0}</a>').format(name)
-            rows.append((link, re.sub("[*_]", "", " ".join(found[1].split())), exercises or None, seconds.get(name)))
+            rows.append((link, re.sub("[*_`]", "", " ".join(found[1].split())), exercises or None, seconds.get(name)))
     columns = ["notebook", "question", "exercises", "seconds"]
     # dtype object: a column of strings would turn the links into plain text.
     frame = pd.DataFrame(rows, columns=columns, dtype=object)
@@ -54,13 +54,8 @@ def read_seconds(folder: str | Path) -> dict[str, int]:
         return {}
 
 
-def first_heading(path: Path) -> str:
-    """The title of a notebook file."""
-    return title(read_json(path, "a notebook"), path.stem)
-
-
 def title(notebook: Any, otherwise: str) -> str:
-    """The first heading of a notebook as plain text."""
+    """The first heading of a notebook as plain text, or ``otherwise`` if it has none."""
     for cell in notebook["cells"]:
         found = re.search(r"^# +(.+)$", "".join(cell["source"]), re.M) if cell["cell_type"] == "markdown" else None
         if found:
