@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from replication.console import say
 from replication.errors import Stopped, UserError
-from replication.names import CLAIMS
 from replication.runs import read_json
 
 if TYPE_CHECKING:
@@ -136,27 +135,20 @@ def _plan_of(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _write_tables(planned: Sequence[PlannedRun], out: Path, extra: dict[str, Any]) -> None:
-    from replication.statistics import verdicts
-    from replication.tables import build_tables, tables_manifest, write_tables
+    from replication.report import rebuild_tables
 
-    tables = build_tables(planned, out / "runs")
-    tables["verdicts"] = verdicts(CLAIMS, tables)
-    write_tables(tables, out, tables_manifest(planned, out / "runs") | extra)
+    rebuild_tables(planned, out, extra)
 
 
 def report(options: argparse.Namespace) -> int:
     out = _results(options)
-    from replication.tables import read_tables
-
     if (out / "runs").is_dir():
         settings = _noted_plan(out)
         planned = _plan(argparse.Namespace(profile=options.profile, **settings))
         _write_tables(planned, out, {"profile": options.profile, "plan": settings})
-    read_tables(out)  # says so if there are none, or one is damaged
-    from replication.report import page as reports
+    from replication.report import build
 
-    page = reports.build(out, options.profile)
-    print(page or out / "report.html")
+    print(build(out, options.profile))
     return 0
 
 
@@ -219,14 +211,12 @@ def prompts(options: argparse.Namespace) -> int:
 
 def figures(options: argparse.Namespace) -> int:
     out = _results(options)
-    from replication.report.figures import FIGURES, save_figure
+    from replication.report import EXHIBITS, save_figures
     from replication.tables import read_tables
 
     tables = read_tables(out)
-    manifest = _manifest(out)
-    for name, draw in FIGURES.items():
-        for path in save_figure(draw(tables), out / "figures" / name, manifest):
-            print(path)
+    for path in save_figures((exhibit.show(tables, options.profile) for exhibit in EXHIBITS.values()), out / "figures"):
+        print(path)
     return 0
 
 
@@ -261,7 +251,7 @@ def verify(options: argparse.Namespace) -> int:
 
 
 def publish(options: argparse.Namespace) -> int:
-    from replication.report.publish import publish as copy
+    from replication.report import publish as copy
 
     for path in copy(options.profile, _results(options), options.to or Path("results") / options.profile):
         print(path)

@@ -151,7 +151,8 @@ def _execute(name: str, given: Mapping[str, Any], folder: Path, target: Path) ->
         notebook = cleaned(nbformat.read(copy, as_version=4))
     paths = Executed(name, target / f"{name}.ipynb", target / f"{name}.html")
     atomic_write(paths.notebook, nbformat.writes(notebook) + "\n")
-    atomic_write(paths.page, notebook_page(notebook, title(notebook, name), show_code=name.startswith("0")))
+    unfolded, figures = name.startswith("0"), target.parent / "figures"
+    atomic_write(paths.page, notebook_page(notebook, title(notebook, name), show_code=unfolded, figures=figures))
     failed.unlink(missing_ok=True)
     return paths
 

@@ -119,4 +119,4 @@ def learning(tables: Tables) -> Figure:
         axis.set_xlabel("optimizer step")
     legend_beside(figure, axes)
     text = "One seed. Reward: sampled, running mean of 5 steps. Validation: greedy, on problems that no step has seen."
-    return caption(figure, text, tables["runs"])
+    return caption(figure, text)

@@ -247,6 +247,10 @@ def _favour(claim: Claim, case: Case) -> tuple[int, float]:
     """How much a case speaks for the claim; the least goes into the row."""
     low = case.estimate.value if np.isnan(case.estimate.low) else case.estimate.low
     high = case.estimate.value if np.isnan(case.estimate.high) else case.estimate.high
+    # The end of the interval that decided: of a case that holds the one nearer to the threshold, of one that fails the other,
+    # or a wide interval that fails narrowly would stand for a narrow one that fails by far.
+    if case.holds is False:
+        low, high = high, low
     margin = {
         "above": low - claim.threshold,
         "below": claim.threshold - high,

@@ -1,7 +1,7 @@
-"""Pages that stand alone: one HTML file each, figures and formulas inlined, nothing fetched, readable on a phone.
+"""HTML pages from templates: nothing is fetched, formulas are inlined, and every page can be read on a phone.
 
-Every text is escaped by the templates; only what this package itself renders (highlighted code, formulas, figures) is marked
-as safe, so that a completion holding a script tag stays the text of a completion.
+The templates escape every text. Only what this package itself renders (highlighted code, formulas, figures) is marked as safe, so
+that a completion holding a script tag stays the text of a completion.
 """
 
 from __future__ import annotations
@@ -14,11 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import pandas as pd
 from markupsafe import Markup
+
+from replication.report.wording import shown_table
+from replication.runs import atomic_write, make_folder
 
 _FORMULA = re.compile(r"(`+[^`]*`+)|\$\$(.+?)\$\$|\$([^$\n]+?)\$", re.S)
 #: A link from one notebook to another: their pages lie side by side too.
 _NOTEBOOK_LINK = re.compile(r'href="(\w+)\.ipynb"')
+#: The picture of an exhibit in a notebook's output.
+_EXHIBIT = re.compile(r'data-figure="(\w+)" src="data:image/png;base64,([^"]+)"')
 _HTML_REPRESENTATIONS = ("text/html", "image/svg+xml", "image/png", "text/markdown", "text/plain")
 
 
@@ -34,6 +40,11 @@ def render(template: str, **values: Any) -> str:
     """A page from ``templates/<template>``; lines without trailing blanks, so that equal pages are equal files."""
     text = environment().get_template(template).render(**values)
     return "\n".join(line.rstrip() for line in text.splitlines()) + "\n"
+
+
+def table_html(frame: pd.DataFrame) -> str:
+    """A frame of numbers as an HTML table, formatted by ``wording``."""
+    return render("table.html", table=shown_table(frame))
 
 
 def data_uri(data: bytes, media_type: str) -> str:
@@ -83,13 +94,15 @@ def with_formulas(markdown: str) -> str:
     return _FORMULA.sub(image, markdown)
 
 
-def notebook_page(notebook: Any, title: str, *, show_code: bool) -> str:
+def notebook_page(notebook: Any, title: str, *, show_code: bool, figures: Path | None = None) -> str:
     """An executed notebook as a page of its own.
 
     Args:
         notebook: of nbformat 4.
         title: of the page.
         show_code: code cells unfolded; folded, a click opens them.
+        figures: folder in which the pictures of exhibits are stored as <name>.png, for a page in a folder beside it that refers to
+            ../figures/<name>.png. None: they stay inside the page.
     """
     from nbconvert.filters import ansi2html, markdown2html
     from pygments import highlight
@@ -104,13 +117,24 @@ def notebook_page(notebook: Any, title: str, *, show_code: bool) -> str:
             cells.append({"kind": "markdown", "html": Markup(html)})
         elif cell.cell_type == "code" and cell.source.strip():
             code = Markup(highlight(cell.source, PythonLexer(), formatter))
-            outputs = [_output(output, ansi2html) for output in cell.get("outputs", [])]
+            outputs = [_output(output, ansi2html, figures) for output in cell.get("outputs", [])]
             cells.append({"kind": "code", "html": code, "outputs": [output for output in outputs if output]})
     style = Markup(formatter.get_style_defs(".highlight"))
     return render("notebook.html", title=title, cells=cells, show_code=show_code, highlight_style=style)
 
 
-def _output(output: Any, ansi2html: Any) -> Markup | None:
+def _stored(html: str, figures: Path) -> str:
+    """HTML whose pictures of exhibits are files in ``figures``."""
+
+    def store(match: re.Match[str]) -> str:
+        make_folder(figures)
+        atomic_write(figures / f"{match[1]}.png", base64.b64decode(match[2]))
+        return f'data-figure="{match[1]}" src="../figures/{match[1]}.png"'
+
+    return _EXHIBIT.sub(store, html)
+
+
+def _output(output: Any, ansi2html: Any, figures: Path | None) -> Markup | None:
     if output.output_type == "stream":
         return Markup("<pre>{}</pre>").format(Markup(ansi2html(output.text)))
     if output.output_type == "error":
@@ -121,6 +145,7 @@ def _output(output: Any, ansi2html: Any) -> Markup | None:
     content = output.data[kind]
     text = "".join(content) if isinstance(content, list) else content
     if kind == "text/html":
+        text = _NOTEBOOK_LINK.sub(r'href="\1.html"', _stored(text, figures) if figures else text)
         return Markup('<div class="wide">{}</div>').format(Markup(text))
     if kind == "image/png":
         details = output.get("metadata", {}).get("image/png", {})
