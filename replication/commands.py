@@ -229,7 +229,7 @@ def figures(options: argparse.Namespace) -> int:
 
 def notebooks(options: argparse.Namespace) -> int:
     out = _results(options)
-    from replication.notebooks.runner import notebook_names, parameters, run_all
+    from replication.notebooks import notebook_names, parameters, run_all
 
     given = parse_settings(options.set)
     names = options.names or notebook_names()

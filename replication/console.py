@@ -7,6 +7,7 @@ import errno
 import io
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from typing import Any, TextIO
 
@@ -94,3 +95,17 @@ def to_nowhere(descriptor: int) -> None:
     """Lead a descriptor to the null device: what is left in its stream's buffer would fail again when Python ends."""
     with contextlib.suppress(OSError), open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), descriptor)
+
+
+def quiet_libraries() -> None:
+    """Hide what a reader cannot act on: the bar over the loading of weights, and warnings that one library addresses to another.
+
+    PEFT and transformers announce names that will change in later versions; the versions are pinned. The bars of downloads and all
+    other warnings stay.
+    """
+    from huggingface_hub.utils import enable_progress_bars
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    enable_progress_bars()  # those of downloads, which the line above turned off too
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|accelerate|torch)\.")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from replication.base_files import check_gguf, is_gguf, readable
 from replication.config import ExperimentConfig
-from replication.console import say
+from replication.console import quiet_libraries, say
 from replication.errors import UserError
 from replication.models.card import base_name
 from replication.models.checks import check_decoding, check_finite
@@ -124,6 +124,7 @@ def load_base(path: str, revision: str | None = None, dtype: torch.dtype = torch
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+    quiet_libraries()
     shared = {"revision": revision, "trust_remote_code": False}
     try:
         if is_gguf(path):

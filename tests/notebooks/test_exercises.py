@@ -8,11 +8,11 @@ from pathlib import Path
 
 import nbformat
 import pytest
-import torch
 
 from replication.algorithms import GRPO, SGRPO, TSPMO
-from replication.notebooks import exercises, runner
-from replication.notebooks.exercises import Checked
+from replication.notebooks import exercises, run_all
+from replication.notebooks.exercises.check import Checked
+from replication.notebooks.parameters_cell import FOLDER
 
 WALKTHROUGHS = ("01_grpo_under_lora", "02_s_grpo", "03_t_spmo")
 NAMES = [name for name, value in vars(exercises).items() if hasattr(value, "__wrapped__")]
@@ -58,10 +58,10 @@ def test_every_exercise_is_posed_once_and_solved_once():
     for suffix in ("", "_solutions"):
         used = []
         for name in WALKTHROUGHS:
-            text = (runner.FOLDER / f"{name}{suffix}.ipynb").read_text()
+            text = (FOLDER / f"{name}{suffix}.ipynb").read_text()
             used += re.findall(r"exercises\.(\w+)\(answer\)", text)
         assert sorted(used) == sorted(NAMES), suffix
-    assert all(len(re.findall(r"exercises\.\w+\(", (runner.FOLDER / f"{n}.ipynb").read_text())) >= 4 for n in WALKTHROUGHS)
+    assert all(len(re.findall(r"exercises\.\w+\(", (FOLDER / f"{n}.ipynb").read_text())) >= 4 for n in WALKTHROUGHS)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -86,7 +86,7 @@ def test_no_answer_makes_a_checking_cell_raise(name, answer):
 def test_every_solution_is_right_when_its_cells_are_run(name):
     """In this process and without a kernel: the slow test runs them by papermill."""
     names: dict = {}
-    cells = nbformat.read(runner.FOLDER / f"{name}_solutions.ipynb", as_version=4).cells
+    cells = nbformat.read(FOLDER / f"{name}_solutions.ipynb", as_version=4).cells
     found = 0
     for cell in cells:
         if cell.cell_type == "code":
@@ -98,11 +98,7 @@ def test_every_solution_is_right_when_its_cells_are_run(name):
 
 @pytest.mark.slow
 def test_the_solutions_run_by_papermill_and_every_check_passes(tmp_path: Path):
-    for executed in runner.run_all("smoke", tmp_path, [f"{name}_solutions" for name in WALKTHROUGHS], progress=False):
+    for executed in run_all("smoke", tmp_path, [f"{name}_solutions" for name in WALKTHROUGHS], progress=False):
         cells = nbformat.read(executed.notebook, as_version=4).cells
         shown = [output["data"]["text/plain"] for cell in cells if cell.cell_type == "code" for output in cell.outputs]
         assert len(shown) >= 4 and set(shown) == {"right"}
-
-
-def test_the_toy_gradient_of_no_credit_is_zero():
-    assert not exercises.toy_gradient(GRPO().assign([[0], [1]], torch.ones(2))).any()

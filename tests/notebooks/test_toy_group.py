@@ -8,15 +8,26 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from replication.ledger import scoring_cost
+from tiny import tiny_qwen2
 
 from replication.algorithms import GRPO, SGRPO, TSPMO, TokenCredit
-from replication.notebooks import toy_group as teaching
-from replication.notebooks.toy_group import TOY
-from replication.notebooks.toy_trie import trie
+from replication.notebooks import (
+    TOY,
+    ShownGroup,
+    credit_map,
+    gradient_table,
+    keep_probabilities,
+    keep_probability,
+    toy_gradient,
+    trie,
+    work_map,
+)
+from replication.notebooks.toy_figures import computed_tokens
 from replication.objective import surrogate_loss
 from replication.randomness import stream
+from replication.scoring import score
 from replication.tasks import extract_answer
 
 METHODS = [GRPO(), SGRPO(2, 0.3, 4), TSPMO()]
@@ -65,14 +76,14 @@ def test_the_gradient_of_the_toy_table_is_that_of_the_formula(method):
 def test_every_token_is_drawn_and_only_credited_ones_are_coloured(method):
     credit = method.assign(TOY.tokens, TOY.rewards, stream(0, "test"))
     for by in ("advantage", "weight"):
-        figure = teaching.credit_map(TOY, credit, title="a title", by=by)
+        figure = credit_map(TOY, credit, title="a title", by=by)
         boxes = [patch.get_facecolor() for patch in figure.axes[0].patches]
         assert len(boxes) == TOY.size
         assert sum(colour[:3] != (1.0, 1.0, 1.0) for colour in boxes) == len(credit)
         assert "a title" in texts(figure)
-        assert png(figure) == png(teaching.credit_map(TOY, credit, title="a title", by=by))
+        assert png(figure) == png(credit_map(TOY, credit, title="a title", by=by))
     with pytest.raises(ValueError, match="by must be"):
-        teaching.credit_map(TOY, credit, title="", by="colour")
+        credit_map(TOY, credit, title="", by="colour")
 
 
 def test_the_trie_shows_counts_means_and_advantages():
@@ -87,19 +98,19 @@ def test_the_trie_shows_counts_means_and_advantages():
 def test_a_group_without_credit_is_drawn_in_grey():
     empty = TokenCredit.empty()
     assert not any("\n" in text for text in texts(trie(TOY, empty, title="")))
-    png(teaching.credit_map(TOY, empty, title=""))
+    png(credit_map(TOY, empty, title=""))
 
 
 def test_a_credited_token_inside_a_chain_keeps_its_own_edge():
     pieces = (("a", "b", "c"),)
-    group = teaching.ShownGroup("?", pieces, ((0, 1, 2),), torch.tensor([1.0]))
+    group = ShownGroup("?", pieces, ((0, 1, 2),), torch.tensor([1.0]))
     credit = TokenCredit.from_arrays([0], [1], [0.25], [1.0])
     assert "b c\n+0.25" in texts(trie(group, credit, title=""))
 
 
 def test_dollar_signs_of_a_completion_are_no_formula():
-    group = teaching.ShownGroup("?", (("$", "5", "$x_$"),), ((0, 1, 2),), torch.tensor([1.0]))
-    png(teaching.credit_map(group, TokenCredit.empty(), title="costs $5 or $6"))
+    group = ShownGroup("?", (("$", "5", "$x_$"),), ((0, 1, 2),), torch.tensor([1.0]))
+    png(credit_map(group, TokenCredit.empty(), title="costs $5 or $6"))
     png(trie(group, TokenCredit.empty(), title="costs $5 or $6"))
 
 
@@ -115,27 +126,63 @@ def test_keep_probabilities_are_those_of_every_possible_draw(rule):
             let_in = (t < rule.cutoff or heads) and (rule.max_kept_tokens is None or kept < rule.max_kept_tokens)
             kept += let_in
             exact[t] += chance * let_in
-    assert teaching.keep_probabilities(rule, length) == pytest.approx(exact, abs=1e-12)
+    assert keep_probabilities(rule, length) == pytest.approx(exact, abs=1e-12)
 
 
 def test_the_rule_and_its_draws_are_drawn_together():
     rule, times = SGRPO(2, 0.3, 4), 400
     draws = rule.assign([list(range(8))] * times, torch.arange(times) % 2.0, stream(0, "test"))
-    figure = teaching.keep_probability(rule, 8, draws, times)
+    figure = keep_probability(rule, 8, draws, times)
     drawn = figure.axes[0].lines[0].get_ydata()
-    assert np.abs(drawn - 100 * teaching.keep_probabilities(rule, 8)).max() < 12  # four standard errors of 400 draws
-    png(teaching.gradient_table(TOY, torch.zeros(10, 9), title=""))
+    assert np.abs(drawn - 100 * keep_probabilities(rule, 8)).max() < 12  # four standard errors of 400 draws
+    png(gradient_table(TOY, torch.zeros(10, 9), title=""))
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: type(method).__name__)
-def test_what_is_computed_is_what_the_ledger_counts(method):
+def test_the_picture_of_computed_tokens_counts_what_scoring_counts(method):
     credit = method.assign(TOY.tokens, TOY.rewards, stream(0, "test"))
-    computed, shared = teaching.computed_tokens(TOY, credit)
+    computed, shared = computed_tokens(TOY, credit)
     prompt = [0]
-    forwarded = scoring_cost([prompt], [list(map(list, TOY.tokens))], [credit], "packed").forwarded
+    forwarded = score(tiny_qwen2(), [prompt], [[list(tokens) for tokens in TOY.tokens]], [credit]).tokens_forwarded
     assert len(computed) == forwarded - len(prompt) and not computed & shared
-    # A token is read if and only if something behind it in its answer is credited.
+    # A token is read if and only if a later token of its answer is credited.
     last = {i: max(credit.position[credit.completion == i].tolist(), default=-1) for i in range(len(TOY.tokens))}
     assert computed | shared >= {(i, t) for i, end in last.items() for t in range(end)}
-    assert f"{len(computed)} go through the model" in " ".join(texts(teaching.work_map(TOY, credit)))
-    png(teaching.work_map(TOY, credit))
+    assert f"{len(computed)} go through the model" in " ".join(texts(work_map(TOY, credit)))
+    png(work_map(TOY, credit))
+
+
+def test_every_number_of_a_gradient_table_can_be_read_on_its_cell():
+    """Black numbers once stood on dark blue cells: a contrast of 4.5 is what WCAG 2.1 asks of text."""
+    values = torch.linspace(-1, 1, 90).reshape(10, 9)
+    axis = gradient_table(TOY, values, title="").axes[0]
+    image = axis.images[0]
+    cells = image.to_rgba(image.get_array())[..., :3]
+    assert len(axis.texts) == 90
+    for text in axis.texts:
+        column, row = text.get_position()
+        light, dark = sorted((luminance(to_rgb(text.get_color())), luminance(cells[row, column])), reverse=True)
+        assert (light + 0.05) / (dark + 0.05) >= 4.5
+
+
+def luminance(rgb) -> float:
+    """Relative luminance of an sRGB colour (WCAG 2.1)."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in map(float, rgb)]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_the_toy_gradient_of_no_credit_is_zero():
+    assert not toy_gradient(GRPO().assign([[0], [1]], torch.ones(2))).any()
+
+
+def test_the_loss_can_rise_while_the_model_improves():
+    """What the walkthroughs say of the loss: 0 for every group under GRPO; under T-SPMO it depends on which answers are right."""
+
+    def loss(method, rewards) -> float:
+        credit = method.assign(TOY.tokens, torch.tensor(rewards))
+        return -(credit.weight * credit.advantage).sum().item()
+
+    for rewards in itertools.product((0.0, 1.0), repeat=4):
+        assert loss(GRPO(), rewards) == pytest.approx(0, abs=1e-6)
+    assert loss(TSPMO(), (1.0, 0.0, 0.0, 1.0)) == pytest.approx(-1 / 24)
+    assert loss(TSPMO(), (1.0, 1.0, 1.0, 0.0)) == pytest.approx(1 / 8)

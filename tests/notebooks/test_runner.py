@@ -19,16 +19,17 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from papermill.translators import PythonTranslator
 
 import replication
 from replication import signals
 from replication.config import ExperimentConfig
 from replication.errors import Stopped, UserError
-from replication.notebooks import runner
+from replication.names import ROOT
+from replication.notebooks import contents, notebook_names, parameters, runner
 from replication.notebooks.kernels import kernel_manager
+from replication.notebooks.parameters_cell import FOLDER, OPTIONS
 
-COMMITTED = runner.notebook_names()
+COMMITTED = notebook_names()
 
 
 def write(folder: Path, name: str, *cells: str | tuple[str, ...]) -> None:
@@ -71,10 +72,10 @@ def test_one_run_of_good_and_bad(tmp_path: Path) -> None:
 
     made = results / "notebooks"
     assert {path.name for path in made.iterdir()} == {"00_bad.failed.ipynb", "01_good.ipynb", "01_good.html", "seconds.csv"}
-    assert set(runner.read_seconds(made)) == {"01_good"}
+    assert set(contents.read_seconds(made)) == {"01_good"}
     text = (made / "01_good.ipynb").read_text()
     assert "smoke ../results None 2" in text and "1 True" in text and "seconds" not in text
-    assert str(runner.ROOT) not in text and "replication/__init__.py" in text
+    assert str(ROOT) not in text and "replication/__init__.py" in text
     executed = json.loads(text)
     assert "papermill" not in executed["metadata"]
     assert all(set(cell["metadata"]) <= {"tags", "jupyter"} for cell in executed["cells"])
@@ -111,7 +112,7 @@ def test_whatever_befalls_one_notebook_the_others_are_run(tmp_path: Path, monkey
     message = str(caught.value)
     assert all(name in message for name in faults) and "04_good" not in message and "\n" not in message
     assert "failed (RuntimeError: Kernel died before replying to kernel_info)" in message
-    assert set(runner.read_seconds(tmp_path / "results/notebooks")) == {"04_good"}
+    assert set(contents.read_seconds(tmp_path / "results/notebooks")) == {"04_good"}
 
     full = UserError("no space left on device")
     full.__cause__ = OSError(28, "no space left on device")
@@ -150,10 +151,40 @@ def test_a_signal_ends_the_notebook_that_runs(tmp_path: Path, saves: bool) -> No
     assert not list((tmp_path / "results/notebooks").iterdir()), "what was stopped has not failed"
 
 
+@pytest.mark.slow
+def test_a_kernel_killed_in_the_middle_of_a_notebook_is_named_and_the_others_run(tmp_path):
+    folder, results = tmp_path / "notebooks", tmp_path / "results"
+    dies = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    write(folder, "01_dies", PARAMETERS, "print('before')", dies, "print('never')")
+    write(folder, "02_good", PARAMETERS, "print('good')")
+    with pytest.raises(runner.NotebooksFailed, match="01_dies failed in code cell 3 .*kernel died") as caught:
+        runner.run_all("smoke", results, progress=False, folder=folder)
+    assert "02_good" not in str(caught.value) and "\n" not in str(caught.value)
+    made = {path.name for path in (results / "notebooks").iterdir()}
+    assert made == {"01_dies.failed.ipynb", "02_good.ipynb", "02_good.html", "seconds.csv"}
+
+
+@pytest.mark.parametrize("name", ["../evil", "/tmp/evil", "x/../../evil"])
+def test_a_notebook_beside_the_folder_is_never_run(tmp_path, name):
+    write(tmp_path, "evil", PARAMETERS, "raise SystemExit")
+    (tmp_path / "notebooks/x").mkdir(parents=True)
+    with pytest.raises(UserError, match="there is no notebook"):
+        runner.run_all("smoke", tmp_path / "results", [name], folder=tmp_path / "notebooks")
+
+
+@given(st.text() | st.just('"\n__import__("os").abort()\n"') | st.lists(st.text(max_size=5), max_size=3))
+def test_a_notebook_parameter_stays_a_literal(value):
+    """papermill writes parameters as code: what it writes is the value and nothing else."""
+    from papermill.translators import PythonTranslator
+
+    (statement,) = ast.parse(PythonTranslator.codify({"given": value})).body
+    assert ast.literal_eval(statement.value) == value
+
+
 @pytest.mark.parametrize("name", COMMITTED)
 def test_every_name_that_a_notebook_takes_from_the_package_exists(name: str) -> None:
-    """Functions were once moved to another module, and no quick test saw that four notebooks still called them at the old one."""
-    notebook = nbformat.read(runner.FOLDER / f"{name}.ipynb", as_version=4)
+    """Functions were once moved to another module, and no quick test saw that four notebooks still used the old one."""
+    notebook = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
     code = "\n".join(re.sub(r"(?m)^\s*[%!].*$", "pass", c.source) for c in notebook.cells if c.cell_type == "code")
     tree, modules = ast.parse(code), {}
     for node in ast.walk(tree):
@@ -171,9 +202,9 @@ def test_every_name_that_a_notebook_takes_from_the_package_exists(name: str) -> 
 
 def test_unknown_and_misfit_parameters_are_refused_before_anything_runs(tmp_path: Path) -> None:
     write(tmp_path, "01_good", PARAMETERS)
-    for wrong, word in (({"tempo": 1}, "tempo"), ({"rate": "fast"}, "rate"), ({"seeds": True}, "seeds"), ({"seeds": 1.5}, "seeds")):
-        with pytest.raises(UserError, match=word):
-            runner.run_all("smoke", tmp_path / "results", given=wrong, folder=tmp_path)
+    for name, value in (("tempo", 1), ("rate", "fast"), ("seeds", True), ("seeds", 1.5)):
+        with pytest.raises(UserError, match=name):
+            runner.run_all("smoke", tmp_path / "results", given={name: value}, folder=tmp_path)
     with pytest.raises(UserError, match="no notebook 09_none"):
         runner.run_all("smoke", tmp_path / "results", ["09_none"], folder=tmp_path)
     with pytest.raises(UserError, match="unknown profile"):
@@ -185,14 +216,14 @@ def test_unknown_and_misfit_parameters_are_refused_before_anything_runs(tmp_path
 def test_a_parameters_cell_holds_literals_alone(tmp_path: Path, source: str) -> None:
     write(tmp_path, "01_bad", source)
     with pytest.raises(UserError, match="literal"):
-        runner.parameters("01_bad", tmp_path)
+        parameters("01_bad", tmp_path)
 
 
 def test_an_untagged_first_cell_is_refused(tmp_path: Path) -> None:
     cell = nbformat.v4.new_code_cell("x = 1")
     (tmp_path / "01_bad.ipynb").write_text(nbformat.writes(nbformat.v4.new_notebook(cells=[cell])))
     with pytest.raises(UserError, match="parameters"):
-        runner.parameters("01_bad", tmp_path)
+        parameters("01_bad", tmp_path)
 
 
 def test_results_that_cannot_be_written_are_one_clear_line(tmp_path: Path) -> None:
@@ -214,10 +245,10 @@ def test_pages_link_to_each_other(tmp_path: Path) -> None:
 def test_a_token_that_is_a_script_stays_text_in_a_page() -> None:
     """The sentence that names the most decisive token was once Markdown, through which HTML passes as it is."""
     from IPython.core.formatters import DisplayFormatter
+    from replication.report.pages import notebook_page
 
     from replication.notebooks import display
     from replication.report import readings_diagnostics
-    from replication.report.pages import notebook_page
 
     row = {"profile": "nano", "correct": 1, "completion": 0, "position": 0, "worth": 0.5, "token": "<script>alert(1)</script>"}
     table = pd.DataFrame([row | {"method": "grpo", "selector": "all", "credit": 1.0}])
@@ -236,7 +267,7 @@ def test_the_kernel_is_this_python() -> None:
 
 
 def code_cells(name: str) -> list[str]:
-    cells = json.loads((runner.FOLDER / f"{name}.ipynb").read_text())["cells"]
+    cells = json.loads((FOLDER / f"{name}.ipynb").read_text())["cells"]
     sources = [cell["source"] for cell in cells if cell["cell_type"] == "code"]
     return [source if isinstance(source, str) else "".join(source) for source in sources]
 
@@ -246,7 +277,7 @@ def code_cells(name: str) -> list[str]:
 
 @pytest.mark.parametrize("name", COMMITTED)
 def test_committed_notebooks_are_stripped(name: str) -> None:
-    found = json.loads((runner.FOLDER / f"{name}.ipynb").read_text())
+    found = json.loads((FOLDER / f"{name}.ipynb").read_text())
     assert found["nbformat"] == 4 and set(found["metadata"]) <= {"kernelspec", "language_info"}
     for cell in found["cells"]:
         if cell["cell_type"] == "code":
@@ -258,8 +289,8 @@ def test_committed_notebooks_are_stripped(name: str) -> None:
 
 @pytest.mark.parametrize("name", COMMITTED)
 def test_parameters_are_fields_or_documented_options(name: str) -> None:
-    found = runner.parameters(name)
-    assert set(found) <= set(ExperimentConfig.model_fields) | set(runner.OPTIONS)
+    found = parameters(name)
+    assert set(found) <= set(ExperimentConfig.model_fields) | set(OPTIONS)
     assert "profile" in found and len(found) <= 15
     source = code_cells(name)[0]
     assert all("#" in line for line in source.strip().splitlines()), "each parameter needs a comment that says what it is"
@@ -277,7 +308,7 @@ def test_cells_are_short_and_define_nothing_of_the_package(name: str) -> None:
         for node in ast.walk(ast.parse(source)):
             if isinstance(node, ast.FunctionDef | ast.ClassDef):
                 assert node.name not in package, f"{name} defines {node.name}, which the package has"
-    cells = json.loads((runner.FOLDER / f"{name}.ipynb").read_text())["cells"]
+    cells = json.loads((FOLDER / f"{name}.ipynb").read_text())["cells"]
     for cell in cells:
         if cell["cell_type"] == "markdown":
             text = cell["source"] if isinstance(cell["source"], str) else "".join(cell["source"])
@@ -288,33 +319,6 @@ def test_cells_are_short_and_define_nothing_of_the_package(name: str) -> None:
 def test_formulas_can_be_set_without_a_browser(name: str) -> None:
     from replication.report.pages import with_formulas
 
-    for cell in json.loads((runner.FOLDER / f"{name}.ipynb").read_text())["cells"]:
+    for cell in json.loads((FOLDER / f"{name}.ipynb").read_text())["cells"]:
         if cell["cell_type"] == "markdown":
             with_formulas(cell["source"] if isinstance(cell["source"], str) else "".join(cell["source"]))
-
-
-@pytest.mark.slow
-def test_a_kernel_killed_in_the_middle_of_a_notebook_is_named_and_the_others_run(tmp_path):
-    folder, results = tmp_path / "notebooks", tmp_path / "results"
-    write(folder, "01_dies", PARAMETERS, "print('before')", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
-    write(folder, "02_good", PARAMETERS, "print('good')")
-    with pytest.raises(runner.NotebooksFailed, match="01_dies failed in code cell .*kernel died") as caught:
-        runner.run_all("smoke", results, progress=False, folder=folder)
-    assert "02_good" not in str(caught.value) and "\n" not in str(caught.value)
-    made = {path.name for path in (results / "notebooks").iterdir()}
-    assert made == {"01_dies.failed.ipynb", "02_good.ipynb", "02_good.html", "seconds.csv"}
-
-
-@pytest.mark.parametrize("name", ["../evil", "/tmp/evil", "x/../../evil"])
-def test_a_notebook_beside_the_folder_is_never_run(tmp_path, name):
-    write(tmp_path, "evil", PARAMETERS, "raise SystemExit")
-    (tmp_path / "notebooks/x").mkdir(parents=True)
-    with pytest.raises(UserError, match="there is no notebook .* without folder and suffix"):
-        runner.run_all("smoke", tmp_path / "results", [name], folder=tmp_path / "notebooks")
-
-
-@given(st.text() | st.just('"\n__import__("os").abort()\n"') | st.lists(st.text(max_size=5), max_size=3))
-def test_a_notebook_parameter_stays_a_literal(value):
-    """papermill writes parameters as code: what it writes is the value and nothing else."""
-    (statement,) = ast.parse(PythonTranslator.codify({"given": value})).body
-    assert ast.literal_eval(statement.value) == value
