@@ -113,6 +113,7 @@ def make_trainer(base: Path | str, credit: Any = None, *, rewards: Any = varied,
     named.setdefault("rollout_func", rollout)
     if credit is not None:
         named["credit"] = credit
+    torch.manual_seed(0)  # older versions draw the adapter before they set the seed
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer = (kind or (GRPOTrainer if credit is None else TokenCreditTrainer))(
