@@ -1,5 +1,5 @@
 # The whole replication by name. `make` alone lists the targets; each makes .venv when it is missing.
-# Variables: PROFILE, PLAN, SEEDS, WORKERS, ENGINE, ADDRESS, SECONDS, MINUTES, OUT, MODEL, REVISION, SVAMP, SET, PYTHON, VENV (see README.md).
+# Variables: PROFILE, PLAN, SEEDS, WORKERS, ENGINE, ADDRESS, OUT, MODEL, REVISION, SVAMP, SET, PYTHON, VENV (see README.md).
 
 .DEFAULT_GOAL := help
 SHELL := bash
@@ -13,7 +13,6 @@ SEEDS ?=
 WORKERS ?=
 ENGINE ?= local
 ADDRESS ?=
-MINUTES ?= 60
 MODEL ?=
 REVISION ?=
 SVAMP ?=
@@ -35,11 +34,9 @@ PLAN_OPTIONS := --plan $(call q,$(PLAN)) $(if $(SEEDS),--seeds $(call q,$(SEEDS)
 NOTEBOOK_OPTIONS := --set $(call q,variant=$(PLAN)) $(if $(SEEDS),--set $(call q,seeds=$(SEEDS)))
 SWEEP_OPTIONS := $(PLAN_OPTIONS) $(if $(WORKERS),--workers $(call q,$(WORKERS))) \
 	$(if $(filter-out local,$(ENGINE)),--engine $(call q,$(ENGINE))) $(if $(ADDRESS),--address $(call q,$(ADDRESS)))
-# SECONDS is bash's own clock: only one that was given counts.
-FUZZ_SECONDS := $(if $(filter command line environment,$(origin SECONDS)),$(SECONDS),60)
 PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PY) -m pytest
 
-.PHONY: help setup all smoke test test-full test-browser fuzz soak figures report verify publish prompts paper paper-dryrun base \
+.PHONY: help setup all smoke test test-full test-browser figures report verify publish prompts paper paper-dryrun base \
 	bench lab lint clean
 
 help: ## list the targets
@@ -87,13 +84,6 @@ test-browser: $(STAMP) ## every notebook in a real JupyterLab in headless Chromi
 		|| { echo "error: no Chromium with its driver: install the system's packages chromium and chromium-driver, then try again" >&2; exit 2; }
 	$(PYTEST) -m browser tests/browser
 
-fuzz: $(STAMP) ## coverage-guided fuzzing of all that reads input, SECONDS= for each target (installs the extra fuzz)
-	$(PY) -m pip install --quiet -e '.[fuzz]'
-	PYTHONPATH=. $(PY) tests/fuzz $(call q,$(FUZZ_SECONDS))
-
-soak: $(STAMP) ## smoke runs killed and resumed at random for MINUTES=: nothing lost, nothing grows
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 PYTHONPATH=. $(PY) tests/soak.py $(call q,$(MINUTES))
-
 figures: $(STAMP) ## draw the figures again from the tables in OUT
 	$(CLI) figures $(RESULTS)
 
@@ -113,20 +103,21 @@ prompts: $(STAMP) ## measure the base under each prompt template on the validati
 	@$(CLI) prompts $(RESULTS) $(SETTINGS)
 
 paper-dryrun: $(STAMP) ## the paper profile in minutes, offline: a random model, two steps a run (no evidence)
-	HF_HUB_OFFLINE=1 $(CLI) dryrun --out results/local/dryrun $(if $(SVAMP),--svamp $(call q,$(SVAMP))) $(if $(WORKERS),--workers $(call q,$(WORKERS)))
+	HF_HUB_OFFLINE=1 $(PY) -m tools.dryrun --out results/local/dryrun $(if $(SVAMP),--svamp $(call q,$(SVAMP))) $(if $(WORKERS),--workers $(call q,$(WORKERS)))
 
 base: $(STAMP) ## pre-train the nano base again into BASE_OUT and compare it with the shipped one
 	$(CLI) base --out $(call q,$(BASE_OUT))
 
 bench: $(STAMP) ## measure cost beside another implementation (installs the extra bench)
 	$(PY) -m pip install --quiet -e '.[bench]'
-	$(CLI) bench
+	$(PY) -m benchmarks
 
 lab: $(STAMP) ## open JupyterLab at the overview
 	JUPYTER_PREFER_ENV_PATH=1 $(PY) -m jupyterlab notebooks/00_overview.ipynb
 
 lint: $(STAMP) ## check code and notebooks
 	$(PY) -m ruff check .
+	$(VENV)/bin/lint-imports --no-cache
 
 clean: ## remove .venv and caches; results stay
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build *.egg-info

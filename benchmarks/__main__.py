@@ -20,8 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-    from benchmarks import bench_memory, bench_runs, bench_scaling, bench_trl
-    from replication import figures_bench
+    from benchmarks import bench_memory, bench_runs, bench_scaling, bench_trl, figures
     from replication.errors import UserError
 
     try:
@@ -38,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
             if "dense_vs_packed" in options.parts:
                 print("whole runs, dense against packed ...", flush=True)
                 bench_runs.main(options.out, quick=options.quick)
-        figures_bench.write_all(options.out)
+        figures.write_all(options.out)
         print((options.out / "summary.md").read_text())
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

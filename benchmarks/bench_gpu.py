@@ -19,13 +19,11 @@ from torch import Tensor, nn
 
 from benchmarks import common
 from benchmarks.common import METHODS, SPARSE
-from replication import scoring
 from replication.algorithms import TokenCredit
-from replication.ledger import scoring_cost
-from replication.models.load import resolve_device
+from replication.models import resolve_device
 from replication.objective import surrogate_loss
 from replication.rollout import generate
-from replication.scoring import token_log_probs, unwrapped
+from replication.scoring import gathered_log_softmax, score, token_log_probs, unwrapped
 
 SHAPES: dict[str, dict[str, Any]] = {
     "qwen2-1.5b": {
@@ -43,8 +41,6 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 #: plain: all logits at once; chunked: all tokens, the output layer in chunks; packed: this project's engine.
 WAYS = ("plain", "chunked", "packed")
-#: The engine with flex attention instead of sdpa; torch has no backward pass for it on a CPU.
-FLEX = "packed, flex attention"
 PROMPTS = 1
 
 
@@ -65,7 +61,8 @@ def chunked_log_probs(model: nn.Module, prompts: Sequence, completions: Sequence
         column = credit.position + len(prompt)
         source = credit.completion * length + column - 1
         target = tokens[credit.completion, column]
-        parts.append(scoring._gathered_log_softmax(causal_lm, hidden.flatten(0, 1), source, target, 1.0))
+        distinct, which = torch.unique(source, return_inverse=True)
+        parts.append(gathered_log_softmax(causal_lm, hidden.flatten(0, 1)[distinct.to(device)], which, target, 1.0))
     return torch.cat(parts)
 
 
@@ -91,7 +88,7 @@ def measure(shape: str, device: torch.device, dtype: torch.dtype, repetitions: i
             generators=[torch.Generator().manual_seed(index) for index in range(PROMPTS)],
         )
         rows.append({**shared, "part": "rollout", "way": "packed", "method": "", **_repeat(roll, device, repetitions)})
-        for way in (*WAYS, FLEX) if device.type == "cuda" else WAYS:
+        for way in WAYS:
             for method in METHODS:
                 measured = _update(policy, groups, way, method, device, repetitions)
                 rows.append({**shared, "part": "update", "way": way, "method": method, **measured})
@@ -103,7 +100,6 @@ def _update(policy, groups, way: str, method: str, device: torch.device, repetit
     credits = common.credits_of(config, groups)
     arguments = [group.prompt for group in groups], [group.completions for group in groups], credits
     optimizer = common.optimizer_of(config, policy)
-    unwrapped(policy.model).set_attn_implementation("flex_attention" if way == FLEX else "sdpa")
 
     def work() -> None:
         optimizer.zero_grad(set_to_none=True)
@@ -114,8 +110,10 @@ def _update(policy, groups, way: str, method: str, device: torch.device, repetit
         surrogate_loss(log_probs, credits)[0].backward()
         optimizer.step()
 
-    cost = scoring_cost(*arguments, "packed" if way in ("packed", FLEX) else "dense", policy.model)
-    facts = {"tokens_forwarded": cost.forwarded, "tokens_in_loss": cost.in_loss, "predicted_flops": cost.flops}
+    with torch.no_grad():
+        strategy = "packed" if way == "packed" else "dense"
+        forwarded = score(policy.model, *arguments, strategy=strategy).tokens_forwarded
+    facts = {"tokens_forwarded": forwarded, "tokens_in_loss": sum(map(len, credits))}
     return {**facts, **_repeat(work, device, repetitions)}
 
 

@@ -37,10 +37,8 @@ COMMON = (0.9, 0.99)
 
 
 def measure(implementation: str, method: str, shape: dict[str, Any]) -> dict[str, Any]:
-    """Peak bytes of an update in this process, beside the ledger's prediction."""
+    """Peak bytes of an update in this process."""
     import torch
-
-    from replication.ledger import scoring_cost
 
     torch.set_num_threads(1)
     shape = dict(shape)
@@ -62,13 +60,11 @@ def measure(implementation: str, method: str, shape: dict[str, Any]) -> dict[str
             common.update(config, policy, optimizer, groups)
 
     peak = common.peak_bytes(work)
-    arguments = [g.prompt for g in groups], [g.completions for g in groups], common.credits_of(config, groups)
-    predicted = scoring_cost(*arguments, strategy, policy.model).bytes if not implementation.startswith(TRL) else None
-    return {"peak_bytes": peak, "predicted_bytes": predicted, "tokens_in_loss": sum(map(len, arguments[2]))}
+    return {"peak_bytes": peak, "tokens_in_loss": sum(map(len, common.credits_of(config, groups)))}
 
 
 def _trl_work(config, policy, small, groups, *, checkpointing: bool):
-    from replication.models.load import load_base
+    from replication.models import load_base
 
     # The trainer wants a tokenizer and problems, though neither is used: the batches are ready.
     _, tokenizer = load_base(config.model_path)

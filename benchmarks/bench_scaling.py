@@ -13,7 +13,6 @@ import pandas as pd
 
 from benchmarks import common, trl_side
 from benchmarks.common import METHODS, SPARSE, TRL
-from replication.ledger import scoring_cost
 
 #: What stands still while one thing grows: the nano base's shape, two prompts.
 BASE = {"prompts": 2, "group_size": 16, "prompt_length": 32, "completion_length": 32, "vocabulary": 1024, "width": 128}
@@ -34,22 +33,20 @@ def main(out: Path, *, quick: bool = False, threads: int = 1) -> pd.DataFrame:
     points = [(grows, value) for grows, values in GRID.items() for value in (values[:2] if quick else values)]
     rows: list[dict[str, Any]] = []
     with common.threads(threads):
-        peak = common.matrix_peak()
-        common.write_manifest(out, "scaling", threads=threads, matrix_peak_flops=peak, cases_done=0, cases=len(points))
+        common.write_manifest(out, "scaling", threads=threads, cases_done=0, cases=len(points))
         for done, (grows, value) in enumerate(points, start=1):
-            measured = point({**BASE, grows: value}, peak, quick=quick)
+            measured = point({**BASE, grows: value}, quick=quick)
             rows += [{"grows": grows, "value": value, **row} for row in measured]
             table = common.write_table(out, "scaling", rows)
-            common.write_manifest(out, "scaling", threads=threads, matrix_peak_flops=peak, cases_done=done, cases=len(points))
+            common.write_manifest(out, "scaling", threads=threads, cases_done=done, cases=len(points))
             medians = ", ".join(f"{row['implementation']} {row['method']} {row['seconds']:.3f} s" for row in measured)
             print(f"  {done} of {len(points)}: {grows} {value}: {medians} (n = {measured[0]['n']})", flush=True)
     return table
 
 
-def point(shape: dict[str, Any], peak: float, *, quick: bool) -> list[dict[str, Any]]:
+def point(shape: dict[str, Any], *, quick: bool) -> list[dict[str, Any]]:
     """The four updates on one batch, in turns."""
     groups = common.synthetic_groups(**{name: shape[name] for name in BASE if name != "width"})
-    arguments = [group.prompt for group in groups], [group.completions for group in groups]
     policy, trainer, trl_optimizer = _models(shape["vocabulary"], shape["width"])
     works: dict[tuple[str, str], Callable[[], Any]] = {}
     facts: dict[tuple[str, str], dict[str, Any]] = {}
@@ -58,10 +55,11 @@ def point(shape: dict[str, Any], peak: float, *, quick: bool) -> list[dict[str, 
         config = common.nano_config(method, group_size=shape["group_size"], prompts_per_step=shape["prompts"], **extra)
         optimizer = common.optimizer_of(config, policy)
         works["packed", method] = functools.partial(common.update, config, policy, optimizer, groups)
-        cost = scoring_cost(*arguments, common.credits_of(config, groups), "packed", policy.model)
+        credits = common.credits_of(config, groups)
         facts["packed", method] = {
-            "tokens_forwarded": cost.forwarded, "tokens_in_loss": cost.in_loss, "predicted_flops": cost.flops
-        }  # fmt: skip
+            "tokens_forwarded": common.tokens_forwarded(policy, config, groups, credits),
+            "tokens_in_loss": sum(map(len, credits)),
+        }
     inputs = trl_side.inputs_of(groups, policy.pad_token_id)
     works[TRL, "grpo"] = functools.partial(trl_side.update, trainer, trl_optimizer, inputs, config.max_grad_norm)
     tokens = sum(len(g.samples) * (len(g.prompt) + shape["completion_length"]) for g in groups)
@@ -77,17 +75,14 @@ def point(shape: dict[str, Any], peak: float, *, quick: bool) -> list[dict[str, 
     for (implementation, method), values in taken.items():
         low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])
         row = {"implementation": implementation, "method": method, "n": len(values)}
-        row |= {"seconds": middle, "seconds_q1": low, "seconds_q3": high, **facts[implementation, method]}
-        if "predicted_flops" in row:
-            row["peak_share"] = row["predicted_flops"] / middle / peak
-        rows.append(row)
+        rows.append(row | {"seconds": middle, "seconds_q1": low, "seconds_q3": high, **facts[implementation, method]})
     return rows
 
 
 @functools.lru_cache(maxsize=1)
 def _models(vocabulary: int, width: int):
     """Our policy, TRL's trainer and its optimizer; points that follow each other mostly have the same model."""
-    from replication.models.load import load_base
+    from replication.models import load_base
 
     gc.collect()
     config = common.nano_config("grpo")

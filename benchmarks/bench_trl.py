@@ -20,10 +20,10 @@ from benchmarks.common import (
     TRL,
     credits_of,
     make_group,
-    matrix_peak,
     nano_config,
     optimizer_of,
     threads,
+    tokens_forwarded,
     untied,
     update,
     write_manifest,
@@ -31,8 +31,8 @@ from benchmarks.common import (
 )
 from replication import train
 from replication.groups import Group, sample_groups
-from replication.ledger import rollout_cost, scoring_cost
-from replication.models.load import load_base, load_policy
+from replication.metrics import step_metrics
+from replication.models import load_base, load_policy
 
 REPETITIONS = 9
 WARM_UP = 2
@@ -54,7 +54,6 @@ def side_by_side(count: int, repetitions: int, overrides: dict[str, Any], keep: 
     model, tokenizer = load_base(config.model_path, config.revision)
     clock = trl_side.Clock()
     differences = {"loss": 0.0, "gradient": 0.0}
-    peak = matrix_peak()
 
     def ours(step: int) -> None:
         batch = problems[step * config.prompts_per_step : (step + 1) * config.prompts_per_step]
@@ -81,7 +80,7 @@ def side_by_side(count: int, repetitions: int, overrides: dict[str, Any], keep: 
         ]
         for method in METHODS:
             trl_side.copy_adapter(trainer, policies[method])
-            measured += _our_rows(configs[method], policies[method], optimizers[method], task, groups, batch, step, peak)
+            measured += _our_rows(configs[method], policies[method], optimizers[method], task, groups, batch, step)
             trl_side.copy_adapter(trainer, policies[method])
         if step == WARM_UP:
             differences.update(_differences(trainer, config, policies["grpo"], groups))
@@ -108,35 +107,33 @@ def side_by_side(count: int, repetitions: int, overrides: dict[str, Any], keep: 
     )
     clock.attach(trainer)
     trainer.train()
-    return {**differences, "peak": peak}
+    return differences
 
 
-def _our_rows(config, policy, optimizer, task, groups, batch, step, peak: float) -> list[dict]:
+def _our_rows(config, policy, optimizer, task, groups, batch, step) -> list[dict]:
     rows = []
     for work, given in (("TRL's completions", groups), ("TRL's completions, no ties", untied(groups))):
         started = time.perf_counter()
         update(config, policy, optimizer, given)
-        rows.append(_row(config, policy, work, "update", time.perf_counter() - started, given, peak))
+        rows.append(_row(config, policy, work, "update", time.perf_counter() - started, given))
     started = time.perf_counter()
     own = sample_groups(policy, config, task, batch, step)
     middle = time.perf_counter()
     update(config, policy, optimizer, own)
     ended = time.perf_counter()
-    rows.append(_row(config, policy, "own rollout", "rollout", middle - started, own, peak))
-    rows.append(_row(config, policy, "own rollout", "update", ended - middle, own, peak))
-    rows.append(_row(config, policy, "own rollout", "step", ended - started, own, peak))
-    # What the training loop adds for its record: entropy, KL to the base, the ledger.
+    rows.append(_row(config, policy, "own rollout", "rollout", middle - started, own))
+    rows.append(_row(config, policy, "own rollout", "update", ended - middle, own))
+    rows.append(_row(config, policy, "own rollout", "step", ended - started, own))
+    # What the training loop adds for its record: entropy, KL to the base.
     started = time.perf_counter()
-    train._group_metrics(config, policy, own, credits_of(config, own))
-    rows.append(_row(config, policy, "own rollout", "diagnostics", time.perf_counter() - started, own, peak))
+    step_metrics(policy, config, own, credits_of(config, own))
+    rows.append(_row(config, policy, "own rollout", "diagnostics", time.perf_counter() - started, own))
     return rows
 
 
-def _row(config, policy, work: str, phase: str, value: float, groups: list[Group], peak: float) -> dict:
-    arguments = [group.prompt for group in groups], [group.completions for group in groups], credits_of(config, groups)
-    cost = scoring_cost(*arguments, config.scoring, policy.model)
-    sampled = rollout_cost(policy.model, *arguments[:2], config.rollout_rows) if phase == "rollout" else None
-    row = {
+def _row(config, policy, work: str, phase: str, value: float, groups: list[Group]) -> dict:
+    credits = credits_of(config, groups)
+    return {
         "implementation": config.scoring,
         "method": config.method,
         "work": work,
@@ -144,13 +141,9 @@ def _row(config, policy, work: str, phase: str, value: float, groups: list[Group
         "seconds": value,
         "tied_groups": sum(group.is_tied for group in groups) / len(groups),
         "tokens_generated": sum(group.generated_tokens for group in groups),
-        "tokens_forwarded": sampled.forwarded if sampled else cost.forwarded,
-        "tokens_in_loss": cost.in_loss,
+        "tokens_forwarded": tokens_forwarded(policy, config, groups, credits),
+        "tokens_in_loss": sum(map(len, credits)),
     }
-    if phase in ("update", "rollout"):
-        flops = (sampled or cost).flops
-        row |= {"predicted_flops": flops, "peak_share": flops / value / peak}
-    return row
 
 
 def _groups(clock: trl_side.Clock, problems, group_size: int) -> list[Group]:
@@ -178,7 +171,7 @@ def _differences(trainer, config, policy, groups: list[Group]) -> dict[str, floa
     loss, theirs = trl_side.loss_and_gradients(trainer, trl_side.inputs_of(groups, policy.pad_token_id))
     for parameter in policy.trainable.values():
         parameter.grad = None
-    our_loss = train._backward(config, policy, groups, credits_of(config, groups))
+    our_loss, _, _ = train.backward(config, policy, groups, credits_of(config, groups))
     squares = sum(float((policy.trainable[name].grad - value).square().sum()) for name, value in theirs.items())
     norm = sum(float(value.square().sum()) for value in theirs.values())
     return {"loss": abs(loss - our_loss), "gradient": (squares / norm) ** 0.5}
@@ -234,8 +227,7 @@ def main(out: Path, *, quick: bool = False, thread_counts: tuple[int, ...] = (1,
         "side_by_side",
         cases_done=len(thread_counts) * repetitions,
         cases=len(thread_counts) * repetitions,
-        differences={count: {name: facts[name] for name in ("loss", "gradient")} for count, facts in checks.items()},
-        matrix_peak_flops={count: facts["peak"] for count, facts in checks.items()},
+        differences=checks,
     )
     assert all(facts["gradient"] < 1e-4 for facts in checks.values()), f"TRL's gradient is another one: {checks}"
     return pd.read_csv(out / "ratios.csv")

@@ -22,16 +22,16 @@ import torch
 from replication import train
 from replication.algorithms import TokenCredit
 from replication.config import ExperimentConfig, load_profile
-from replication.files import atomic_write, to_json
 from replication.groups import Group
-from replication.manifest import manifest, now
-from replication.models.load import Policy
+from replication.models import Policy
+from replication.names import SCHEMA_VERSION, TRAINED
 from replication.randomness import numpy_stream, stream
 from replication.rollout import Completion
+from replication.runs import atomic_write, manifest, now, to_json
+from replication.scoring import score
 from replication.tasks import Problem
 
-SCHEMA_VERSION = 1
-METHODS = ("grpo", "s_grpo", "t_spmo")
+METHODS = TRAINED
 #: S-GRPO where completions are longer than the nano task's: 40 % of the tokens whatever their length, so no cap.
 SPARSE = {"cutoff": 4, "keep_probability": 0.4, "max_kept_tokens": None}
 #: TRL's GRPOTrainer on the same work; needs the extra ``bench``.
@@ -142,11 +142,18 @@ def update(config: ExperimentConfig, policy: Policy, optimizer: torch.optim.Opti
     """Credit, score, differentiate, clip, step: what the training loop does between a rollout and its record. The loss."""
     credits = credits_of(config, groups)
     optimizer.zero_grad(set_to_none=True)
-    loss = train._backward(config, policy, groups, credits)
+    loss, _, _ = train.backward(config, policy, groups, credits)
     if any(len(credit) for credit in credits):
         torch.nn.utils.clip_grad_norm_(list(policy.trainable.values()), config.max_grad_norm)
         optimizer.step()
     return loss
+
+
+def tokens_forwarded(policy: Policy, config: ExperimentConfig, groups: Sequence[Group], credits: Sequence[TokenCredit]) -> int:
+    """Tokens that go through the trunk in one update."""
+    with torch.no_grad():
+        batch = [group.prompt for group in groups], [group.completions for group in groups], credits
+        return score(policy.model, *batch, strategy=config.scoring).tokens_forwarded
 
 
 def optimizer_of(config: ExperimentConfig, policy: Policy) -> torch.optim.Optimizer:
@@ -172,12 +179,6 @@ def seconds(work: Callable[[], Any]) -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter() - started
-
-
-def matrix_peak(size: int = 1024, repetitions: int = 12) -> float:
-    """The most float32 FLOP/s that a product of two square matrices reached here, with the current number of threads."""
-    a, b = torch.randn(size, size), torch.randn(size, size)
-    return 2 * size**3 / min(seconds(lambda: torch.mm(a, b)) for _ in range(repetitions))
 
 
 def peak_bytes(work: Callable[[], Any]) -> int:

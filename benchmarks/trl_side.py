@@ -13,7 +13,7 @@ from torch import Tensor
 from replication.config import ExperimentConfig
 from replication.errors import UserError
 from replication.groups import Group, reward
-from replication.models.load import Policy
+from replication.models import Policy
 from replication.tasks import Problem
 
 

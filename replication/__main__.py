@@ -32,7 +32,7 @@ def _parser() -> argparse.ArgumentParser:
 
     def command(name: str, text: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-        added.set_defaults(signals=name in ("run", "sweep", "notebooks", "dryrun"))
+        added.set_defaults(signals=name in ("run", "sweep", "notebooks"))
         return added
 
     def results(added: argparse.ArgumentParser) -> None:
@@ -99,21 +99,11 @@ def _parser() -> argparse.ArgumentParser:
     results(publish)
     publish.add_argument("--to", type=Path, metavar="DIR", help="where to (default: results/PROFILE)")
 
-    dryrun = command("dryrun", "the paper profile in minutes on a CPU, offline: a random model, two steps each (no evidence)")
-    dryrun.add_argument("--out", type=Path, default=Path("results/local/dryrun"), metavar="DIR", help="its folder")
-    dryrun.add_argument("--svamp", metavar="FILE", help="the official SVAMP.json (default: made-up items of its schema)")
-    dryrun.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core)")
-
     base = command("base", "pre-train the nano base into a new folder and compare it with the shipped one")
     base.add_argument("--out", type=Path, required=True, metavar="DIR", help="a folder that does not exist yet")
     base.add_argument("--steps", type=int, metavar="N", help="fewer optimizer steps than the shipped base had")
     base.add_argument("--threads", type=int, default=2, metavar="N", help="CPU threads; the weights' bits depend on them")
 
-    bench = command("bench", "measure this project beside another implementation (extra bench)")
-    bench.add_argument("arguments", nargs=argparse.REMAINDER, help="passed on to python -m benchmarks")
-
-    provenance = command("provenance", "say which runs, commit and machine a figure or table was made by")
-    provenance.add_argument("file", type=Path, metavar="FILE")
     return parser
 
 
@@ -147,7 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 128 + signal.SIGINT
     except BrokenPipeError:  # `... | head` has read enough; what was to be done besides printing may not be done
         to_nowhere(1)
-        return 0 if options.command in ("verify", "provenance") or getattr(options, "list", False) else 1
+        return 0 if options.command == "verify" or getattr(options, "list", False) else 1
     except Exception as error:
         if not _is_bad_input(error):
             raise

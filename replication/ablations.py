@@ -6,11 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from replication.config import METHODS, ExperimentConfig, load_profile, profile_plan
+from replication.config import ExperimentConfig, load_profile, profile_plan
 from replication.errors import UserError
-
-ABLATIONS = ("full_vs_sparse", "token_fraction", "lora_rank", "learning_rate")
-TRAINED = METHODS[1:]
+from replication.names import ABLATIONS, TRAINED
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 import traceback
 from collections.abc import Iterable, Sequence
@@ -12,13 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from replication.console import say
 from replication.errors import Stopped, UserError
-from replication.files import explained, read_json
+from replication.names import CLAIMS
+from replication.runs import read_json
 
 if TYPE_CHECKING:
     from replication.ablations import PlannedRun
 
-ROOT = Path(__file__).resolve().parent.parent
-CLAIMS = ROOT / "data" / "claims.yaml"
 #: Options of ``run`` that --set may not name.
 _OWN = ("profile", "task", "method", "seed")
 
@@ -53,13 +51,13 @@ def run(options: argparse.Namespace) -> int:
     if options.svamp is not None:
         overrides["svamp_source"] = options.svamp
     config = load_profile(options.profile, task=options.task, method=options.method, seed=options.seed, **overrides)
-    from replication.run_summary import mark_failed, read_summary
+    from replication.runs import mark_failed, read_summary
 
     if read_summary(options.out) is None:
-        from replication import preflight
+        from replication.sweep import preflight
 
         preflight.require([config])
-    from replication import parallel, train
+    from replication import train
 
     try:
         summary = train.run(config, options.out)
@@ -70,8 +68,7 @@ def run(options: argparse.Namespace) -> int:
         traceback.print_exc()
         return 1
     accuracy = "" if summary.accuracy is None else f", accuracy {summary.accuracy:.3f} on {summary.n_items} test items"
-    if parallel.is_first():
-        print(f"{summary.run_id} {summary.status}{accuracy}" + (f": {summary.reason}" if summary.reason else ""))
+    print(f"{summary.run_id} {summary.status}{accuracy}" + (f": {summary.reason}" if summary.reason else ""))
     return 0 if summary.status == "done" else 1
 
 
@@ -110,11 +107,8 @@ def sweep(options: argparse.Namespace) -> int:
             print(config.command(out / "runs" / _run_id(config)))
         print(f"{len(configs)} runs, {sum(config.steps for config in configs)} steps", file=sys.stderr)
         return 0
-    from replication import parallel
-    from replication.sweep import run_plan
+    from replication.sweep.schedule import run_plan
 
-    if parallel.processes() > 1:
-        raise UserError("a sweep gives every GPU a run of its own: start it by itself; accelerate launch is for one run")
     result = run_plan(planned, out / "runs", workers=options.workers, **_engine(options))
     for run_id in result.missing:  # first of all: the tables may be refused, for a damaged file of another run
         say(f"missing: {out / 'runs' / run_id}: {result.failed.get(run_id, 'not finished')}")
@@ -162,7 +156,7 @@ def report(options: argparse.Namespace) -> int:
         planned = _plan(argparse.Namespace(profile=options.profile, **settings))
         _write_tables(planned, out, {"profile": options.profile, "plan": settings})
     read_tables(out)  # says so if there are none, or one is damaged
-    from replication import report as reports
+    from replication.report import page as reports
 
     page = reports.build(out, options.profile)
     print(page or out / "report.html")
@@ -187,9 +181,8 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 def diagnose(options: argparse.Namespace) -> int:
     out = _results(options)
-    from replication.diagnostics import diagnose as measure
-    from replication.manifest import manifest, now
-    from replication.memory import peak_memory
+    from replication.measure import diagnose as measure
+    from replication.runs import manifest, now, peak_memory
     from replication.tables import write_tables
 
     tables, took = measure(
@@ -210,13 +203,13 @@ def prompts(options: argparse.Namespace) -> int:
             raise UserError(f"--set {name}: every task of the profile is measured with the base under every template")
     if options.svamp is not None:
         overrides["svamp_source"] = options.svamp
-    from replication import preflight
-    from replication.prompting import measure
+    from replication.measure import measure_prompts
+    from replication.sweep import preflight
 
     # What the runs that follow need is missing now, not after the base was measured.
     sweep_of = argparse.Namespace(profile=options.profile, plan="default", seeds=None, set=options.set, svamp=options.svamp)
     preflight.require([run.config for run in _plan(sweep_of)], out / "runs")
-    table = measure(options.profile, out, **overrides)
+    table = measure_prompts(options.profile, out, **overrides)
     shares = ["accuracy", "parsable_share", "accuracy_of_parsable", "truncated_share"]
     shown = table[["task", "template", "chosen", "items", *shares, "reason"]].astype({"items": "Int64"})
     print(shown.to_string(index=False, na_rep="", float_format="{:.3f}".format))
@@ -226,7 +219,7 @@ def prompts(options: argparse.Namespace) -> int:
 
 def figures(options: argparse.Namespace) -> int:
     out = _results(options)
-    from replication.figures import FIGURES, save_figure
+    from replication.report.figures import FIGURES, save_figure
     from replication.tables import read_tables
 
     tables = read_tables(out)
@@ -239,7 +232,7 @@ def figures(options: argparse.Namespace) -> int:
 
 def notebooks(options: argparse.Namespace) -> int:
     out = _results(options)
-    from replication.notebooks import notebook_names, parameters, run_all
+    from replication.notebooks.runner import notebook_names, parameters, run_all
 
     given = parse_settings(options.set)
     names = options.names or notebook_names()
@@ -268,36 +261,15 @@ def verify(options: argparse.Namespace) -> int:
 
 
 def publish(options: argparse.Namespace) -> int:
-    from replication.publish import publish as copy
+    from replication.report.publish import publish as copy
 
     for path in copy(options.profile, _results(options), options.to or Path("results") / options.profile):
         print(path)
     return 0
 
 
-def dryrun(options: argparse.Namespace) -> int:
-    from replication.dryrun import run as dry_run
-
-    return dry_run(options.out, options.svamp, options.workers)
-
-
 def base(options: argparse.Namespace) -> int:
-    from replication.models import nano_base
+    from replication.nano import pretrain
 
-    print(nano_base.build(options.out, steps=options.steps, threads=options.threads)["comparison"])
-    return 0
-
-
-def bench(options: argparse.Namespace) -> int:
-    if not (ROOT / "benchmarks" / "__main__.py").exists():
-        raise UserError(f"there is no benchmarks/__main__.py in {ROOT}: run this in a clone of the repository")
-    return subprocess.run([sys.executable, "-m", "benchmarks", *options.arguments], cwd=ROOT, check=False).returncode
-
-
-def provenance(options: argparse.Namespace) -> int:
-    with explained(options.file), open(options.file, "rb"):
-        pass
-    from replication.publish import provenance as describe
-
-    print(describe(options.file))
+    print(pretrain.build(options.out, steps=options.steps, threads=options.threads)["comparison"])
     return 0

@@ -13,21 +13,15 @@ import shlex
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from replication.algorithms import GRPO, SGRPO, TSPMO, SelectedGRPO
 from replication.errors import UserError
-
-if TYPE_CHECKING:
-    from replication.tasks import Task
-
-METHODS = ("base", "grpo", "s_grpo", "t_spmo")
-TASKS = ("word_problems", "multiplication", "svamp")
-PROFILES = ("smoke", "nano", "paper")
-#: The one model that is shipped with the repository; everything else is a folder or a name on the Hub.
-NANO_BASE = Path(__file__).resolve().parent.parent / "data" / "nano-base"
+from replication.names import METHODS, NANO_BASE, PROFILES, TASKS
+from replication.tasks import Task, completion_limit, get_task, with_template
 
 _DENOMINATORS = {
     "base": ("completion",),
@@ -99,8 +93,9 @@ class ExperimentConfig(BaseModel):
     replay_failures: int | None = Field(None, ge=0, description="T-SPMO: restarts from failed completions per group [R]")
 
     scoring: Literal["packed", "dense"] = Field("packed", description="how log-probs are computed; the values are the same")
-    scoring_tokens: int = Field(16384, ge=64, description="tokens scored with a graph at a time; bounds memory, not the result")
-    rollout_rows: int = Field(256, ge=1, description="completions sampled at a time; bounds memory, not the result")
+    token_budget: int = Field(
+        16384, ge=64, description="tokens in the model at a time, in scoring and sampling; bounds memory, not the result"
+    )
     activation_checkpointing: bool = Field(False, description="recompute activations in the backward pass to save memory")
     device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?|auto)$", description="cpu, cuda or auto")
 
@@ -144,9 +139,8 @@ class ExperimentConfig(BaseModel):
                 raise ValueError("S-GRPO's rule needs cutoff and keep_probability, and no token_share")
             if not rule and self.token_share is None:
                 raise ValueError(f"selector {self.selector} needs token_share")
-            # SVAMP is not looked at here: building a config must not download. Nor is a tokenizer: no template changes the limit.
-            limit = self.max_new_tokens or (None if self.task == "svamp" else self._bare().load_task().max_new_tokens)
-            if rule and limit is not None and self.cutoff > limit:
+            limit = self.max_new_tokens or completion_limit(self.task, self.digits)
+            if rule and self.cutoff > limit:
                 raise ValueError(f"cutoff {self.cutoff} is over the {limit} tokens a completion can have: lower the cutoff")
         if self.svamp_source is not None and self.task != "svamp":
             raise ValueError(f"svamp_source is a setting of task svamp: leave it out for {self.task}")
@@ -171,20 +165,12 @@ class ExperimentConfig(BaseModel):
 
     def load_task(self, name: str | None = None):
         """The task of this run, or another one (``name``) with this run's options."""
-        from replication.tasks import get_task
-
         name = name or self.task
         options = {"multiplication": {"digits": self.digits}, "svamp": {"source": self.svamp_source}}
         return self._put(get_task(name, **options.get(name, {})))
 
-    def _bare(self) -> ExperimentConfig:
-        """This config with the task's own prompts."""
-        return self if self.prompt_template is None else self.model_copy(update={"prompt_template": None})
-
     def _put(self, task: Task) -> Task:
         """The task under this run's prompt template."""
-        from replication.tasks.prompts import with_template
-
         return task if self.prompt_template is None else with_template(task, self.prompt_template, self.model_path, self.revision)
 
     def other_task(self) -> Task | None:
@@ -194,8 +180,6 @@ class ExperimentConfig(BaseModel):
 
     def longer_task(self) -> Task | None:
         """The generated task once more with numbers longer than any trained on; its ``test`` is what counts."""
-        from replication.tasks import get_task
-
         if self.task == "word_problems":
             return self._put(get_task("word_problems", longer_numbers=True))
         if self.task == "multiplication" and self.digits < 4:
@@ -204,8 +188,6 @@ class ExperimentConfig(BaseModel):
 
     def build_method(self):
         """The credit rule of this run, or None for ``base``."""
-        from replication.algorithms import GRPO, SGRPO, TSPMO, SelectedGRPO
-
         shared = {"ddof": self.ddof, "eps": self.eps, "denominator": self.denominator}
         if self.method == "grpo":
             return GRPO(**shared)

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-from replication import parallel
 from replication.algorithms import every_token
 from replication.config import ExperimentConfig
 from replication.groups import Group, reward, sample_in_chunks
-from replication.models.load import Policy
+from replication.models import Policy
 from replication.objective import k3
 from replication.randomness import stream
 from replication.rollout import Completion
+from replication.runs import RunDirectory
 from replication.scoring import token_log_probs
 from replication.signals import raise_if_stopped
 from replication.tasks import Problem, Task, extract_answer
+
+#: Completions that a validation writes into samples.jsonl.
+SAMPLES_PER_VALIDATION = 4
 
 
 @dataclass(frozen=True)
@@ -45,16 +49,13 @@ def evaluate(
     """
     size = config.eval_batch_size
     batches = [problems[start : start + size] for start in range(0, len(problems), size)]
-    # Whole batches are shared out, so that padding is what it is in one process.
-    shared = parallel.share(lambda part: [_answers(policy, config, task, batch, sampled) for batch in part], batches)
-    return [result for results in shared for result in results]
+    return [result for batch in batches for result in _answers(policy, config, task, batch, sampled)]
 
 
 def _answers(
     policy: Policy, config: ExperimentConfig, task: Task, batch: Sequence[Problem], sampled: bool
 ) -> list[ItemResult]:
-    if parallel.processes() == 1:  # of several, one that left would be waited for: they agree after a whole step
-        raise_if_stopped()
+    raise_if_stopped()
     prompts = [policy.encode(problem.prompt) for problem in batch]
     completions = sample_in_chunks(
         policy,
@@ -70,6 +71,34 @@ def _answers(
         text = policy.decode(sample.tokens)
         results.append(ItemResult(problem, prompt, sample, text, bool(reward(text, sample.truncated, problem))))
     return results
+
+
+def validate(policy: Policy, config: ExperimentConfig, task: Task, record: RunDirectory, step: int) -> None:
+    """Log greedy and sampled accuracy on the validation split after ``step`` steps, and a few completions to read."""
+    started = time.perf_counter()
+    problems = task.validation[: config.eval_items]
+    greedy = evaluate(policy, config, task, problems)
+    sampled = evaluate(policy, config, task, problems, sampled=True)
+    record.append_metrics(
+        {
+            "step": step,
+            "validation_accuracy": accuracy(greedy),
+            "validation_sampled_accuracy": accuracy(sampled),
+            "validation_truncated": sum(result.sample.truncated for result in greedy) / max(len(greedy), 1),
+        }
+    )
+    record.append_samples(
+        {
+            "step": step,
+            "item_id": result.problem.id,
+            "prompt": result.problem.prompt,
+            "completion": result.text,
+            "answer": str(result.problem.answer),
+            "correct": result.correct,
+        }
+        for result in greedy[:SAMPLES_PER_VALIDATION]
+    )
+    record.append_timings({"step": step, "evaluation_s": time.perf_counter() - started})
 
 
 def accuracy(results: Sequence[ItemResult]) -> float | None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import StopStringCriteria
 
 from replication.config import ExperimentConfig
-from replication.models.load import Policy
+from replication.models import Policy
 from replication.randomness import numpy_stream, stream
 from replication.rollout import Completion, generate
 from replication.tasks import Problem, Task, extract_answer
@@ -73,15 +73,17 @@ def sample_groups(policy: Policy, config: ExperimentConfig, task: Task, problems
 def sample_in_chunks(
     policy: Policy, config: ExperimentConfig, task: Task, prompts, *, group_size: int, temperature: float, generators
 ) -> list[list[Completion]]:
-    """``generate`` for at most ``rollout_rows`` completions at a time, with the task's limit and stop strings."""
-    chunk = max(1, config.rollout_rows // group_size)
+    """``generate`` for as many prompts at a time as the token budget holds, with the task's limit and stop strings."""
+    limit = config.max_new_tokens or task.max_new_tokens
+    longest = max(map(len, prompts), default=0)
+    chunk = max(1, config.token_budget // ((longest + limit) * group_size))
     result: list[list[Completion]] = []
     for start in range(0, len(prompts), chunk):
         result += generate(
             policy.model,
             prompts[start : start + chunk],
             group_size=group_size,
-            max_new_tokens=config.max_new_tokens or task.max_new_tokens,
+            max_new_tokens=limit,
             temperature=temperature,
             eos_token_ids=policy.eos_token_ids,
             pad_token_id=policy.pad_token_id,

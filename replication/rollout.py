@@ -15,6 +15,7 @@ from transformers import DynamicCache
 
 from replication.errors import Diverged
 from replication.scoring import unwrapped, upcast
+from replication.signals import raise_if_stopped
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ def generate(
     Raises:
         ValueError: an empty prompt, or sampling without a generator for each prompt.
         Diverged: the model's logits are NaN.
+        Stopped: a signal came; the completions so far are lost.
     """
     _check(prompts, temperature, generators)
     causal_lm = unwrapped(model)
@@ -85,6 +87,7 @@ def generate(
     row_A = active_A // group_size  # the row each of them stands at
 
     for t in range(max_new_tokens):
+        raise_if_stopped()
         log_p_RV = torch.log_softmax(upcast(logits_RV) / (temperature or 1.0), -1)
         if torch.isnan(log_p_RV).any():
             raise Diverged(f"the model's logits are not finite at generated token {t}")

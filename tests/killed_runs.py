@@ -21,7 +21,7 @@ import pytest
 import tiny_runs
 from disk_calls import forked, interfere, killed
 
-from replication import checkpoints, files
+from replication.runs import checkpoints, files
 from replication.train import run
 
 

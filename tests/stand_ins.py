@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from replication import signals
 from replication.errors import Stopped, UserError
-from replication.records import RunDirectory, RunSummary
+from replication.runs.directory import RunDirectory, RunSummary
 
 
 class StandIn(BaseModel):

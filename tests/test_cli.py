@@ -12,15 +12,15 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from hypothesis import given, settings
 from hypothesis import strategies as st
 from stand_ins import StandIn, train
 
-from replication import commands, publish
+from replication import commands
 from replication.__main__ import main
 from replication.errors import UserError
-from replication.records import read_failure, read_summary
-from replication.tables import read_tables, write_tables
+from replication.report import publish
+from replication.runs.directory import read_failure, read_summary
+from replication.tables.build import read_tables, write_tables
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -116,7 +116,6 @@ BAD = {
     "keep probability 2": (["run", "METHOD=s_grpo", "--set", "keep_probability=2"], "keep_probability: Input should be less"),
     "nothing there": (["report", "--out", "/nonexistent-results"], "no tables in /nonexistent-results"),
     "no tables": (["figures", "--out", "/nonexistent-results"], "no tables in /nonexistent-results"),
-    "no file": (["provenance", "/nonexistent.png"], "/nonexistent.png: No such file"),
     "unknown notebook": (["notebooks", "77_nothing", "--no-train"], "there is no notebook 77_nothing"),
 }
 
@@ -155,7 +154,7 @@ def test_help_is_quick_and_names_every_command():
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and time.monotonic() - began < 5
     assert not {"torch", "pandas", "pydantic", "numpy"} & {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-    for command in ("run", "sweep", "report", "figures", "notebooks", "verify", "publish", "base", "bench", "provenance"):
+    for command in ("run", "sweep", "report", "figures", "notebooks", "verify", "publish", "base", "prompts", "diagnose"):
         assert f"    {command}" in done.stdout
         assert callable(getattr(commands, command))
 
@@ -187,7 +186,7 @@ def test_a_sweep_ends_with_1_and_lists_what_is_missing(tmp_path, monkeypatch, ca
     planned = [Planned("full_vs_sparse", config) for config in configs]
 
     def run_plan(runs, folder, workers=None):
-        from replication.sweep import SweepResult
+        from replication.sweep.schedule import SweepResult
 
         train(configs[0], folder / configs[0].run_id)
         return SweepResult([config.run_id for config in configs], [configs[0].run_id], [], {configs[1].run_id: "killed"})
@@ -285,69 +284,6 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5) | st.just("commit") | st.just("tables"), inner),
     max_leaves=6,
 )
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.dictionaries(st.sampled_from(["commit", "tables", "runs", "diagnostics", "plan"]), JSON) | JSON)
-def test_provenance_of_any_manifest_is_text_or_one_line(tmp_path_factory, manifest):
-    """``"tables": null`` in a part was a TypeError with its traceback."""
-    folder = tmp_path_factory.mktemp("any")
-    row = {"run_id": "a" * 16, "ablation": "full_vs_sparse", "task": "svamp", "method": "base", "seed": 0, "command": "run"}
-    write_tables({"runs": pd.DataFrame([row | {"status": "done", "accuracy": 0.5}])}, folder, {})
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    try:
-        assert publish.provenance(folder / "runs.csv")
-    except UserError as error:
-        assert "\n" not in str(error) and str(folder) in str(error)
-
-
-def test_provenance_names_commit_checksum_and_commands(tmp_path, capsys):
-    folder = results(tmp_path / "from")
-    assert main(["provenance", str(folder / "runs.csv")]) == 0
-    out = capsys.readouterr().out
-    assert '"commit": "cccc' in out and "as in the manifest" in out and f"{'a' * 16}  python -m replication run" in out
-    (tmp_path / "alone.csv").write_text("a\n")
-    assert main(["provenance", str(tmp_path / "alone.csv")]) == 2
-
-
-def test_provenance_says_of_each_run_what_its_manifest_had(tmp_path, capsys):
-    folder = results(tmp_path / "from")
-    origin = {"config_sha256": "c" * 64, "base_sha256": "b" * 64, "task_version": "d" * 12, "seconds": 17.5}
-    origin |= {"peak_rss_bytes": 688467968}
-    write_tables({}, folder, {"runs": {"a" * 16: origin | {"gpu": None}}, "memory_bytes": 2**34})
-    assert main(["provenance", str(folder / "figures/one.svg")]) == 0
-    out = capsys.readouterr().out
-    assert f"    {json.dumps(origin)}" in out and '"memory_bytes": 17179869184' in out
-
-
-def test_provenance_of_a_figure_is_inside_it(tmp_path, capsys):
-    from matplotlib.figure import Figure
-
-    from replication.plotting import save_figure
-
-    folder = results(tmp_path / "from")
-    figure = Figure()
-    figure.set_label("a" * 16)
-    for path in save_figure(figure, folder / "figures/drawn", json.loads((folder / "manifest.json").read_text())):
-        assert main(["provenance", str(path)]) == 0
-        out = capsys.readouterr().out
-        assert '"run_ids": [' in out and "made from 1 runs:" in out
-
-
-def test_provenance_of_what_was_measured_without_runs_names_its_own_command(tmp_path, capsys):
-    """credit.csv used to be said to come from every run of the folder, with the command and commit of the report."""
-    folder = results(tmp_path / "from")
-    part = {"commit": "e" * 40, "command": "python -m replication diagnose", "made": "2026-01-01", "tables": ["credit.csv"]}
-    write_tables({"credit": pd.DataFrame([{"share": 0.5}])}, folder, {"diagnostics": part})
-    assert main(["provenance", str(folder / "credit.csv")]) == 0
-    out = capsys.readouterr().out
-    assert "e" * 40 in out and "diagnose" in out and "cccc" not in out and "not from runs" in out and "replication run" not in out
-
-
-def test_provenance_of_a_benchmark_names_its_parts(capsys):
-    assert main(["provenance", str(ROOT / "results/bench/figures/memory.png")]) == 0
-    out = capsys.readouterr().out
-    assert "benchmarks --parts memory" in out and "not from runs" in out
 
 
 def test_verify_says_claim_by_claim_and_ends_with_1_on_disagreement(tmp_path, capsys):

@@ -33,7 +33,7 @@ def policy(random_base: Path) -> Policy:
 
 @pytest.mark.parametrize("sampled", [False, True])
 @pytest.mark.parametrize(
-    "change", [{"eval_batch_size": 1}, {"eval_batch_size": 3}, {"rollout_rows": 2}, {"scoring": "dense"}], ids=str
+    "change", [{"eval_batch_size": 1}, {"eval_batch_size": 3}, {"token_budget": 128}, {"scoring": "dense"}], ids=str
 )
 def test_the_batch_does_not_change_the_answers(policy, random_base, change, sampled):
     whole = evaluate(policy, tiny_config(random_base, eval_batch_size=100), TASK, PROBLEMS, sampled=sampled)

@@ -10,9 +10,9 @@ import nbformat
 import pytest
 import torch
 
-from replication import exercises, notebooks
 from replication.algorithms import GRPO, SGRPO, TSPMO
-from replication.exercises import Checked
+from replication.notebooks import exercises, runner
+from replication.notebooks.exercises import Checked
 
 WALKTHROUGHS = ("01_grpo_under_lora", "02_s_grpo", "03_t_spmo")
 NAMES = [name for name, value in vars(exercises).items() if hasattr(value, "__wrapped__")]
@@ -58,10 +58,10 @@ def test_every_exercise_is_posed_once_and_solved_once():
     for suffix in ("", "_solutions"):
         used = []
         for name in WALKTHROUGHS:
-            text = (notebooks.FOLDER / f"{name}{suffix}.ipynb").read_text()
+            text = (runner.FOLDER / f"{name}{suffix}.ipynb").read_text()
             used += re.findall(r"exercises\.(\w+)\(answer\)", text)
         assert sorted(used) == sorted(NAMES), suffix
-    assert all(len(re.findall(r"exercises\.\w+\(", (notebooks.FOLDER / f"{n}.ipynb").read_text())) >= 4 for n in WALKTHROUGHS)
+    assert all(len(re.findall(r"exercises\.\w+\(", (runner.FOLDER / f"{n}.ipynb").read_text())) >= 4 for n in WALKTHROUGHS)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -86,7 +86,7 @@ def test_no_answer_makes_a_checking_cell_raise(name, answer):
 def test_every_solution_is_right_when_its_cells_are_run(name):
     """In this process and without a kernel: the slow test runs them by papermill."""
     names: dict = {}
-    cells = nbformat.read(notebooks.FOLDER / f"{name}_solutions.ipynb", as_version=4).cells
+    cells = nbformat.read(runner.FOLDER / f"{name}_solutions.ipynb", as_version=4).cells
     found = 0
     for cell in cells:
         if cell.cell_type == "code":
@@ -98,7 +98,7 @@ def test_every_solution_is_right_when_its_cells_are_run(name):
 
 @pytest.mark.slow
 def test_the_solutions_run_by_papermill_and_every_check_passes(tmp_path: Path):
-    for executed in notebooks.run_all("smoke", tmp_path, [f"{name}_solutions" for name in WALKTHROUGHS], progress=False):
+    for executed in runner.run_all("smoke", tmp_path, [f"{name}_solutions" for name in WALKTHROUGHS], progress=False):
         cells = nbformat.read(executed.notebook, as_version=4).cells
         shown = [output["data"]["text/plain"] for cell in cells if cell.cell_type == "code" for output in cell.outputs]
         assert len(shown) >= 4 and set(shown) == {"right"}

@@ -22,12 +22,13 @@ from test_records import contents, interrupted
 from test_sweep import go, plan
 from tiny_runs import noisy_rewards, outcome, tiny_config
 
-from replication import groups, notebooks
+from replication import groups
 from replication.errors import UserError
 from replication.models import load
-from replication.plotting import save_figure
-from replication.records import RunDirectory, mark_failed, read_failure
-from replication.tables import build_tables, read_tables, tables_manifest, write_tables
+from replication.notebooks import runner
+from replication.report.style import save_figure
+from replication.runs.directory import RunDirectory, mark_failed, read_failure
+from replication.tables.build import build_tables, read_tables, tables_manifest, write_tables
 from replication.train import run
 
 # The disk ---------------------------------------------------------------------------------------------------------------
@@ -200,8 +201,8 @@ def test_a_kernel_killed_in_the_middle_of_a_notebook_is_named_and_the_others_run
     folder, results = tmp_path / "notebooks", tmp_path / "results"
     write(folder, "01_dies", PARAMETERS, "print('before')", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
     write(folder, "02_good", PARAMETERS, "print('good')")
-    with pytest.raises(notebooks.NotebooksFailed, match="01_dies failed in code cell .*kernel died") as caught:
-        notebooks.run_all("smoke", results, progress=False, folder=folder)
+    with pytest.raises(runner.NotebooksFailed, match="01_dies failed in code cell .*kernel died") as caught:
+        runner.run_all("smoke", results, progress=False, folder=folder)
     assert "02_good" not in str(caught.value) and "\n" not in str(caught.value)
     made = {path.name for path in (results / "notebooks").iterdir()}
     assert made == {"01_dies.failed.ipynb", "02_good.ipynb", "02_good.html", "seconds.csv"}
@@ -210,7 +211,7 @@ def test_a_kernel_killed_in_the_middle_of_a_notebook_is_named_and_the_others_run
 WRITER = """
 import sys
 import pandas as pd
-from replication.tables import write_tables
+from replication.tables.build import write_tables
 for number in range(20):
     table = pd.DataFrame({"claim": [f"{sys.argv[2]}{number}"] * 50, "verdict": ["x"] * 50})
     write_tables({"a": table, "b": table}, sys.argv[1], {})
@@ -237,7 +238,7 @@ def test_a_notebook_beside_the_folder_is_never_run(tmp_path, name):
     write(tmp_path, "evil", PARAMETERS, "raise SystemExit")
     (tmp_path / "notebooks/x").mkdir(parents=True)
     with pytest.raises(UserError, match="there is no notebook"):
-        notebooks.run_all("smoke", tmp_path / "results", [name], folder=tmp_path / "notebooks")
+        runner.run_all("smoke", tmp_path / "results", [name], folder=tmp_path / "notebooks")
 
 
 @given(st.text() | st.just('"\n__import__("os").abort()\n"') | st.lists(st.text(max_size=5), max_size=3))

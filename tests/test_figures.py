@@ -17,11 +17,11 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from replication import plotting
 from replication.errors import UserError
-from replication.figures import FIGURES, save_figure
-from replication.figures_regularisation import amount, prices
-from replication.statistics import tuning
+from replication.report import style
+from replication.report.figures import FIGURES, save_figure
+from replication.report.figures_regularisation import amount, prices
+from replication.statistics.comparisons import tuning
 
 NAMES = ("full_vs_sparse", "learning_curves", "token_fraction", "lora_rank", "learning_rate", "cost", "cost_to_reach")
 #: What is drawn in other units than percent, and what ``diagnose`` measures.
@@ -73,11 +73,11 @@ def test_headline_shows_every_seed_and_the_mean(tables: dict[str, pd.DataFrame],
 def test_headline_bars_are_the_intervals_of_the_verdicts_kind(tables: dict[str, pd.DataFrame]):
     runs = tables["runs"][(tables["runs"]["ablation"] == "full_vs_sparse") & (tables["runs"]["method"] == "s_grpo")]
     runs = runs[runs["task"] == "word_problems"]
-    value, low, high = plotting.accuracy_interval(tables, runs)
+    value, low, high = style.accuracy_interval(tables, runs)
     assert value == pytest.approx(100 * runs["accuracy"].mean())
     # At least the item error of 300 items answered by 3 seeds, at most that of one seed.
     assert 2 * 1.96 * 100 * np.sqrt(0.88 * 0.12 / 900) < high - low < 12
-    without = plotting.accuracy_interval({}, runs)  # then over seeds alone
+    without = style.accuracy_interval({}, runs)  # then over seeds alone
     assert without[0] == pytest.approx(value) and without[1] < value < without[2]
 
 
@@ -200,10 +200,10 @@ def test_colours_are_told_apart_without_colour_vision():
         "deutan": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
     }
     for matrix in blindness.values():
-        seen = [np.array(matrix) @ (np.array(to_rgb(colour)) ** 2.2) for colour in plotting.COLOURS.values()]
+        seen = [np.array(matrix) @ (np.array(to_rgb(colour)) ** 2.2) for colour in style.COLOURS.values()]
         # The nearest pair (grey and green) is 0.10 apart; 0.05 is about two just-noticeable steps at this lightness.
         assert min(np.linalg.norm(a - b) for a, b in combinations(seen, 2)) > 0.05
-    assert len(set(plotting.MARKERS.values())) == len(plotting.MARKERS)
+    assert len(set(style.MARKERS.values())) == len(style.MARKERS)
 
 
 def test_saved_twice_the_bytes_are_equal_and_tell_where_they_are_from(tables: dict[str, pd.DataFrame], tmp_path: Path):
@@ -256,7 +256,7 @@ def _drawn_texts(figure: Figure) -> list[Text]:
 @pytest.mark.parametrize("name", (*NAMES, "regularisation", "price_of_accuracy"))
 def test_no_text_lies_on_another_or_leaves_the_page(name: str, drawn: dict[str, Figure]):
     figure = drawn[name]
-    with plotting.style():
+    with style.style():
         figure.canvas.draw()
     renderer = figure.canvas.get_renderer()
     boxes = [(text.get_text(), text.get_window_extent(renderer)) for text in _drawn_texts(figure)]

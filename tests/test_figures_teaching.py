@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
-
-from replication import figures_teaching as teaching
-from replication.algorithms import GRPO, SGRPO, TSPMO, TokenCredit
-from replication.figures_teaching import TOY
-from replication.figures_trie import trie
 from replication.ledger import scoring_cost
+
+from replication.algorithms import GRPO, SGRPO, TSPMO, TokenCredit
+from replication.notebooks import toy_group as teaching
+from replication.notebooks.toy_group import TOY
+from replication.notebooks.toy_trie import trie
 from replication.objective import surrogate_loss
 from replication.randomness import stream
 from replication.tasks import extract_answer

@@ -15,7 +15,7 @@ from replication.algorithms import TSPMO, every_token
 from replication.groups import SUCCESS, Group, reward, sample_groups
 from replication.models.load import Policy, load_policy
 from replication.rollout import Completion
-from replication.scoring import token_log_probs
+from replication.scoring.log_probs import token_log_probs
 from replication.tasks import Problem, get_task
 
 TASK = get_task("multiplication")
@@ -57,7 +57,7 @@ def test_a_group_is_a_function_of_seed_step_and_problem_alone(policy, random_bas
     torch.manual_seed(1)
     backwards = sample_groups(policy, config, TASK, PROBLEMS[::-1], 5)[::-1]
     alone = [sample_groups(policy, config, TASK, [problem], 5)[0] for problem in PROBLEMS]
-    narrow = sample_groups(policy, tiny_config(random_base, "grpo", rollout_rows=1), TASK, PROBLEMS, 5)
+    narrow = sample_groups(policy, tiny_config(random_base, "grpo", token_budget=64), TASK, PROBLEMS, 5)
     for others in (backwards, alone, narrow):
         assert [group.completions for group in others] == [group.completions for group in here]
         assert [group.problem for group in others] == [group.problem for group in here]
@@ -160,7 +160,7 @@ def test_a_replay_ends_as_any_completion_and_never_over_the_limit(policy, random
 
 def test_replays_depend_neither_on_the_memory_setting_nor_on_other_problems(policy, random_base, monkeypatch):
     here = replayed(policy, random_base, monkeypatch)
-    narrow = replayed(policy, random_base, monkeypatch, rollout_rows=1)
+    narrow = replayed(policy, random_base, monkeypatch, token_budget=64)
     alone = [sample_groups(policy, tiny_config(random_base, "t_spmo_replay"), TASK, [problem], 0)[0] for problem in PROBLEMS]
     for others in (narrow, alone):
         assert [(g.completions, g.replay_starts) for g in others] == [(g.completions, g.replay_starts) for g in here]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tiny import COMPLETIONS, METHODS, PROMPTS, assigned, credit_at, tiny_qwen2, trainable, with_lora
 
 from replication.objective import surrogate_loss
-from replication.scoring import micro_batches, token_log_probs
+from replication.scoring.log_probs import micro_batches, token_log_probs
 
 SIZES = st.lists(st.tuples(st.integers(1, 30), st.lists(st.integers(0, 30), min_size=1, max_size=4), st.booleans()), max_size=12)
 

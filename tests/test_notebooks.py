@@ -19,12 +19,13 @@ import pandas as pd
 import pytest
 
 import replication
-from replication import notebooks, signals
+from replication import signals
 from replication.config import ExperimentConfig
 from replication.errors import Stopped, UserError
-from replication.kernels import kernel_manager
+from replication.notebooks import runner
+from replication.notebooks.kernels import kernel_manager
 
-COMMITTED = notebooks.notebook_names()
+COMMITTED = runner.notebook_names()
 
 
 def write(folder: Path, name: str, *cells: str | tuple[str, ...]) -> None:
@@ -58,8 +59,8 @@ def test_one_run_of_good_and_bad(tmp_path: Path) -> None:
     )
     write(folder, "01_good", ("# A title: $x^2$\n\ntext <b>bold</b> `$code$`",), PARAMETERS, shown)
     write(folder, "00_bad", PARAMETERS, "1 / 0", "print('never')")
-    with pytest.raises(notebooks.NotebooksFailed) as caught:
-        notebooks.run_all("smoke", results, progress=False, given={"rate": 2}, folder=folder)
+    with pytest.raises(runner.NotebooksFailed) as caught:
+        runner.run_all("smoke", results, progress=False, given={"rate": 2}, folder=folder)
     message = str(caught.value)
     assert "00_bad" in message and "ZeroDivisionError" in message and "01_good" not in message and "\n" not in message
     assert "code cell 2" in message  # as the reader counts them, without the cell that papermill puts in
@@ -67,10 +68,10 @@ def test_one_run_of_good_and_bad(tmp_path: Path) -> None:
 
     made = results / "notebooks"
     assert {path.name for path in made.iterdir()} == {"00_bad.failed.ipynb", "01_good.ipynb", "01_good.html", "seconds.csv"}
-    assert set(notebooks.read_seconds(made)) == {"01_good"}
+    assert set(runner.read_seconds(made)) == {"01_good"}
     text = (made / "01_good.ipynb").read_text()
     assert "smoke ../results None 2" in text and "1 True" in text and "seconds" not in text
-    assert str(notebooks.ROOT) not in text and "replication/__init__.py" in text
+    assert str(runner.ROOT) not in text and "replication/__init__.py" in text
     executed = json.loads(text)
     assert "papermill" not in executed["metadata"]
     assert all(set(cell["metadata"]) <= {"tags", "jupyter"} for cell in executed["cells"])
@@ -96,18 +97,18 @@ def test_whatever_befalls_one_notebook_the_others_are_run(tmp_path: Path, monkey
     def execute(name: str, *_):
         if name in faults:
             raise faults[name]
-        return notebooks.Executed(name, tmp_path, tmp_path)
+        return runner.Executed(name, tmp_path, tmp_path)
 
     def run() -> None:
-        notebooks.run_all("smoke", tmp_path / "results", names, progress=False, folder=tmp_path / "notebooks")
+        runner.run_all("smoke", tmp_path / "results", names, progress=False, folder=tmp_path / "notebooks")
 
-    monkeypatch.setattr(notebooks, "_execute", execute)
-    with pytest.raises(notebooks.NotebooksFailed) as caught:
+    monkeypatch.setattr(runner, "_execute", execute)
+    with pytest.raises(runner.NotebooksFailed) as caught:
         run()
     message = str(caught.value)
     assert all(name in message for name in faults) and "04_good" not in message and "\n" not in message
     assert "failed (RuntimeError: Kernel died before replying to kernel_info)" in message
-    assert set(notebooks.read_seconds(tmp_path / "results/notebooks")) == {"04_good"}
+    assert set(runner.read_seconds(tmp_path / "results/notebooks")) == {"04_good"}
 
     full = UserError("no space left on device")
     full.__cause__ = OSError(28, "no space left on device")
@@ -140,7 +141,7 @@ def test_a_signal_ends_the_notebook_that_runs(tmp_path: Path, saves: bool) -> No
     thread = threading.Thread(target=interrupt)
     thread.start()
     with signals.handled(), pytest.raises(Stopped):
-        notebooks.run_all("smoke", tmp_path / "results", progress=False, folder=folder)
+        runner.run_all("smoke", tmp_path / "results", progress=False, folder=folder)
     thread.join()
     assert time.monotonic() - sent[0] < 15 and (folder / "saved").exists() == saves
     assert not list((tmp_path / "results/notebooks").iterdir()), "what was stopped has not failed"
@@ -149,7 +150,7 @@ def test_a_signal_ends_the_notebook_that_runs(tmp_path: Path, saves: bool) -> No
 @pytest.mark.parametrize("name", COMMITTED)
 def test_every_name_that_a_notebook_takes_from_the_package_exists(name: str) -> None:
     """Functions were once moved to another module, and no quick test saw that four notebooks still called them at the old one."""
-    notebook = nbformat.read(notebooks.FOLDER / f"{name}.ipynb", as_version=4)
+    notebook = nbformat.read(runner.FOLDER / f"{name}.ipynb", as_version=4)
     code = "\n".join(re.sub(r"(?m)^\s*[%!].*$", "pass", c.source) for c in notebook.cells if c.cell_type == "code")
     tree, modules = ast.parse(code), {}
     for node in ast.walk(tree):
@@ -169,11 +170,11 @@ def test_unknown_and_misfit_parameters_are_refused_before_anything_runs(tmp_path
     write(tmp_path, "01_good", PARAMETERS)
     for given, word in (({"tempo": 1}, "tempo"), ({"rate": "fast"}, "rate"), ({"seeds": True}, "seeds"), ({"seeds": 1.5}, "seeds")):
         with pytest.raises(UserError, match=word):
-            notebooks.run_all("smoke", tmp_path / "results", given=given, folder=tmp_path)
+            runner.run_all("smoke", tmp_path / "results", given=given, folder=tmp_path)
     with pytest.raises(UserError, match="no notebook 09_none"):
-        notebooks.run_all("smoke", tmp_path / "results", ["09_none"], folder=tmp_path)
+        runner.run_all("smoke", tmp_path / "results", ["09_none"], folder=tmp_path)
     with pytest.raises(UserError, match="unknown profile"):
-        notebooks.run_all("giant", tmp_path / "results", folder=tmp_path)
+        runner.run_all("giant", tmp_path / "results", folder=tmp_path)
     assert not (tmp_path / "results").exists()
 
 
@@ -181,26 +182,26 @@ def test_unknown_and_misfit_parameters_are_refused_before_anything_runs(tmp_path
 def test_a_parameters_cell_holds_literals_alone(tmp_path: Path, source: str) -> None:
     write(tmp_path, "01_bad", source)
     with pytest.raises(UserError, match="literal"):
-        notebooks.parameters("01_bad", tmp_path)
+        runner.parameters("01_bad", tmp_path)
 
 
 def test_an_untagged_first_cell_is_refused(tmp_path: Path) -> None:
     cell = nbformat.v4.new_code_cell("x = 1")
     (tmp_path / "01_bad.ipynb").write_text(nbformat.writes(nbformat.v4.new_notebook(cells=[cell])))
     with pytest.raises(UserError, match="parameters"):
-        notebooks.parameters("01_bad", tmp_path)
+        runner.parameters("01_bad", tmp_path)
 
 
 def test_results_that_cannot_be_written_are_one_clear_line(tmp_path: Path) -> None:
     write(tmp_path / "notebooks", "01_good", PARAMETERS)
     (tmp_path / "results").write_text("a file")
     with pytest.raises(UserError, match="results"):
-        notebooks.run_all("smoke", tmp_path / "results", folder=tmp_path / "notebooks")
+        runner.run_all("smoke", tmp_path / "results", folder=tmp_path / "notebooks")
     assert (tmp_path / "results").read_text() == "a file"
 
 
 def test_pages_link_to_each_other(tmp_path: Path) -> None:
-    from replication.pages import notebook_page
+    from replication.report.pages import notebook_page
 
     cell = nbformat.v4.new_markdown_cell("to [the next](02_s_grpo.ipynb), not [elsewhere](other/x.ipynb)")
     page = notebook_page(nbformat.v4.new_notebook(cells=[cell]), "t", show_code=True)
@@ -211,8 +212,9 @@ def test_a_token_that_is_a_script_stays_text_in_a_page() -> None:
     """The sentence that names the most decisive token was once Markdown, through which HTML passes as it is."""
     from IPython.core.formatters import DisplayFormatter
 
-    from replication import display, readings_diagnostics
-    from replication.pages import notebook_page
+    from replication.notebooks import display
+    from replication.report import readings_diagnostics
+    from replication.report.pages import notebook_page
 
     row = {"profile": "nano", "correct": 1, "completion": 0, "position": 0, "worth": 0.5, "token": "<script>alert(1)</script>"}
     table = pd.DataFrame([row | {"method": "grpo", "selector": "all", "credit": 1.0}])
@@ -231,7 +233,7 @@ def test_the_kernel_is_this_python() -> None:
 
 
 def code_cells(name: str) -> list[str]:
-    cells = json.loads((notebooks.FOLDER / f"{name}.ipynb").read_text())["cells"]
+    cells = json.loads((runner.FOLDER / f"{name}.ipynb").read_text())["cells"]
     sources = [cell["source"] for cell in cells if cell["cell_type"] == "code"]
     return [source if isinstance(source, str) else "".join(source) for source in sources]
 
@@ -241,7 +243,7 @@ def code_cells(name: str) -> list[str]:
 
 @pytest.mark.parametrize("name", COMMITTED)
 def test_committed_notebooks_are_stripped(name: str) -> None:
-    found = json.loads((notebooks.FOLDER / f"{name}.ipynb").read_text())
+    found = json.loads((runner.FOLDER / f"{name}.ipynb").read_text())
     assert found["nbformat"] == 4 and set(found["metadata"]) <= {"kernelspec", "language_info"}
     for cell in found["cells"]:
         if cell["cell_type"] == "code":
@@ -253,8 +255,8 @@ def test_committed_notebooks_are_stripped(name: str) -> None:
 
 @pytest.mark.parametrize("name", COMMITTED)
 def test_parameters_are_fields_or_documented_options(name: str) -> None:
-    found = notebooks.parameters(name)
-    assert set(found) <= set(ExperimentConfig.model_fields) | set(notebooks.OPTIONS)
+    found = runner.parameters(name)
+    assert set(found) <= set(ExperimentConfig.model_fields) | set(runner.OPTIONS)
     assert "profile" in found and len(found) <= 15
     source = code_cells(name)[0]
     assert all("#" in line for line in source.strip().splitlines()), "each parameter needs a comment that says what it is"
@@ -272,7 +274,7 @@ def test_cells_are_short_and_define_nothing_of_the_package(name: str) -> None:
         for node in ast.walk(ast.parse(source)):
             if isinstance(node, ast.FunctionDef | ast.ClassDef):
                 assert node.name not in package, f"{name} defines {node.name}, which the package has"
-    cells = json.loads((notebooks.FOLDER / f"{name}.ipynb").read_text())["cells"]
+    cells = json.loads((runner.FOLDER / f"{name}.ipynb").read_text())["cells"]
     for cell in cells:
         if cell["cell_type"] == "markdown":
             text = cell["source"] if isinstance(cell["source"], str) else "".join(cell["source"])
@@ -281,8 +283,8 @@ def test_cells_are_short_and_define_nothing_of_the_package(name: str) -> None:
 
 @pytest.mark.parametrize("name", COMMITTED)
 def test_formulas_can_be_set_without_a_browser(name: str) -> None:
-    from replication.pages import with_formulas
+    from replication.report.pages import with_formulas
 
-    for cell in json.loads((notebooks.FOLDER / f"{name}.ipynb").read_text())["cells"]:
+    for cell in json.loads((runner.FOLDER / f"{name}.ipynb").read_text())["cells"]:
         if cell["cell_type"] == "markdown":
             with_formulas(cell["source"] if isinstance(cell["source"], str) else "".join(cell["source"]))

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from oracles import QUICK
 from tiny import credit_at
 
-from replication.packing import additive_mask, ancestor_mask, batch_rows, block_mask, pack_groups
+from replication.scoring.packing import ancestor_mask, batch_rows, pack_groups
 
 _tokens = st.lists(st.integers(4, 6), min_size=1, max_size=6)
 
@@ -21,14 +20,14 @@ def everything(group: list[list[int]]):
 def test_a_group_of_equal_completions_is_one_row():
     """Sixteen copies hold more tokens than a row has room for, but no more nodes than one: they were split into 16 rows."""
     group = [list(range(4, 34))] * 16
-    (row,) = pack_groups([[1, 2, 3]], [group], [everything(group)], width=8)
+    (row,) = pack_groups([[1, 2, 3]], [group], [everything(group)], 4096, width=8)
     assert len(row) == 3 + 29
 
 
 def test_a_split_repeats_no_more_than_one_path_for_each_part():
     """Copies of two branches, too many nodes for one row: two rows, and copies never open a further one."""
     group = [[4] * 100, [5] * 100] * 8
-    rows = pack_groups([[1]], [group], [everything(group)], width=8)
+    rows = pack_groups([[1]], [group], [everything(group)], 4096, width=8)
     assert sorted(map(len, rows)) == [100, 100]
 
 
@@ -37,7 +36,7 @@ def test_a_split_repeats_no_more_than_one_path_for_each_part():
 def test_a_token_sees_itself_and_what_comes_before_it_in_its_own_sequence(groups):
     """The mask against walks along the parents, in rows that hold several groups; each walk spells a prefix of some sequence."""
     prompts, completions = [prompt for prompt, _ in groups], [group for _, group in groups]
-    rows = pack_groups(prompts, completions, [everything(group) for group in completions])
+    rows = pack_groups(prompts, completions, [everything(group) for group in completions], 4096)
     batches = batch_rows(rows, max_batch_tokens=60)
     assert sum(len(row) for batch in batches for row in batch) == sum(map(len, rows))
     sequences = [[*prompt, *tokens] for prompt, group in groups for tokens in group]
@@ -64,19 +63,5 @@ def test_short_rows_stand_behind_each_other_where_a_long_one_would_pad_them():
     """One row of 40 and ten of 10: four rows in all, not eleven."""
     prompts = [[4] * 30, *[[5, 6, 7, 8, 4]] * 10]
     completions = [[[9] * 11, [10]], *[[[9] * 6, [10]]] * 10]
-    (batch,) = batch_rows(pack_groups(prompts, completions, [everything(group) for group in completions]))
+    (batch,) = batch_rows(pack_groups(prompts, completions, [everything(group) for group in completions], 4096), 8192)
     assert [len(row) for row in batch] == [40, 40, 40, 20]
-
-
-def test_blocks_for_flex_attention_are_the_additive_mask_and_leave_out_what_nothing_sees():
-    """Three rows of unequal length: the rule of each pair against the dense mask, and blocks that hold no pair."""
-    prompts = [[4] * 56, [5, 6], [7]]
-    completions = [[[8] * 201, [9] * 201], [[4, 5, 6], [4, 5, 7]], [[4, 4], [5]]]
-    rows = pack_groups(prompts, completions, [everything(group) for group in completions])
-    cpu = torch.device("cpu")
-    dense, blocks = additive_mask(rows, cpu, torch.float32), block_mask(rows, cpu)
-    batch, query, key = torch.meshgrid(*(torch.arange(size) for size in dense[:, 0].shape), indexing="ij")
-    seen = blocks.mask_mod(batch, torch.tensor(0), query, key)
-    assert torch.equal(seen, dense[:, 0] == 0)
-    # The branches of the first row are tokens 56 to 255 and 256 to 455: no block of the second sees the block of the first alone.
-    assert blocks.to_dense()[0, 0].tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0], [1, 0, 1, 1]]

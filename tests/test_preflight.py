@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 from tiny_runs import tiny_config
 
-from replication import forecast, preflight
+from replication import forecast
 from replication.config import load_profile
 from replication.errors import UserError
+from replication.sweep import preflight
 
 ROOT = Path(__file__).resolve().parent.parent
 GIB = 2**30

@@ -8,10 +8,10 @@ import pandas as pd
 import pytest
 import synthetic_tables as synthetic
 
-from replication import report, summaries
 from replication.config import ExperimentConfig
-from replication.table_files import KINDS, frame
-from replication.tables import write_tables
+from replication.report import page, summaries
+from replication.tables.build import write_tables
+from replication.tables.csv_files import KINDS, frame
 
 
 def items(answers: dict[str, list[tuple[int, int, int]]]) -> dict[str, pd.DataFrame]:
@@ -70,7 +70,7 @@ class Text(HTMLParser):
 def test_the_page_shows_the_prompts_or_says_that_they_were_not_run(tmp_path):
     tables = items({"base": [RIGHT, WRONG, NOTHING, CUT], "grpo": [RIGHT, RIGHT, WRONG, WRONG]})
     write_tables(tables, tmp_path, {"commit": "0" * 40})
-    assert "Not run ( python -m replication prompts )" in str(Text(report.build(tmp_path, "nano").read_text()))
+    assert "Not run ( python -m replication prompts )" in str(Text(page.build(tmp_path, "nano").read_text()))
 
     common = {"profile": "nano", "model": "nano", "task": "word_problems"}
     shares = {f"{name}{end}": 0.25 for name in ("accuracy", "parsable_share", "truncated_share") for end in ("", "_low", "_high")}
@@ -79,7 +79,7 @@ def test_the_page_shows_the_prompts_or_says_that_they_were_not_run(tmp_path):
         common | {"template": "chat", "chosen": False, "status": "not run", "reason": "no <chat> template"},
     ]
     write_tables({"prompts": frame(rows, KINDS["prompts"], ["profile"])}, tmp_path)
-    text = str(Text(report.build(tmp_path, "nano").read_text()))
+    text = str(Text(page.build(tmp_path, "nano").read_text()))
     assert "plain (used) 8 25.0 [25.0, 25.0]" in text and "not run: no <chat> template" in text
     assert "a parsable answer" in text and "25.0 25.0 0.0" in text
     for name in ExperimentConfig.model_fields:

@@ -11,14 +11,15 @@ import pytest
 from tiny_runs import make_base, tiny_config
 from transformers import AutoTokenizer
 
-from replication import dryrun, prompting
 from replication.__main__ import main
 from replication.config import load_profile
 from replication.errors import UserError
-from replication.intervals import wilson
-from replication.tables import read_tables
+from replication.measure import prompts
+from replication.statistics.intervals import wilson
+from replication.tables.build import read_tables
 from replication.tasks import Problem, get_task
 from replication.tasks.prompts import TEMPLATES, question_of, with_template
+from tools import dryrun
 
 TASKS = {"word_problems": get_task("word_problems"), "multiplication": get_task("multiplication")}
 SMALL = {"device": "cpu", "max_new_tokens": 30, "eval_items": 5, "eval_batch_size": 5}
@@ -100,11 +101,11 @@ def test_shares_multiply_to_accuracy_and_a_truncated_number_is_no_answer():
         return SimpleNamespace(correct=correct, parsed=parsed, sample=SimpleNamespace(truncated=truncated))
 
     right, wrong = answer(True, True, False), answer(False, True, False)
-    row = prompting.shares([right, right, wrong, answer(False, False, False), answer(False, True, True)])
+    row = prompts.shares([right, right, wrong, answer(False, False, False), answer(False, True, True)])
     assert (row["items"], row["accuracy"], row["parsable_share"], row["truncated_share"]) == (5, 2 / 5, 3 / 5, 1 / 5)
     assert row["parsable_share"] * row["accuracy_of_parsable"] == pytest.approx(row["accuracy"])
     assert (row["accuracy_of_parsable_low"], row["accuracy_of_parsable_high"]) == wilson(2, 3)
-    assert pd.isna(prompting.shares([answer(False, False, True)])["accuracy_of_parsable"])
+    assert pd.isna(prompts.shares([answer(False, False, True)])["accuracy_of_parsable"])
 
 
 def test_the_command_measures_each_template_once(chatty, svamp, tmp_path, capsys, monkeypatch):
@@ -123,14 +124,14 @@ def test_the_command_measures_each_template_once(chatty, svamp, tmp_path, capsys
     assert "question_answer" in capsys.readouterr().out
 
     before = (tmp_path / "prompts.csv").read_bytes()
-    monkeypatch.setattr(prompting, "evaluate", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(prompts, "evaluate", lambda *_: pytest.fail("measured again"))
     assert main(words) == 0 and (tmp_path / "prompts.csv").read_bytes() == before
 
 
 def test_a_template_that_the_model_lacks_is_in_the_table_with_its_reason(tmp_path, svamp):
     folder = of_a_dry_run(make_base(tmp_path / "model"))
     assert not AutoTokenizer.from_pretrained(folder).chat_template
-    prompting.measure("paper", tmp_path / "out", svamp_source=svamp, model=str(folder), **SMALL)
+    prompts.measure("paper", tmp_path / "out", svamp_source=svamp, model=str(folder), **SMALL)
     table = read_tables(tmp_path / "out")["prompts"]
     missing = table[table["status"] == "not run"]
     assert list(missing["template"]) == ["chat", "chat"] and missing["reason"].str.contains("no chat template").all()

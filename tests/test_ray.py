@@ -14,11 +14,11 @@ import pytest
 from stand_ins import StandIn
 from test_sweep import TARGET, plan
 
-from replication import ray_engine
 from replication.errors import UserError
-from replication.records import RunSummary
-from replication.sweep import Sweep, run_plan
-from replication.tables import build_tables, write_tables
+from replication.runs.directory import RunSummary
+from replication.sweep import ray
+from replication.sweep.schedule import Sweep, run_plan
+from replication.tables.build import build_tables, write_tables
 
 TESTS = Path(__file__).parent
 
@@ -80,7 +80,7 @@ def test_a_relative_path_means_the_same_on_every_node(tmp_path, monkeypatch):
     for folder in (sweeps, node):
         folder.mkdir()
     monkeypatch.chdir(node)
-    answer = functools.partial(ray_engine._one_run, f"{__name__}:where", StandIn(), str(tmp_path / "run"))
+    answer = functools.partial(ray._one_run, f"{__name__}:where", StandIn(), str(tmp_path / "run"))
     assert answer(str(sweeps)) == ("done", str(sweeps)) and Path.cwd() == node
     assert answer(str(tmp_path / "not on this node")) == ("done", str(node))
 
@@ -95,7 +95,7 @@ def test_a_gpu_is_looked_for_in_the_cluster_and_chosen_by_no_number(tmp_path, mo
 
     state = Sweep(plan(OnGpu()), tmp_path, progress=False)
     with pytest.raises(UserError, match="GPU: the cluster has none, and device=cuda was asked for"):
-        ray_engine._run(Ray, state, TARGET)
+        ray._run(Ray, state, TARGET)
     for engine in ("local", "ray"):
         with pytest.raises(UserError, match="device=cuda:1: .* set device=cuda, and CUDA_VISIBLE_DEVICES=1 to use only that one"):
             run_plan(plan(OnGpu(device="cuda:1")), tmp_path, progress=False, engine=engine)

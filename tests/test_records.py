@@ -20,10 +20,10 @@ import torch
 from disk_calls import interfere
 from stand_ins import StandIn, train
 
-from replication import files, records
 from replication.errors import Stopped, UserError
-from replication.files import atomic_write
-from replication.records import Locked, RunDirectory, is_locked, mark_failed, read_failure, read_summary
+from replication.runs import directory, files
+from replication.runs.directory import Locked, RunDirectory, is_locked, mark_failed, read_failure, read_summary
+from replication.runs.files import atomic_write
 
 SAME = ("config.json", "metrics.jsonl", "items.csv", "summary.json", "samples.jsonl")
 
@@ -149,7 +149,7 @@ def test_a_lock_dies_with_its_process(tmp_path):
     code = f"""
         import sys, time
         from pathlib import Path
-        from replication.files import Lock
+        from replication.runs.files import Lock
         lock = Lock(Path({str(tmp_path)!r}) / ".lock")
         print("held", flush=True)
         time.sleep(100)
@@ -387,7 +387,7 @@ def test_weights_that_are_not_as_their_run_left_them_are_named_by_who_reads_them
     from safetensors.torch import load_file, save_file
     from tiny_runs import noisy_rewards, tiny_config
 
-    from replication.diagnostics import _trained
+    from replication.measure.credit import _trained
     from replication.train import run
 
     noisy_rewards(monkeypatch)
@@ -401,7 +401,7 @@ def test_weights_that_are_not_as_their_run_left_them_are_named_by_who_reads_them
     save_file(weights, file)
     with pytest.raises(UserError, match=r"adapter_model\.safetensors is not as its run left it"):
         _trained(config, folder)
-    records.check_files(folder)  # what tables are made from is whole, and they may be made
+    directory.check_files(folder)  # what tables are made from is whole, and they may be made
 
 
 # What a machine that loses power still has ------------------------------------------------------------------------------
@@ -541,7 +541,7 @@ import sys, torch
 sys.path.insert(0, {tests!r})
 from pathlib import Path
 from stand_ins import StandIn
-from replication.records import RunDirectory
+from replication.runs.directory import RunDirectory
 with RunDirectory.open(Path({folder!r}), StandIn()) as run:
     print("ready", flush=True)
     step = 0
@@ -576,5 +576,5 @@ def test_killed_while_writing_checkpoints_an_intact_one_is_there(tmp_path, wait,
 def test_every_whole_file_goes_through_one_function():
     """write_text or open(..., "w") anywhere else in these modules would be a file that can be torn."""
     for module in ("records", "run_summary", "checkpoints", "files", "manifest"):
-        text = (Path(records.__file__).parent / f"{module}.py").read_text()
+        text = (Path(directory.__file__).parent / f"{module}.py").read_text()
         assert ".write_text(" not in text and ".write_bytes(" not in text and '"w"' not in text and "to_csv" not in text, module

@@ -10,13 +10,16 @@ import pandas as pd
 import pytest
 import synthetic_tables as synthetic
 
-from replication import contrasts, readings, readings_ablations, report, report_rows, summaries
 from replication.config import ExperimentConfig, load_profile
 from replication.errors import UserError
-from replication.figures import FIGURES
-from replication.pages import formula, render, with_formulas
-from replication.statistics import detectable_differences, paired_tests, verdicts
-from replication.tables import read_tables, write_tables
+from replication.report import page as report_page
+from replication.report import readings, readings_ablations, summaries
+from replication.report import rows as report_rows
+from replication.report.figures import FIGURES
+from replication.report.pages import formula, render, with_formulas
+from replication.statistics import contrasts
+from replication.statistics.comparisons import detectable_differences, paired_tests, verdicts
+from replication.tables.build import read_tables, write_tables
 
 MANIFEST = {
     "commit": "0" * 40,
@@ -44,7 +47,7 @@ def tables() -> dict[str, pd.DataFrame]:
 def folder(tables, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("results")
     write_tables(tables, path, MANIFEST)
-    assert report.build(path, "nano") == path / "report.html"
+    assert report_page.build(path, "nano") == path / "report.html"
     return path
 
 
@@ -94,7 +97,7 @@ def test_what_a_run_left_behind_stays_text(page):
 
 def test_verdicts_are_those_of_the_csv(page, folder, tables):
     written = read_tables(folder)["verdicts"]
-    fresh = verdicts(report.CLAIMS, tables)
+    fresh = verdicts(report_page.CLAIMS, tables)
     assert written["verdict"].tolist() == fresh["verdict"].tolist()
     text = " ".join("".join(read(page).text).split())
     for row in report_rows.verdict_rows(fresh):
@@ -104,16 +107,16 @@ def test_verdicts_are_those_of_the_csv(page, folder, tables):
 
 
 def test_each_claim_of_the_paper_is_followed_by_its_counterpart(tables):
-    rows = report_rows.verdict_rows(verdicts(report.CLAIMS, tables))
+    rows = report_rows.verdict_rows(verdicts(report_page.CLAIMS, tables))
     order = [row["claim"] for row in rows]
-    assert len(set(order)) == len(order) == len(verdicts(report.CLAIMS, {}))
+    assert len(set(order)) == len(order) == len(verdicts(report_page.CLAIMS, {}))
     for before, row in zip(rows, rows[1:], strict=False):
         if row["counterpart"]:
             assert row["counterpart"] in (before["claim"], before["counterpart"])
 
 
 def test_building_twice_gives_the_same_bytes(folder, page):
-    report.build(folder, "nano")
+    report_page.build(folder, "nano")
     assert (folder / "report.html").read_text() == page
 
 
@@ -126,7 +129,7 @@ def test_diverged_runs_are_counted_and_listed(page, tables):
 def test_smoke_numbers_are_called_what_they_are(tables, tmp_path):
     smoke = {**tables, "runs": tables["runs"].assign(profile="smoke")}
     write_tables(smoke, tmp_path, MANIFEST)
-    text = report.build(tmp_path, "smoke").read_text()
+    text = report_page.build(tmp_path, "smoke").read_text()
     assert "None of them is a result" in text
     judged = read_tables(tmp_path)["verdicts"]
     assert set(judged["verdict"]) == {"not run"}
@@ -135,21 +138,21 @@ def test_smoke_numbers_are_called_what_they_are(tables, tmp_path):
 def test_a_report_of_almost_nothing_says_not_run(tables, tmp_path):
     pending = tables["runs"].head(4).assign(status="pending", accuracy=float("nan"))
     write_tables({"runs": pending}, tmp_path, MANIFEST)
-    text = report.build(tmp_path, "nano").read_text()
+    text = report_page.build(tmp_path, "nano").read_text()
     read(text)
     assert text.count("Not run.") >= len(FIGURES)
 
 
 def test_without_tables_there_is_one_clear_line(tmp_path):
     with pytest.raises(UserError, match="no tables"):
-        report.build(tmp_path, "nano")
+        report_page.build(tmp_path, "nano")
 
 
 # Words and tables ----------------------------------------------------------------------------------------------------------
 
 
 def test_every_figure_has_its_sentences():
-    assert set(report._FIGURE_TEXTS) == set(FIGURES)
+    assert set(report_page._FIGURE_TEXTS) == set(FIGURES)
 
 
 def test_sentences_hold_the_numbers_of_the_tables(tables):
@@ -273,7 +276,7 @@ def test_the_split_of_svamp_is_named_only_where_it_was_run(page, tmp_path):
     both = readings.svamp_split(tables, "paper")
     assert "3 runs used a 700/300 split of the official file by content hash and 1 the Hub's" in both
     write_tables(tables, tmp_path, MANIFEST)
-    assert both.replace("'", "&#39;") in report.build(tmp_path, "paper").read_text()
+    assert both.replace("'", "&#39;") in report_page.build(tmp_path, "paper").read_text()
     made_up = {**tables, "items": items.assign(item_id="made-up-" + items["item_id"])}
     assert "made up for a dry run" in readings.svamp_split(made_up, "paper")
     assert readings.svamp_split({**tables, "runs": runs.assign(status="pending")}, "paper") == ""
@@ -358,7 +361,7 @@ def test_pairs_and_corrected_p_values_are_on_the_page(page, tables):
 
 
 def test_the_log_of_negative_results_is_dated_in_order_and_shows_the_verdicts_of_today(page, tables):
-    judged = verdicts(report.CLAIMS, tables)
+    judged = verdicts(report_page.CLAIMS, tables)
     entries = report_rows.negative_results(judged)
     days = [datetime.date.fromisoformat(entry["date"]) for entry in entries]
     assert days == sorted(days) and len(entries) >= 5
@@ -401,7 +404,7 @@ def test_templates_escape_what_they_are_given():
 
 
 def test_tables_in_notebooks_are_escaped_and_in_few_digits():
-    from replication.display import readable
+    from replication.notebooks.display import readable
 
     frame = pd.DataFrame(
         {"method": ["s_grpo"], "kl_to_base": [0.123456], "accuracy": [80.16], "note": ["<script>"], "empty": [None]}

@@ -14,7 +14,7 @@ from tiny import BUILDERS, FIRST_USED, VOCABULARY, tiny_gpt2, tiny_qwen2, with_l
 from replication.algorithms import every_token
 from replication.errors import Diverged
 from replication.rollout import Completion, generate
-from replication.scoring import token_log_probs
+from replication.scoring.log_probs import token_log_probs
 
 PROMPTS = [[5, 6, 7, 8, 9], [10], [11, 12]]
 EOS = [2]

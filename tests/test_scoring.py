@@ -25,9 +25,8 @@ from tiny import (
     with_lora,
 )
 
-from replication import packing, scoring
 from replication.algorithms import GRPO, SGRPO, TSPMO
-from replication.scoring import token_log_probs
+from replication.scoring import log_probs, pack_groups, score, token_log_probs
 
 both_strategies = pytest.mark.parametrize("strategy", ["packed", "dense"])
 every_architecture = pytest.mark.parametrize("architecture", list(BUILDERS))
@@ -221,7 +220,7 @@ def test_random_tries(strategy, architecture, batch):
 
 def test_logits_in_chunks_are_the_same_numbers(monkeypatch):
     """A limit of two positions' logits: values and gradients through the recomputed chunks."""
-    monkeypatch.setattr(scoring, "MAX_LOGIT_BYTES", VOCABULARY * 4 * 2)
+    monkeypatch.setattr(log_probs, "MAX_LOGIT_BYTES", VOCABULARY * 4 * 2)
     assert_same(with_lora(tiny_qwen2()), PROMPTS, COMPLETIONS, assigned(GRPO()), "packed", temperature=0.7)
     # Full fine-tuning: the output layer inside the chunks is trained as well.
     assert_same(tiny_qwen2(), PROMPTS, COMPLETIONS, assigned(GRPO()), "packed")
@@ -231,7 +230,7 @@ def test_logits_in_chunks_are_the_same_numbers(monkeypatch):
 def test_logits_are_never_larger_than_the_limit(monkeypatch, positions):
     """Forward and recomputed in the backward pass; chunks are as large as they may be, so the limit is reached too."""
     limit = VOCABULARY * 4 * positions
-    monkeypatch.setattr(scoring, "MAX_LOGIT_BYTES", limit)
+    monkeypatch.setattr(log_probs, "MAX_LOGIT_BYTES", limit)
     model = with_lora(tiny_qwen2())
     sizes = []
     model.get_output_embeddings().register_forward_hook(lambda _, __, logits: sizes.append(logits.numel() * logits.element_size()))
@@ -241,17 +240,27 @@ def test_logits_are_never_larger_than_the_limit(monkeypatch, positions):
     assert max(sizes) == limit and len(sizes) > forward > 1
 
 
-@pytest.mark.parametrize("max_row_tokens", [1, 8, 12])
-def test_groups_split_into_several_rows(monkeypatch, max_row_tokens):
+@pytest.mark.parametrize("token_budget", [1, 8, 32, 48, 60, 120])
+def test_a_small_budget_splits_groups_into_rows_and_rows_into_batches_and_changes_no_number(token_budget):
     """A row shorter than its prompt cannot be had; one completion for each row is the finest split."""
-    monkeypatch.setattr(scoring, "pack_groups", functools.partial(packing.pack_groups, max_row_tokens=max_row_tokens))
-    assert_same(with_lora(tiny_qwen2()), PROMPTS, COMPLETIONS, assigned(GRPO()), "packed")
+    model, credits = with_lora(tiny_qwen2()), assigned(GRPO())
+    whole = token_log_probs(model, PROMPTS, COMPLETIONS, credits)
+    split = score(model, PROMPTS, COMPLETIONS, credits, token_budget=token_budget)
+    assert torch.allclose(split.log_probs, whole, atol=1e-5)
+    assert split.tokens_forwarded >= score(model, PROMPTS, COMPLETIONS, credits).tokens_forwarded
+    split.log_probs.sum().backward()
 
 
-@pytest.mark.parametrize("max_batch_tokens", [1, 30])
-def test_rows_in_several_batches(monkeypatch, max_batch_tokens):
-    monkeypatch.setattr(scoring, "batch_rows", functools.partial(packing.batch_rows, max_batch_tokens=max_batch_tokens))
-    assert_same(with_lora(tiny_qwen2()), PROMPTS, COMPLETIONS, assigned(GRPO()), "packed")
+def test_the_counts_are_the_tokens_that_went_through_trunk_and_head():
+    model, credits = with_lora(tiny_qwen2()), assigned(GRPO())
+    rows = pack_groups(PROMPTS, COMPLETIONS, credits, 4096, width=model.config.hidden_size)
+    scores = score(model, PROMPTS, COMPLETIONS, credits)
+    assert scores.tokens_forwarded == sum(map(len, rows))
+    assert scores.tokens_scored == sum(len(set(row.source.tolist())) for row in rows)
+    dense = score(model, PROMPTS, COMPLETIONS, credits, strategy="dense")
+    credited = [place for place, credit in enumerate(credits) if len(credit)]
+    every = sum(len(PROMPTS[place]) + len(tokens) for place in credited for tokens in COMPLETIONS[place])
+    assert dense.tokens_forwarded == dense.tokens_scored == every
 
 
 def seen_tokens(model, monkeypatch, *arguments) -> int:

@@ -7,11 +7,10 @@ import warnings
 import pytest
 import torch
 from oracles import naive_log_probs
-from tiny import BUILDERS, COMPLETIONS, PROMPTS, REWARDS, VOCABULARY, assigned, credit_at, exact, tiny_qwen2, with_lora
-from torch.nn.attention.flex_attention import flex_attention
+from tiny import COMPLETIONS, PROMPTS, VOCABULARY, assigned, credit_at, exact, tiny_qwen2, with_lora
 
 from replication.algorithms import GRPO
-from replication.scoring import token_log_probs
+from replication.scoring.log_probs import token_log_probs
 
 both_strategies = pytest.mark.parametrize("strategy", ["packed", "dense"])
 
@@ -123,22 +122,3 @@ def test_without_gradients_nothing_keeps_a_graph(strategy):
     with torch.no_grad():
         values = token_log_probs(with_lora(tiny_qwen2()), PROMPTS, COMPLETIONS, assigned(GRPO()), strategy=strategy)
     assert not values.requires_grad
-
-
-@pytest.mark.parametrize("architecture", ["qwen2", "llama"])
-def test_flex_attention_with_a_block_mask_gives_the_numbers_of_sdpa(architecture, monkeypatch):
-    """Forward only: its backward pass needs a GPU. Not compiled; a row of over 128 tokens has more than one block.
-
-    GPT-2 has no flex attention in transformers.
-    """
-    monkeypatch.setattr("transformers.integrations.flex_attention.WrappedFlexAttention.__call__", lambda _: flex_attention)
-    prompts = [*PROMPTS, [5] * 9]
-    completions = [*COMPLETIONS, [[4 + i % 7 for i in range(70)], [11 + i % 5 for i in range(80)], [4, 5, 9]]]
-    credits = assigned(GRPO(), completions, [*REWARDS, torch.tensor([1.0, 0.0, 1.0])])
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="flex_attention called without torch.compile")
-        got, expected = (
-            token_log_probs(BUILDERS[architecture](attention), prompts, completions, credits)
-            for attention in ("flex_attention", "sdpa")
-        )
-    torch.testing.assert_close(got, expected, rtol=0, atol=2e-5)

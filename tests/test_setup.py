@@ -16,7 +16,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-TARGETS = ["help", "setup", "all", "smoke", "test", "test-full", "test-browser", "fuzz", "soak"]
+TARGETS = ["help", "setup", "all", "smoke", "test", "test-full", "test-browser"]
 TARGETS += ["figures", "report", "verify", "publish", "paper", "prompts", "paper-dryrun", "base", "bench", "lab", "lint", "clean"]
 
 
@@ -28,7 +28,7 @@ def test_every_direct_dependency_is_pinned_exactly():
     pins = PROJECT["dependencies"] + [pin for extra in PROJECT["optional-dependencies"].values() for pin in extra]
     assert all(re.fullmatch(r"[A-Za-z0-9_.-]+==[0-9][0-9a-z.]*", pin) for pin in pins), pins
     assert len({name_of(pin) for pin in pins}) == len(pins)
-    assert set(PROJECT["optional-dependencies"]) == {"bench", "browser", "cluster", "dev", "fuzz"}
+    assert set(PROJECT["optional-dependencies"]) == {"bench", "browser", "cluster", "dev"}
 
 
 def test_conda_users_get_the_same_pins():
@@ -138,15 +138,13 @@ def test_a_value_is_one_word_whatever_it_holds(value, tmp_path):
     python.chmod(0o755)
     (tmp_path / ".installed").touch()
     given = value.replace("$", "$$")  # make's own sign
-    names = ("OUT", "BASE_OUT", "PLAN", "SEEDS", "WORKERS", "ADDRESS", "MODEL", "REVISION", "SVAMP", "SECONDS", "MINUTES")
+    names = ("OUT", "BASE_OUT", "PLAN", "SEEDS", "WORKERS", "ADDRESS", "MODEL", "REVISION", "SVAMP")
     words = [f"VENV={tmp_path}", "ENGINE=ray", *(f"{name}={given}" for name in names)]
     for target, wanted in {
         "all": ("--out", "--plan", "--seeds", "--workers", "--address", "--svamp"),
         "prompts": ("--out", "--svamp"),
         "paper-dryrun": ("--svamp", "--workers"),
         "base": ("--out",),
-        "soak": ("tests/soak.py",),
-        "fuzz": ("tests/fuzz",),
         "help": (),
     }.items():
         done = make(target, *words)
@@ -161,8 +159,6 @@ def test_a_cluster_is_named_to_the_sweep_alone():
     words = " ".join(make("-n", "all", "ENGINE=ray", "ADDRESS=head:6379").stdout.split())
     assert "--engine 'ray' --address 'head:6379'" in words and words.count("--engine") == 1
     assert "--engine" not in make("-n", "all").stdout
-    assert "tests/fuzz '5'" in make("-n", "fuzz", "SECONDS=5").stdout
-    assert "tests/soak.py '2'" in make("-n", "soak", "MINUTES=2").stdout
 
 
 def test_an_old_python_is_one_line(tmp_path):

@@ -12,9 +12,9 @@ import synthetic_tables
 from scipy import stats
 
 from replication.errors import UserError
-from replication.intervals import bootstrap, detectable_gap, holm, mcnemar, mean_over_seeds, wilson
 from replication.randomness import numpy_stream
-from replication.statistics import best_rate, compare_tables, detectable_differences, paired_tests, seed_spread
+from replication.statistics.comparisons import best_rate, compare_tables, detectable_differences, paired_tests, seed_spread
+from replication.statistics.intervals import bootstrap, detectable_gap, holm, mcnemar, mean_over_seeds, wilson
 
 
 def _rng(key: int = 0) -> np.random.Generator:

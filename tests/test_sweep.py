@@ -17,11 +17,12 @@ from pathlib import Path
 import pytest
 from stand_ins import StandIn, train
 
-from replication import local_engine, signals, sweep
+from replication import signals
 from replication.errors import Stopped, UserError
-from replication.records import RunDirectory, is_locked, read_failure, read_summary
-from replication.sweep import run_plan
-from replication.tables import build_tables
+from replication.runs.directory import RunDirectory, is_locked, read_failure, read_summary
+from replication.sweep import pool, schedule
+from replication.sweep.schedule import run_plan
+from replication.tables.build import build_tables
 
 TARGET = "stand_ins:train"
 
@@ -36,7 +37,7 @@ def plan(*configs: StandIn) -> list[Planned]:
     return [Planned("full_vs_sparse", config) for config in configs]
 
 
-def go(planned: list[Planned], folder: Path, workers: int = 2) -> sweep.SweepResult:
+def go(planned: list[Planned], folder: Path, workers: int = 2) -> schedule.SweepResult:
     return run_plan(planned, folder, workers=workers, progress=False, target=TARGET)
 
 
@@ -174,7 +175,7 @@ import signal, sys
 sys.path.insert(0, {tests!r})
 import test_sweep
 from replication.errors import Stopped
-from replication.sweep import run_plan
+from replication.sweep.schedule import run_plan
 if __name__ == "__main__":
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run under nohup, which is passed on
     configs = [test_sweep.StandIn(seed=seed, steps={steps}, seconds_per_step=0.05) for seed in range({runs})]
@@ -275,7 +276,7 @@ def test_a_killed_sweep_leaves_no_worker_behind(tmp_path):
 
 
 def test_whoever_does_not_stop_in_time_is_killed(tmp_path, monkeypatch):
-    monkeypatch.setattr(local_engine, "GRACE", 0.5)
+    monkeypatch.setattr(pool, "GRACE", 0.5)
     config = StandIn(fault="hangs")
 
     def interrupt() -> None:
@@ -317,7 +318,7 @@ def test_a_run_folder_that_cannot_be_used_fails_alone(tmp_path, monkeypatch, wha
                 raise UserError("it was finished by another version of this code")
             return read_summary(folder)
 
-        monkeypatch.setattr(sweep, "read_summary", read)
+        monkeypatch.setattr(schedule, "read_summary", read)
     result = go(plan(bad, good), tmp_path)
     assert result.done == [good.run_id] and result.missing == list(result.failed) == [bad.run_id]
     if "version" in what:
@@ -326,7 +327,7 @@ def test_a_run_folder_that_cannot_be_used_fails_alone(tmp_path, monkeypatch, wha
 
 def test_a_worker_that_cannot_be_started_is_done_without(tmp_path, monkeypatch):
     """A machine that was full for a moment once ended the sweep, and with it the runs that were training."""
-    start, started = local_engine._Pool._start, []
+    start, started = pool._Pool._start, []
 
     def full(pool, slot: int):
         started.append(slot)
@@ -334,7 +335,7 @@ def test_a_worker_that_cannot_be_started_is_done_without(tmp_path, monkeypatch):
             raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
         return start(pool, slot)
 
-    monkeypatch.setattr(local_engine._Pool, "_start", full)
+    monkeypatch.setattr(pool._Pool, "_start", full)
     at_most, configs = 1, [StandIn(seed=seed) for seed in range(3)]
     assert go(plan(*configs), tmp_path / "one").ok and len(started) > 1
     at_most, started[:] = 0, []
@@ -345,7 +346,7 @@ def test_a_worker_that_cannot_be_started_is_done_without(tmp_path, monkeypatch):
 def test_a_run_whose_worker_dies_when_all_is_written_is_done(tmp_path):
     """Its checkpoints could not be removed, or the worker was killed after its summary: it was said to have failed."""
     config, other = StandIn(seed=1), StandIn(seed=2)
-    state = sweep.Sweep(plan(config, other), tmp_path, progress=False)
+    state = schedule.Sweep(plan(config, other), tmp_path, progress=False)
     run_ids = [state.next_run(), state.next_run()]
     train(config, tmp_path / config.run_id)
     for run_id in run_ids:
@@ -357,7 +358,7 @@ def test_a_run_whose_worker_dies_when_all_is_written_is_done(tmp_path):
 def test_a_sweep_that_can_only_wait_says_for_what_and_says_it_once(tmp_path, capfd):
     config = StandIn()
     with RunDirectory.open(tmp_path / config.run_id, config):
-        state = sweep.Sweep(plan(config), tmp_path, progress=True)
+        state = schedule.Sweep(plan(config), tmp_path, progress=True)
         assert [state.next_run() for _ in range(3)] == [None] * 3
     assert capfd.readouterr().err.splitlines() == [
         f"waiting for other processes, which hold all that is left: {config.run_id}"

@@ -16,12 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stand_ins import StandIn, train
 
-from replication import table_files
 from replication.config import ExperimentConfig
 from replication.errors import UserError
-from replication.records import mark_failed, read_summary
-from replication.tables import _curve_rows as curve_rows
-from replication.tables import build_tables, read_tables, tables_manifest, write_tables
+from replication.runs.directory import mark_failed, read_summary
+from replication.tables import csv_files
+from replication.tables.build import _curve_rows as curve_rows
+from replication.tables.build import build_tables, read_tables, tables_manifest, write_tables
 
 
 @dataclass(frozen=True)
@@ -118,16 +118,16 @@ def test_what_is_written_is_read_back(runs, tmp_path):
 def test_missing_is_empty_and_never_zero(runs, tmp_path):
     write_tables(build_tables(PLAN, runs), tmp_path / "out", {})
     row = next(line for line in (tmp_path / "out/runs.csv").read_text().splitlines() if ",pending," in line)
-    assert row.endswith("pending" + "," * (len(table_files._RESULTS) + 1))
+    assert row.endswith("pending" + "," * (len(csv_files._RESULTS) + 1))
 
 
 def test_the_real_config_gives_the_columns_of_the_contract():
-    columns = list(table_files.run_columns(ExperimentConfig))
+    columns = list(csv_files.run_columns(ExperimentConfig))
     assert columns[:7] == ["run_id", "ablation", "profile", "task", "method", "selector", "seed"]
     assert set(ExperimentConfig.model_fields) <= set(columns)
     assert {"command", "status", "accuracy", "sampled_accuracy", "n_items"} <= set(columns)
     assert {"tokens_generated", "tokens_in_loss", "kept_fraction"} <= set(columns)
-    kinds = table_files.run_columns(ExperimentConfig)
+    kinds = csv_files.run_columns(ExperimentConfig)
     assert kinds["cutoff"] == "int" and kinds["learning_rate"] == "float" and kinds["lora_targets"] == "str"
     assert kinds["activation_checkpointing"] == "bool" and kinds["n_items"] == "int"
 
@@ -320,7 +320,6 @@ def test_a_damaged_table_that_no_run_is_in_names_what_measures_it_again(tmp_path
 
 def test_a_report_written_while_credit_is_measured_is_not_lost(tmp_path, monkeypatch):
     """The manifest was read before, and written back after, the minutes of measuring."""
-    from replication import diagnostics
     from replication.__main__ import main
 
     def measured(*_, **__):
@@ -328,7 +327,7 @@ def test_a_report_written_while_credit_is_measured_is_not_lost(tmp_path, monkeyp
         return {"credit": pd.DataFrame({"task": ["word_problems"]})}, {"seconds": 60.0}
 
     write_tables({}, tmp_path, {"commit": "of before"})
-    monkeypatch.setattr(diagnostics, "diagnose", measured)
+    monkeypatch.setattr("replication.measure.credit.diagnose", measured)
     assert main(["diagnose", "--out", str(tmp_path)]) == 0
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     assert manifest["commit"] == "of the report" and "credit.csv" in manifest["tables"]
@@ -343,7 +342,7 @@ def test_reading_anything_gives_a_table_or_a_user_error(tmp_path_factory, data):
     path = tmp_path_factory.getbasetemp() / "fuzz.csv"
     path.write_bytes(data)
     try:
-        table = table_files.read_csv(path, ("claim",))
-        table_files._typed(table, path)
+        table = csv_files.read_csv(path, ("claim",))
+        csv_files._typed(table, path)
     except UserError as error:
         assert str(path) in str(error)

@@ -12,7 +12,7 @@ import pytest
 
 from replication.errors import UserError
 from replication.tasks import TASKS, Problem, Task, decisive_positions, get_task, multiplication, word_problems
-from replication.tasks.templates import TEMPLATES
+from replication.tasks.stories import TEMPLATES
 
 OFFLINE = [("word_problems", {}), ("multiplication", {}), ("multiplication", {"digits": 3})]
 VERSIONS = {"word_problems": "6d4311e3da7b", "multiplication": "6e320b1e6896", "multiplication3": "4a916b2c2d9b"}

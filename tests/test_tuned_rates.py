@@ -6,9 +6,9 @@ import pytest
 
 from replication.ablations import TRAINED
 from replication.config import load_profile, profile_plan
-from replication.manifest import ROOT
-from replication.tables import read_tables
-from replication.verdicts import TUNED_WITHIN
+from replication.runs.provenance import ROOT
+from replication.statistics.judging import TUNED_WITHIN
+from replication.tables.build import read_tables
 
 RESULTS = ROOT / "results" / "nano"
 pytestmark = pytest.mark.skipif(not (RESULTS / "runs.csv").exists(), reason="no committed results")

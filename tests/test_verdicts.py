@@ -10,14 +10,15 @@ import pandas as pd
 import pytest
 import synthetic_tables
 
-from replication import plotting, summaries
-from replication.claims import Claim, load_claims
 from replication.errors import UserError
-from replication.estimates import difference
-from replication.evidence import Evidence
-from replication.intervals import holm
-from replication.statistics import VERDICTS, verdicts
-from replication.tables import read_tables
+from replication.report import style, summaries
+from replication.statistics import verdicts
+from replication.statistics.claims import Claim, load_claims
+from replication.statistics.comparisons import VERDICTS
+from replication.statistics.estimates import difference
+from replication.statistics.evidence import Evidence
+from replication.statistics.intervals import holm
+from replication.tables.build import read_tables
 
 ROOT = Path(__file__).resolve().parent.parent
 CLAIMS = ROOT / "data" / "claims.yaml"
@@ -357,7 +358,7 @@ def test_one_number_has_one_interval_wherever_it_is_shown():
     row = _judge(tables, "N2").loc["N2"]
     shown = summaries.headline_table(tables, "nano").set_index(["task", "method"]).loc[("word_problems", "s_grpo")]
     runs = tables["runs"][(tables["runs"]["task"] == "word_problems") & (tables["runs"]["method"] == "s_grpo")]
-    assert (row["low"], row["high"]) == (shown["low"], shown["high"]) == plotting.accuracy_interval(tables, runs)[1:]
+    assert (row["low"], row["high"]) == (shown["low"], shown["high"]) == style.accuracy_interval(tables, runs)[1:]
 
 
 def test_a_method_with_failed_runs_is_not_judged_by_those_that_lasted():

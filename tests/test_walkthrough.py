@@ -8,13 +8,14 @@ import ipywidgets as widgets
 import nbformat
 from tiny_runs import tiny_config
 
-from replication import notebooks, train, walkthrough
+from replication import train
 from replication.ablations import PlannedRun
 from replication.algorithms import SGRPO
-from replication.figures_teaching import keep_probability
-from replication.interactive import explore
-from replication.records import read_summary
-from replication.tables import build_tables
+from replication.notebooks import runner, walkthrough
+from replication.notebooks.interactive import explore
+from replication.notebooks.toy_group import keep_probability
+from replication.runs.directory import read_summary
+from replication.tables.build import build_tables
 
 
 def rule_picture(cutoff: int, budget: int):
@@ -25,7 +26,7 @@ def test_a_control_redraws_the_picture_and_a_refused_setting_is_said_in_words():
     cutoff = widgets.IntSlider(2, 0, 8)
     shown = explore(rule_picture, "a <rule>", cutoff=cutoff, budget=widgets.IntSlider(4, 1, 8))
     data, details = shown._repr_mimebundle_()
-    assert notebooks.WIDGET in data and details["image/png"]["alt"] == "a <rule>"
+    assert runner.WIDGET in data and details["image/png"]["alt"] == "a <rule>"
     image, note = shown.box.children[-1], shown.box.children[-2]
     first = bytes(image.value)
     assert base64.b64decode(data["image/png"]) == first and first.startswith(b"\x89PNG")
@@ -39,9 +40,9 @@ def test_a_control_redraws_the_picture_and_a_refused_setting_is_said_in_words():
 
 
 def test_an_executed_copy_keeps_the_still_picture_alone():
-    data = {notebooks.WIDGET: {"model_id": "x"}, "image/png": "AAAA", "text/plain": "VBox()"}
+    data = {runner.WIDGET: {"model_id": "x"}, "image/png": "AAAA", "text/plain": "VBox()"}
     cell = nbformat.v4.new_code_cell("1", outputs=[nbformat.v4.new_output("display_data", data)])
-    (output,) = notebooks.cleaned(nbformat.v4.new_notebook(cells=[cell])).cells[0].outputs
+    (output,) = runner.cleaned(nbformat.v4.new_notebook(cells=[cell])).cells[0].outputs
     assert set(output["data"]) == {"image/png", "text/plain"}
 
 
@@ -69,13 +70,13 @@ def test_the_curve_goes_from_the_base_to_the_end_of_the_training(random_base, tm
 
 
 def test_the_map_names_every_question_and_the_seconds_of_the_last_run(tmp_path):
-    table = notebooks.reading_order("smoke", tmp_path)
-    for name in notebooks.notebook_names():
+    table = runner.reading_order("smoke", tmp_path)
+    for name in runner.notebook_names():
         if name != "00_overview" and not name.endswith("_solutions"):
             assert f"[{name}]({name}.ipynb)" in table
     assert "| 5 |  |" in table  # five exercises, nobody has run it
     (tmp_path / "notebooks").mkdir()
-    notebooks._note_seconds(tmp_path / "notebooks", "01_grpo_under_lora", 61.7)
-    notebooks._note_seconds(tmp_path / "notebooks", "02_s_grpo", 5.0)
-    assert notebooks.read_seconds(tmp_path / "notebooks") == {"01_grpo_under_lora": 62, "02_s_grpo": 5}
-    assert "| 5 | 62 |" in notebooks.reading_order("smoke", tmp_path)
+    runner._note_seconds(tmp_path / "notebooks", "01_grpo_under_lora", 61.7)
+    runner._note_seconds(tmp_path / "notebooks", "02_s_grpo", 5.0)
+    assert runner.read_seconds(tmp_path / "notebooks") == {"01_grpo_under_lora": 62, "02_s_grpo": 5}
+    assert "| 5 | 62 |" in runner.reading_order("smoke", tmp_path)

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
-
-from replication.files import atomic_write
 
 if TYPE_CHECKING:
     from replication.config import ExperimentConfig
@@ -65,11 +62,6 @@ def model_card(config: ExperimentConfig, manifest: Mapping[str, Any], summary: M
         f"Made by:\n\n```sh\n{manifest.get('command')}\n```\n\n"
         f"With {packages}.\n"
     )
-
-
-def write_card(folder: Path, config: ExperimentConfig, manifest: Mapping[str, Any], summary: Mapping[str, Any]) -> None:
-    """Write ``model_card`` to ``folder``/README.md, in place of the empty form that PEFT leaves there."""
-    atomic_write(folder / "README.md", model_card(config, manifest, summary))
 
 
 def _usage(config: ExperimentConfig) -> str:

@@ -1,4 +1,8 @@
-"""The tasks: ``get_task(name, **options)``, and ``extract_answer`` for what a model writes."""
+"""The tasks: problems in disjoint splits, prompt templates, and reading the answer of a completion.
+
+In: a task's name and options, or the text that a model wrote. Out: ``Task`` with its splits of ``Problem``, or a number.
+Generated tasks (``word_problems``, ``multiplication``) know which tokens decide. Start with ``problem``, then ``word_problems``.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +13,27 @@ from replication.errors import UserError
 from replication.tasks import multiplication, svamp, word_problems
 from replication.tasks.answers import extract_answer
 from replication.tasks.problem import Problem, Task
+from replication.tasks.prompts import TEMPLATES as PROMPT_TEMPLATES
+from replication.tasks.prompts import with_template
+from replication.tasks.svamp import is_made_up
 
-__all__ = ["TASKS", "Problem", "Task", "decisive_positions", "extract_answer", "get_task"]
+__all__ = [
+    "PROMPT_TEMPLATES",
+    "Problem",
+    "Task",
+    "completion_limit",
+    "decisive_positions",
+    "extract_answer",
+    "get_task",
+    "is_made_up",
+    "with_template",
+]
 
 _LOADERS: dict[str, Callable[..., Task]] = {
     "word_problems": word_problems.load,
     "multiplication": multiplication.load,
     "svamp": svamp.load,
 }
-TASKS = tuple(_LOADERS)
 
 
 def get_task(name: str, **options: object) -> Task:
@@ -27,12 +43,18 @@ def get_task(name: str, **options: object) -> Task:
     Raises UserError for an unknown name, an unknown option or a value the task does not have.
     """
     if name not in _LOADERS:
-        raise UserError(f"unknown task {name!r}: choose one of {', '.join(TASKS)}")
+        raise UserError(f"unknown task {name!r}: choose one of {', '.join(_LOADERS)}")
     known = inspect.signature(_LOADERS[name]).parameters
     for option in options:
         if option not in known:
             raise UserError(f"task {name} has no option {option!r}: it has {', '.join(known) or 'none'}")
     return _LOADERS[name](**options)
+
+
+def completion_limit(name: str, digits: int = 2) -> int:
+    """Tokens that a completion of a task may have, unless a config sets another limit; no problem is generated for it."""
+    limits = {"word_problems": word_problems.LONGEST_COMPLETION, "multiplication": multiplication.LONGEST_COMPLETION.get(digits)}
+    return limits.get(name) or svamp.LONGEST_COMPLETION
 
 
 def decisive_positions(problem: Problem, completion_tokens: list[int], tokenizer) -> list[int]:

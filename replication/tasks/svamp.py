@@ -26,6 +26,8 @@ from replication.tasks.prompts import QUESTION_ANSWER
 
 SHA256 = "5be77703a6d891ae476d7c082787ad361392aa02453b132516cdd5f4e7934e3e"  # the official SVAMP.json
 COUNT, TEST, VALIDATION = 1000, 300, 100
+#: Tokens that an answer may have, unless a config sets another limit.
+LONGEST_COMPLETION = 256
 HUB = "ChilleD/SVAMP"
 HUB_TIMEOUT = 5.0  # seconds
 #: What the IDs of a file of made-up items begin with: it says of itself that it is not SVAMP, and is taken for dry runs only.
@@ -131,7 +133,9 @@ def _task(train: Sequence[Record], test: Sequence[Record]) -> Task:
         [replace(p, meta={**p.meta, "story_in_train": p.meta["story"] in stories}) for p in part] for part in (validation, tested)
     )
     version = content_version(fitted, validation, tested)
-    return Task("svamp", version, tuple(fitted), tuple(validation), tuple(tested), (), QUESTION_ANSWER.stop_strings, 256)
+    splits = {"train": tuple(fitted), "validation": tuple(validation), "test": tuple(tested)}
+    stops = QUESTION_ANSWER.stop_strings
+    return Task("svamp", version, **splits, stop_strings=stops, max_new_tokens=LONGEST_COMPLETION)
 
 
 def _problem(record: Record) -> Problem:

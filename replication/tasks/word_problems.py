@@ -21,7 +21,7 @@ from random import Random
 from typing import Any
 
 from replication.tasks.problem import Problem, Task, bucket, content_id, content_version
-from replication.tasks.templates import NAMES, TEMPLATES, THINGS, Template
+from replication.tasks.stories import NAMES, TEMPLATES, THINGS, Template
 
 SIZES = {"train": 4620, "validation": 1190, "test": 2310, "held_out": 1000}
 MISLED_SHARE = 4, 7  # four of seven problems mislead the shallow solver: the dial that sets the base's greedy accuracy

@@ -1,0 +1,183 @@
+"""Text of the benchmarks, from their tables alone: ratios to TRL, memory, growth, whole runs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from replication.report import style as p
+
+Bench = dict[str, pd.DataFrame]
+#: What the scaling grows, in words.
+GROWS = {
+    "group_size": "group size",
+    "prompt_length": "prompt length (tokens)",
+    "completion_length": "completion length (tokens)",
+    "vocabulary": "vocabulary",
+    "width": "width of the model",
+}
+
+
+def headline(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows that the aims speak about: updates on the same completions, steps with own rollouts."""
+    update = (table["phase"] == "update") & (table["work"] == "TRL's completions")
+    return table[update | (table["phase"] == "step")]
+
+
+def summary(tables: Bench, manifest: dict) -> str:
+    """The benchmarks in words and small tables, every number from the tables."""
+    lines = ["# Benchmarks", ""]
+    if "ratios" in tables:
+        about = manifest.get("side_by_side", {})
+        packages = about.get("packages", {})
+        shown = headline(tables["ratios"])
+        lines += [
+            f"This project against TRL {packages.get('trl')}'s GRPOTrainer, in turns in one run: the same nano base, problems, "
+            f"adapter and sampling, 8 prompts x 16 completions, float32, {about.get('cpu')}, torch {packages.get('torch')}. "
+            f"Medians of {shown['n'].min()}, quartiles in brackets; the aim in the last column. Times faster: of each repetition's "
+            "two turns, so its median is not the quotient of the two columns beside it.",
+            "",
+            "| threads | method | part | TRL (s) | ours (s) | times faster | aim |",
+            "|---|---|---|---|---|---|---|",
+        ]
+        for row in shown.itertuples():
+            part = "update" if row.phase == "update" else "whole step"
+            lines.append(
+                f"| {row.threads} | {row.method} | {part} | {row.trl_s:.3f} | {row.ours_s:.3f} | {row.ratio:.1f} "
+                f"({row.ratio_q1:.1f} to {row.ratio_q3:.1f}) | {row.aim:g}{'' if row.met else ' (missed)'} |"
+            )
+        lines += ["", *_where_it_goes(tables), *_agreement(about), ""]
+    if "memory" in tables:
+        lines += [
+            f"Peak memory of an update above what is held before it (vocabulary {tables['memory']['vocabulary'][0]:,}, "
+            f"width {tables['memory']['width'][0]}, 8 completions of {tables['memory']['completion_length'][0]} tokens), as a "
+            "share of TRL's at its best:",
+            "",
+            "| scored by | method | completions part after | MB, median (range) | processes | share of TRL | aim |",
+            "|---|---|---|---|---|---|---|",
+        ]
+        for row in tables["memory"].itertuples():
+            aim = "" if np.isnan(row.aim) else f"{row.aim:g}{'' if row.met in (True, 'True') else ' (missed)'}"
+            lines.append(
+                f"| {row.implementation.replace('dense', 'plain logits')} | {row.method} | {1 / (1 - row.common**2):.0f} tokens | "
+                f"{row.peak_bytes / 1e6:.0f} ({row.peak_bytes_low / 1e6:.0f} to {row.peak_bytes_high / 1e6:.0f}) | {row.n} | "
+                f"{row.share_of_trl_at_its_best:.2f} | {aim} |"
+            )
+        lines.append("")
+    if "scaling" in tables:
+        lines += [
+            "How many times faster than TRL an update is at the two ends of what was measured (scaling.csv). Completions part "
+            "after some 5 tokens and no group ties, which leaves packing little to share:",
+            "",
+            *_growth(tables["scaling"]),
+            "",
+        ]
+    if "dense_vs_packed" in tables:
+        lines += [
+            "What packing saves a run of the nano profile (dense_vs_packed.csv), in turns:",
+            "",
+            *whole_runs(tables),
+            "",
+        ]
+    for part, about in manifest.items():
+        if part in tables and about.get("cases_done", 0) < about.get("cases", 0):
+            lines += [f"{part}: stopped after {about['cases_done']} of {about['cases']} cases; the others were not run.", ""]
+    missing = {name: f"`python -m benchmarks --parts {name}`" for name in ("scaling", "dense_vs_packed") if name not in tables}
+    lines += [line for name, command in missing.items() for line in (f"{name}: not run. {command} measures it.", "")]
+    if "gpu" not in tables:
+        lines += ["On a GPU: not run. With one at hand: `python -m benchmarks.bench_gpu --out results/bench`.", ""]
+    return "\n".join(lines)
+
+
+def _growth(table: pd.DataFrame) -> list[str]:
+    """A row for each thing that grows: its ends, and the ratio to TRL there for each method."""
+    lines = [
+        "| what grows | from | to | " + " | ".join(p.LABELS[method] for method in p.TRAINED) + " |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, label in GROWS.items():
+        shown = table[table["grows"] == name]
+        if shown.empty:
+            continue
+        ends = [shown["value"].min(), shown["value"].max()]
+        seconds = shown.set_index(["value", "implementation", "method"])["seconds"]
+        cells = [
+            " to ".join(f"{seconds[end, 'trl', 'grpo'] / seconds[end, 'packed', method]:.1f}" for end in ends)
+            for method in p.TRAINED
+        ]
+        lines.append(f"| {label} | {ends[0]:,} | {ends[1]:,} | " + " | ".join(cells) + " |")
+    return [*lines, "", least_gain(table)]
+
+
+def least_gain(table: pd.DataFrame) -> str:
+    """Where, of all points measured, packing gains least over TRL, for each method."""
+    trl = table[table["implementation"] == "trl"].set_index(["grows", "value"])["seconds"].rename("trl_s")
+    ours = table[table["implementation"] == "packed"].join(trl, on=["grows", "value"])
+    ours = ours.assign(ratio=ours["trl_s"] / ours["seconds"])
+    worst = (ours[ours["method"] == method].sort_values("ratio").iloc[0] for method in p.TRAINED)
+    least = ", ".join(
+        f"{p.LABELS[row.method]} {row.ratio:.1f} ({GROWS[row.grows].removesuffix(' (tokens)')} {row.value:,})" for row in worst
+    )
+    return f"Least of all {len(trl)} points: {least}."
+
+
+def whole_runs(tables: Bench) -> list[str]:
+    """A line for each method: seconds of training and of a whole run, dense and packed, medians of the repetitions."""
+    table = tables["dense_vs_packed"]
+    middle = table.groupby(["method", "scoring"])[["score_s", "train_s", "evaluation_s", "run_s"]].median()
+    lines = []
+    for method in p.TRAINED:
+        if not {(method, "dense"), (method, "packed")} <= set(middle.index):
+            continue
+        dense, packed = middle.loc[method, "dense"], middle.loc[method, "packed"]
+        mine = table[table["method"] == method]
+        times, share = dense.run_s / packed.run_s, 100 * packed.train_s / packed.run_s
+        lines.append(
+            f"- {p.LABELS[method]}: scoring and backward pass of a step {dense.score_s:.2f} s dense, "
+            f"{packed.score_s:.2f} s packed. "
+            f"Training of {mine['default_steps'].iloc[0]} steps falls from {dense.train_s:.0f} s to {packed.train_s:.0f} s, "
+            f"a whole run from {dense.run_s:.0f} s to {packed.run_s:.0f} s ({times:.1f} times); training is then {share:.0f} % "
+            f"of the run, evaluation the rest (n = {mine.groupby('scoring').size().min()})."
+        )
+    return lines
+
+
+def _where_it_goes(tables: Bench) -> list[str]:
+    if "side_by_side" not in tables:
+        return []
+    table = tables["side_by_side"]
+    one = table[table["threads"] == table["threads"].min()]
+    lines = []
+    for method in p.TRAINED:
+        mine = one[(one["implementation"] == "packed") & (one["method"] == method)]
+        own = mine[mine["work"] == "own rollout"].groupby("phase")["seconds"].median()
+        same = mine[(mine["work"] == "TRL's completions") & (mine["phase"] == "update")]
+        theirs = one[(one["implementation"] == "trl") & (one["phase"] == "update")]
+        lines.append(
+            f"- {p.LABELS[method]}: {same['tokens_forwarded'].median():.0f} tokens through the model in an update (TRL: "
+            f"{theirs['tokens_forwarded'].median():.0f}), {same['tokens_in_loss'].median():.0f} in the loss; "
+            f"of a whole step of {own['step']:.3f} s the rollout is {100 * own['rollout'] / own['step']:.0f} %. "
+            "The training loop's diagnostics "
+            f"come on top: {own['diagnostics']:.3f} s."
+        )
+    ties = one[(one["implementation"] == "trl")]["tied_groups"].mean()
+    lines.append(
+        f"- {100 * ties:.0f} % of the groups tie; they cost TRL an update and this project nothing. "
+        "With rewards under which none ties: "
+        + ", ".join(
+            f"{p.LABELS[row.method]} {row.ratio:.1f} times" for row in tables["ratios"].itertuples()
+            if row.work.endswith("no ties") and row.threads == one["threads"].min()
+        ) + " faster."
+    )  # fmt: skip
+    return lines
+
+
+def _agreement(about: dict) -> list[str]:
+    found = about.get("differences", {})
+    if not found:
+        return []
+    worst = {name: max(facts[name] for facts in found.values()) for name in ("loss", "gradient")}
+    return [
+        f"- Same mathematics: on one batch the two losses differ by {worst['loss']:.1e}, "
+        f"the gradients by {worst['gradient']:.1e} of their norm."
+    ]

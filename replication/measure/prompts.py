@@ -1,0 +1,97 @@
+"""The base under each prompt template, on the validation split: prompts.csv, made before any gain is claimed.
+
+A template that does not suit the base makes a training look good that only teaches the form. An answer is called parsable if it
+ended by itself and holds a number, so that accuracy = parsable share × accuracy among the parsable ones.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from replication.config import ExperimentConfig, load_profile, profile_plan
+from replication.errors import UserError
+from replication.evaluate import ItemResult, evaluate
+from replication.models import Policy, load_policy
+from replication.statistics import wilson
+from replication.tables import KINDS, frame, read_tables, write_tables
+from replication.tasks import PROMPT_TEMPLATES as TEMPLATES
+
+OWN = "own"  # the task's own prompts, where the profile sets no template
+
+
+def configs(profile: str, **overrides: Any) -> list[ExperimentConfig]:
+    """An evaluation of the base for each of the profile's tasks and each template; first the one that the runs use."""
+    listed = []
+    for task in profile_plan(profile)["tasks"]:
+        own = {key: value for key, value in overrides.items() if key != "svamp_source" or task == "svamp"}
+        chosen = load_profile(profile, task=task, method="base", **(own | {"steps": 0}))
+        others = [name for name in TEMPLATES if name != chosen.prompt_template]
+        listed += [chosen, *(chosen.model_copy(update={"prompt_template": name}) for name in others)]
+    return listed
+
+
+def measure_prompts(profile: str, out: str | Path, *, load: Callable[[ExperimentConfig], Policy] = load_policy, **overrides: Any):
+    """Evaluate the base under each template, write ``out``/prompts.csv after each, and return the table.
+
+    A row that is there already for the same model, data and settings is kept. A template that the model does not have is in the
+    table with its reason.
+
+    Args:
+        profile: whose tasks, model and number of validation items (``eval_items``).
+        load: how the model is loaded, once for all.
+        overrides: other values of config fields.
+    """
+    planned = configs(profile, **overrides)
+    earlier = _earlier(Path(out))
+    rows: list[dict[str, Any]] = []
+    policy = None
+    for config in planned:
+        row = {"profile": profile, "model": config.model, "task": config.task, "template": config.prompt_template or OWN}
+        row["chosen"] = config.task not in {other["task"] for other in rows}
+        try:
+            row["run_id"] = config.run_id
+        except UserError as error:  # the data are there, so it is the template that is not
+            rows.append(row | {"status": "not run", "reason": str(error)})
+            continue
+        if row["run_id"] in earlier:
+            rows.append(earlier[row["run_id"]] | {"chosen": row["chosen"]})
+            continue
+        policy = policy or load(config)
+        task = config.load_task()
+        rows.append(row | {"status": "done"} | shares(evaluate(policy, config, task, task.validation[: config.eval_items])))
+        write_tables({"prompts": _frame(rows)}, out)
+        print(f"{config.task} {row['template']}: accuracy {rows[-1]['accuracy']:.3f} on {rows[-1]['items']} items", file=sys.stderr)
+    write_tables({"prompts": _frame(rows)}, out)
+    return _frame(rows)
+
+
+def shares(results: Sequence[ItemResult]) -> dict[str, float | int]:
+    """Counts of some answers as shares with their Wilson 95 % intervals; a share of nothing is NaN."""
+    parsable = [result for result in results if result.parsed and not result.sample.truncated]
+    parts = {
+        "accuracy": (sum(result.correct for result in results), len(results)),
+        "parsable_share": (len(parsable), len(results)),
+        "accuracy_of_parsable": (sum(result.correct for result in parsable), len(parsable)),
+        "truncated_share": (sum(result.sample.truncated for result in results), len(results)),
+    }
+    row: dict[str, float | int] = {"items": len(results)}
+    for name, (count, n) in parts.items():
+        low, high = wilson(count, n)
+        row |= {name: count / n if n else float("nan"), f"{name}_low": low, f"{name}_high": high}
+    return row
+
+
+def _frame(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    return frame(rows, KINDS["prompts"], ["profile"])
+
+
+def _earlier(out: Path) -> dict[str, dict[str, Any]]:
+    if not (out / "prompts.csv").exists():
+        return {}
+    table = read_tables(out)["prompts"]
+    return {row["run_id"]: row for row in table[table["status"] == "done"].to_dict("records")}

@@ -1,0 +1,38 @@
+"""Names and paths that more than one module uses, each written once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+#: The repository around the package. An installed package has none: ``DATA`` and ``RESULTS`` then do not exist.
+ROOT = Path(__file__).resolve().parent.parent
+DATA = ROOT / "data"
+RESULTS = ROOT / "results"
+CLAIMS = DATA / "claims.yaml"
+DEVIATIONS = DATA / "deviations.yaml"
+NEGATIVE_RESULTS = DATA / "negative_results.yaml"
+#: The one model that ships with the repository; any other is a folder or a name on the Hub.
+NANO_BASE = DATA / "nano-base"
+
+PROFILES = ("smoke", "nano", "paper")
+TASKS = ("word_problems", "multiplication", "svamp")
+METHODS = ("base", "grpo", "s_grpo", "t_spmo")
+#: The methods that train.
+TRAINED = METHODS[1:]
+#: The ablation whose runs the claims are judged by.
+HEADLINE = "full_vs_sparse"
+ABLATIONS = (HEADLINE, "token_fraction", "lora_rank", "learning_rate")
+#: Statuses of a run that has an end result.
+ENDED = ("done", "diverged")
+#: Of the CSV tables and of summary.json.
+SCHEMA_VERSION = 1
+
+#: How tables and sentences write them.
+METHOD_LABELS = {"base": "base", "grpo": "GRPO", "s_grpo": "S-GRPO", "t_spmo": "T-SPMO"}
+TASK_LABELS = {"word_problems": "word problems", "multiplication": "multiplication", "svamp": "SVAMP"}
+ABLATION_LABELS = {
+    HEADLINE: "full against sparse",
+    "token_fraction": "token fraction",
+    "lora_rank": "LoRA rank",
+    "learning_rate": "learning rate",
+}

@@ -1,0 +1,67 @@
+"""The kernels that notebooks are executed in: this very Python, ended when a signal comes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from replication.signals import stop_requested
+from replication.sweep.worker import GRACE, POLL
+
+
+def kernel_manager() -> type:
+    """A kernel manager that starts this very Python, whatever kernels are installed on the machine, with one thread."""
+    from jupyter_client.kernelspec import KernelSpec
+    from jupyter_client.manager import AsyncKernelManager
+
+    spec = KernelSpec(
+        argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=ERROR"],
+        display_name="Python 3",
+        language="python",
+        env={"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONHASHSEED": "0"},
+    )
+
+    class ThisPython(AsyncKernelManager):
+        kernel_spec = property(lambda self: spec)
+        pid: int | None = None  # of the kernel that was started last
+
+        async def start_kernel(self, **options: Any) -> None:
+            await super().start_kernel(**options)
+            type(self).pid = self.provisioner.pid
+
+    return ThisPython
+
+
+@contextlib.contextmanager
+def ended_by_signals(manager: Any) -> Iterator[None]:
+    """Within it a signal to this process ends the kernel: by SIGTERM, on which a sweep in it saves, and if need be by SIGKILL.
+
+    A Ctrl-C does not reach a kernel, which has a session of its own, and papermill itself waits for the cell.
+    """
+    over = threading.Event()
+
+    def watch() -> None:
+        told = None
+        while not over.wait(POLL):
+            if stop_requested() is None or manager.pid is None:
+                continue
+            with contextlib.suppress(ProcessLookupError):
+                if told is None:
+                    told = time.monotonic()
+                    os.kill(manager.pid, signal.SIGTERM)
+                elif time.monotonic() > told + GRACE + 5:  # more than its own sweep gives its workers
+                    os.kill(manager.pid, signal.SIGKILL)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()

@@ -1,0 +1,32 @@
+"""Log-probs of the credited tokens.
+
+In: a causal LM, prompts, completions and the credit of each group. Out: one differentiable log-prob for each credited token.
+Packed scoring computes each distinct prefix of a group once; dense scoring is the plain reference. Start with ``log_probs``.
+"""
+
+from __future__ import annotations
+
+from replication.scoring.log_probs import (
+    Scores,
+    gathered_log_softmax,
+    micro_batches,
+    score,
+    token_log_probs,
+    unwrapped,
+    upcast,
+    why_not_packable,
+)
+from replication.scoring.packing import PackedRow, pack_groups
+
+__all__ = [
+    "PackedRow",
+    "Scores",
+    "gathered_log_softmax",
+    "micro_batches",
+    "pack_groups",
+    "score",
+    "token_log_probs",
+    "unwrapped",
+    "upcast",
+    "why_not_packable",
+]

@@ -1,0 +1,267 @@
+"""Log-probs of the credited tokens: a dense reference, and a packed engine whose cost follows what is credited."""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from replication.algorithms import TokenCredit
+from replication.scoring.packing import additive_mask, batch_rows, collate, pack_groups
+
+#: The output layer runs in chunks of positions, so that no tensor of logits is larger than this.
+MAX_LOGIT_BYTES = 64 * 2**20
+#: Architectures whose attention honours a custom mask and explicit positions; others are scored densely.
+PACKABLE = ("qwen2", "llama", "gpt2")
+#: Tokens that go through the model at a time, where the caller sets no other budget.
+TOKEN_BUDGET = 16384
+
+
+class Scores(NamedTuple):
+    """Log-probs of the credited tokens, and what computing them took.
+
+    Attributes:
+        log_probs: (sum N,) in the order of the credits.
+        tokens_forwarded: tokens that went through the trunk, padding aside.
+        tokens_scored: positions at which the output layer was computed.
+    """
+
+    log_probs: Tensor
+    tokens_forwarded: int
+    tokens_scored: int
+
+
+def token_log_probs(
+    model: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[Sequence[int]]],
+    credits: Sequence[TokenCredit],
+    *,
+    strategy: Literal["packed", "dense"] = "packed",
+    temperature: float = 1.0,
+) -> Tensor:
+    """log pi(token | prompt, tokens before it) of every credited token, under softmax(logits / temperature).
+
+    Equivalent to ``log_softmax(model(prompt + completion).logits / temperature)`` gathered at the credited tokens, one completion
+    at a time. "dense" does that in a padded batch for each group. "packed" computes each distinct prefix once and only those
+    that a credited token needs, and the output layer only where a credited token is predicted.
+
+    Args:
+        model: a causal LM of transformers, with or without a PEFT adapter, without dropout.
+        prompts: B prompts, each a non-empty list of token ids.
+        completions: for each prompt its G completions, without padding.
+        credits: for each group the tokens to score.
+        strategy: "packed" falls back to "dense", with one warning, for a model where packing could be wrong.
+        temperature: as in sampling, over 0.
+
+    Returns:
+        (sum N,) in the order of the credits; float32, or float64 if the model is; differentiable; empty if nothing is credited.
+
+    Raises:
+        ValueError: the three lists differ in length, a prompt is empty, or a credit points outside its completion.
+    """
+    return score(model, prompts, completions, credits, strategy=strategy, temperature=temperature).log_probs
+
+
+def score(
+    model: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[Sequence[int]]],
+    credits: Sequence[TokenCredit],
+    *,
+    strategy: Literal["packed", "dense"] = "packed",
+    temperature: float = 1.0,
+    token_budget: int = TOKEN_BUDGET,
+) -> Scores:
+    """``token_log_probs`` with the count of tokens that it computed.
+
+    ``token_budget`` bounds a packed batch: a row holds at most a quarter of it (its mask is quadratic in its length), a padded
+    batch of rows at most half. It bounds memory and does not change the result.
+    """
+    _check(prompts, completions, credits, temperature)
+    if strategy not in ("packed", "dense"):
+        raise ValueError(f'strategy must be "packed" or "dense", not {strategy!r}')
+    rows = sum(len(credit) for credit in credits)
+    if not rows:
+        nothing = torch.zeros(0, dtype=_result_dtype(model), device=_device(model), requires_grad=torch.is_grad_enabled())
+        return Scores(nothing, 0, 0)
+    if strategy == "packed":
+        reason = why_not_packable(model)
+        if reason is None:
+            return _packed(model, prompts, completions, credits, temperature, token_budget)
+        _warn_once(model, reason)
+    return _dense(model, prompts, completions, credits, temperature)
+
+
+def _packed(model, prompts, completions, credits, temperature: float, token_budget: int) -> Scores:
+    causal_lm = unwrapped(model)
+    device = _device(model)
+    parts, outputs = [], []
+    forwarded = scored = 0
+    rows = pack_groups(prompts, completions, credits, token_budget // 4, width=causal_lm.config.hidden_size)
+    for batch in batch_rows(rows, token_budget // 2):
+        tokens, positions = collate(batch, device)
+        mask = additive_mask(batch, device, causal_lm.dtype)
+        hidden = causal_lm.base_model(
+            input_ids=tokens, position_ids=positions, attention_mask=mask, use_cache=False
+        ).last_hidden_state
+        length = tokens.shape[1]
+        source = torch.cat([torch.from_numpy(row.source) + index * length for index, row in enumerate(batch)])
+        target = torch.cat([torch.from_numpy(row.target) for row in batch])
+        distinct, which = torch.unique(source, return_inverse=True)
+        parts.append(gathered_log_softmax(causal_lm, hidden.flatten(0, 1)[distinct.to(device)], which, target, temperature))
+        forwarded += sum(map(len, batch))
+        scored += len(distinct)
+        outputs += [torch.from_numpy(row.output) for row in batch]
+    order = torch.argsort(torch.cat(outputs)).to(parts[0].device)
+    return Scores(torch.cat(parts)[order], forwarded, scored)
+
+
+def gathered_log_softmax(causal_lm, hidden_U: Tensor, which_N: Tensor, target_N: Tensor, temperature: float) -> Tensor:
+    """Log-probs (N,) of ``target_N``, each predicted from row ``which_N`` of ``hidden_U``; the output layer runs in chunks."""
+    head = causal_lm.get_output_embeddings()
+    which_N, target_N = which_N.to(hidden_U.device), target_N.to(hidden_U.device)
+
+    def chunk_log_probs(hidden: Tensor, which: Tensor, target: Tensor) -> Tensor:
+        logits = upcast(head(hidden)) / temperature
+        return logits[which, target] - torch.logsumexp(logits, dim=-1)[which]
+
+    positions = chunk_positions(causal_lm)
+    if len(hidden_U) <= positions:
+        return chunk_log_probs(hidden_U, which_N, target_N)
+    result = hidden_U.new_zeros(len(which_N), dtype=_result_dtype(causal_lm))
+    for start in range(0, len(hidden_U), positions):
+        inside = torch.nonzero((which_N >= start) & (which_N < start + positions)).squeeze(1)
+        # Recomputed in the backward pass: otherwise autograd would keep the logits of all chunks.
+        part = checkpoint(
+            chunk_log_probs,
+            hidden_U[start : start + positions],
+            which_N[inside] - start,
+            target_N[inside],
+            use_reentrant=False,
+            preserve_rng_state=False,
+        )
+        result = result.index_put((inside,), part)
+    return result
+
+
+def chunk_positions(causal_lm: nn.Module) -> int:
+    """At how many positions the output layer runs at a time."""
+    return max(1, MAX_LOGIT_BYTES // (causal_lm.config.get_text_config().vocab_size * 4))
+
+
+def _dense(model, prompts, completions, credits, temperature: float) -> Scores:
+    """The reference: every token of every completion of a group that has credit goes through the model, prompts repeated."""
+    parts = []
+    forwarded = 0
+    device = _device(model)
+    for prompt, group, credit in zip(prompts, completions, credits, strict=True):
+        if not len(credit):
+            continue
+        length = len(prompt) + max(len(tokens) for tokens in group)
+        forwarded += int(sum(len(prompt) + len(tokens) for tokens in group))
+        tokens_GL = torch.zeros((len(group), length), dtype=torch.long)
+        mask_GL = torch.zeros((len(group), length), dtype=torch.long)
+        for index, tokens in enumerate(group):
+            sequence = torch.tensor([*prompt, *tokens])
+            tokens_GL[index, : len(sequence)] = sequence
+            mask_GL[index, : len(sequence)] = 1
+        logits = model(input_ids=tokens_GL.to(device), attention_mask=mask_GL.to(device), use_cache=False).logits
+        log_probs = torch.log_softmax(upcast(logits) / temperature, dim=-1)
+        column = credit.position + len(prompt)
+        target = tokens_GL[credit.completion, column]
+        parts.append(log_probs[credit.completion.to(device), column.to(device) - 1, target.to(device)])
+    return Scores(torch.cat(parts), forwarded, forwarded)
+
+
+def micro_batches(
+    prompts: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[Sequence[int]]],
+    credits: Sequence[TokenCredit],
+    max_tokens: int,
+) -> Iterator[list[int]]:
+    """Indices of groups with credit, in parts whose generated tokens and prompts together stay under ``max_tokens`` if they can.
+
+    Each part is scored and differentiated before the next, so this bounds memory; the gradient is the sum and does not change.
+    """
+    part: list[int] = []
+    size = 0
+    for index, credit in enumerate(credits):
+        if not len(credit):
+            continue
+        tokens = len(prompts[index]) + sum(len(tokens) for tokens in completions[index])
+        if part and size + tokens > max_tokens:
+            yield part
+            part, size = [], 0
+        part.append(index)
+        size += tokens
+    if part:
+        yield part
+
+
+def why_not_packable(model: nn.Module) -> str | None:
+    """What about this model could make packed log-probs wrong, or None."""
+    causal_lm = unwrapped(model)
+    config = causal_lm.config
+    if config.model_type not in PACKABLE:
+        return f"packing was not checked for the architecture {config.model_type!r}"
+    if any(kind != "full_attention" for kind in getattr(config, "layer_types", None) or ()):
+        return "it has layers without full attention (a sliding window counts rows, not depths)"
+    if config._attn_implementation not in ("sdpa", "eager"):
+        return f"its attention {config._attn_implementation!r} takes no custom mask"
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type", "default") in ("dynamic", "longrope"):
+        return f"its rotary embedding {rope['rope_type']!r} depends on the length of the row"
+    return None
+
+
+_warned: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+
+def _warn_once(model: nn.Module, reason: str) -> None:
+    causal_lm = unwrapped(model)
+    if causal_lm not in _warned:
+        _warned.add(causal_lm)
+        warnings.warn(f"scoring this model densely: {reason}", stacklevel=3)
+
+
+def _check(prompts, completions, credits, temperature: float) -> None:
+    if not len(prompts) == len(completions) == len(credits):
+        raise ValueError(
+            f"{len(prompts)} prompts, {len(completions)} groups of completions, {len(credits)} credits: need as many of each"
+        )
+    if not temperature > 0:
+        raise ValueError(f"temperature must be over 0, not {temperature}")
+    for index, (prompt, group, credit) in enumerate(zip(prompts, completions, credits, strict=True)):
+        if not len(prompt):
+            raise ValueError(f"prompt {index} is empty: the first token has nothing to be predicted from")
+        if not len(credit):
+            continue
+        lengths = torch.tensor([len(tokens) for tokens in group])
+        if credit.completion.min() < 0 or credit.completion.max() >= len(group):
+            raise ValueError(f"the credit of group {index} names a completion outside its {len(group)}")
+        if credit.position.min() < 0 or (credit.position >= lengths[credit.completion]).any():
+            raise ValueError(f"the credit of group {index} names a position outside its completion")
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The causal LM itself; a PEFT adapter lives inside its layers and stays active."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+def _result_dtype(model: nn.Module) -> torch.dtype:
+    return torch.float64 if unwrapped(model).dtype == torch.float64 else torch.float32
+
+
+def upcast(logits: Tensor) -> Tensor:
+    """Logits in float32, or in float64 if they are: log-probs are never computed in half precision."""
+    return logits if logits.dtype == torch.float64 else logits.float()

@@ -1,0 +1,177 @@
+"""The generated parts of the README and of docs/: verdicts, plan, rooms, cost and times, put between markers.
+
+    python -m tools.docs            brings them up to date
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from benchmarks import text as bench_text
+from benchmarks.figures import read_tables as read_bench
+from replication.ablations import plan
+from replication.errors import UserError
+from replication.names import CLAIMS, RESULTS, ROOT
+from replication.runs import atomic_write
+from replication.statistics import verdicts
+from replication.tables import read_tables
+
+COMMITTED = RESULTS / "nano"
+BENCH = RESULTS / "bench"
+#: Top-level modules in the order in which one run goes through them; those that serve all others come last.
+SPINE = ("config", "ablations", "train", "rollout", "groups", "objective", "evaluate", "metrics")
+SERVICES = ("names", "errors", "randomness", "console", "signals", "__main__", "commands")
+
+
+def verdict_table(committed: Path = COMMITTED) -> str:
+    """A row for each claim of the nano lab, one line for those of other scales, and the headline figure."""
+    tables = read_tables(committed) if any(committed.glob("*.csv*")) else {}
+    judged = tables["verdicts"] if "verdicts" in tables else verdicts(CLAIMS, {})
+    nano = judged[judged["scale"] == "nano"]
+    lines = ["| claim in the nano lab | of the paper's | ours [95 % interval] | seeds | verdict |", "|---|---|---|---|---|"]
+    for row in nano.to_dict("records"):
+        seeds = "" if pd.isna(row["seeds"]) else f"{row['seeds']:.0f}"
+        other = "" if pd.isna(row["counterpart"]) else row["counterpart"]
+        lines.append(f"| **{row['claim']}** {row['text']} | {other} | {_measured(row)} | {seeds} | {row['verdict']} |")
+    for scale, own in judged[judged["scale"] != "nano"].groupby("scale", sort=False):
+        counts = own["verdict"].value_counts()
+        said = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
+        lines += ["", f"The {len(own)} claims at the scale `{scale}` ({own['claim'].iloc[0]} to {own['claim'].iloc[-1]}): {said}."]
+    figure = committed / "figures" / "full_vs_sparse.png"
+    if figure.exists():
+        path = figure.relative_to(committed.parents[1]).as_posix()
+        lines += ["", f"![Test accuracy of the base and the three methods]({path})"]
+    return "\n".join(lines)
+
+
+def _measured(row: dict) -> str:
+    if pd.isna(row["value"]):
+        return ""
+    digits = 2 if abs(row["value"]) < 5 else 1
+    interval = "" if pd.isna(row["low"]) else f" [{row['low']:.{digits}f}, {row['high']:.{digits}f}]"
+    return f"{row['value']:.{digits}f} {row['unit']}{interval}"
+
+
+def plan_size(profile: str = "nano", committed: Path = COMMITTED) -> str:
+    """How many runs and steps the plans of a profile have, and how long the committed runs took."""
+    lines = ["| plan | runs | optimizer steps |", "|---|---|---|"]
+    for variant in ("default", "full"):
+        configs = {run.config for run in plan(profile, variant=variant)}
+        command = "make all" if profile == "nano" else "make paper"
+        name = f"`{command}`" if variant == "default" else f"`{command} PLAN=full`"
+        lines.append(f"| {name} | {len(configs)} | {sum(config.steps for config in configs):,} |")
+    if profile == "nano" and (committed / "timings.csv").exists():
+        seconds = read_tables(committed)["timings"]["seconds"]
+        lines += ["", f"A committed run took {seconds.mean():.0f} s on average (one thread of a shared machine: an upper bound)."]
+    return "\n".join(lines)
+
+
+def rooms() -> str:
+    """The top-level modules, and the first sentence of each room's door."""
+    package = ROOT / "replication"
+    found = [path.parent.name for path in sorted(package.glob("*/__init__.py"))]
+    lines = ["| where | what is there |", "|---|---|"]
+    for title, modules in (("one run, in reading order", SPINE), ("for all of them", SERVICES)):
+        names = [name for name in modules if (package / f"{name}.py").exists()]
+        lines.append(f"| {', '.join(f'`{name}`' for name in names)} | {title} |")
+    lines += [f"| `{name}/` | {_first_sentence(package / name / '__init__.py')} |" for name in found]
+    return "\n".join([*lines, "| `profiles/` | smoke, nano, paper: the settings of each scale |"])
+
+
+def _first_sentence(path: Path) -> str:
+    docstring = ast.get_docstring(ast.parse(path.read_text("utf-8")))
+    if not docstring:
+        raise UserError(f"{path} has no docstring: say in its first line what the room holds")
+    return docstring.splitlines()[0].rstrip(".")
+
+
+def cost(folder: Path = BENCH) -> str:
+    """How many times faster than TRL an update and a step are, and the share of its memory; not measured = not run."""
+    tables = read_bench(folder)
+    if "ratios" not in tables:
+        return "not run"
+    ratios = tables["ratios"]
+    untied = ratios[ratios["work"].str.endswith("no ties")].assign(phase="update, no group tied")
+    shown = pd.concat([bench_text.headline(ratios), untied]).sort_values(["threads", "method"], kind="stable")
+    lines = ["| threads | method | part | times faster than TRL [quartiles] | aim |", "|---|---|---|---|---|"]
+    for row in shown.itertuples():
+        aim = f"{row.aim:g}{'' if row.ratio >= row.aim else ' (missed)'}"
+        spread = f"{row.ratio:.1f} [{row.ratio_q1:.1f}, {row.ratio_q3:.1f}]"
+        lines.append(f"| {row.threads} | {row.method} | {row.phase.replace('step', 'whole step')} | {spread} | {aim} |")
+    if "memory" in tables:
+        packed = tables["memory"][tables["memory"]["implementation"] == "packed"]
+        worst = packed.groupby("method")["share_of_trl_at_its_best"].max()
+        shares = ", ".join(f"{method} {share:.2f}" for method, share in worst.items())
+        lines += ["", f"Peak memory of an update, as a share of TRL's at its best: {shares}."]
+    if "scaling" in tables:
+        lines += ["", bench_text.least_gain(tables["scaling"])]
+    if "dense_vs_packed" in tables:
+        lines += ["", "A run of the nano lab, scored densely or packed:", "", *bench_text.whole_runs(tables)]
+    if (folder / "figures" / "ratios.png").exists():
+        lines += ["", "![Speed of an update and of a step as a ratio to TRL](../results/bench/figures/ratios.png)"]
+    return "\n".join(lines)
+
+
+def notebook_times(committed: Path = COMMITTED) -> str:
+    """Seconds that each notebook took when the committed pages were made; the trained runs were there already."""
+    path = committed / "notebooks" / "seconds.csv"
+    if not path.exists():
+        return "not run"
+    lines = ["| notebook | seconds |", "|---|---|"]
+    lines += [f"| `{row.notebook}` | {row.seconds:.0f} |" for row in pd.read_csv(path).itertuples()]
+    return "\n".join([*lines, "", "Without the training that they ask for, which `make all` does before."])
+
+
+#: file -> name of the block -> what makes it.
+BLOCKS = {
+    "README.md": {"plan": plan_size, "verdicts": verdict_table, "rooms": rooms},
+    "docs/update-cost.md": {"cost": cost},
+    "docs/paper-scale.md": {"paper-plan": lambda: plan_size("paper")},
+    "docs/teaching.md": {"notebook-times": notebook_times},
+}
+
+
+def with_block(text: str, name: str, content: str) -> str:
+    """``text`` with ``content`` between the markers of a block.
+
+    Raises:
+        UserError: the markers are not there exactly once, in order.
+    """
+    begin, end = f"<!-- {name}: begin (generated by python -m tools.docs) -->", f"<!-- {name}: end -->"
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise UserError(f"the markers of block {name} are lost: put back {begin!r} and {end!r}")
+    return text[: text.index(begin) + len(begin)] + f"\n{content}\n" + text[text.index(end) :]
+
+
+def block(text: str, name: str) -> str:
+    """What stands between the markers of a block."""
+    found = re.search(rf"<!-- {name}: begin [^>]*-->\n(.*?)\n?<!-- {name}: end -->", text, re.S)
+    if not found:
+        raise UserError(f"the markers of block {name} are lost")
+    return found.group(1)
+
+
+def update(root: Path = ROOT) -> list[str]:
+    """Bring every block up to date; returns the files that changed."""
+    changed = []
+    for name, blocks in BLOCKS.items():
+        path = root / name
+        text = new = path.read_text("utf-8")
+        for label, make in blocks.items():
+            new = with_block(new, label, make())
+        if new != text:
+            atomic_write(path, new)
+            changed.append(name)
+    return changed
+
+
+if __name__ == "__main__":
+    try:
+        print(", ".join(update()) or "up to date")
+    except UserError as error:
+        sys.exit(f"error: {error}")
