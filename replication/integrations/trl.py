@@ -26,7 +26,7 @@ from replication.algorithms import TokenCredit
 from replication.errors import UserError
 from replication.objective import k3, surrogate_loss
 from replication.randomness import stream
-from replication.scoring import token_log_probs
+from replication.scoring import score
 
 #: Settings of GRPOConfig with which the loss would mean something else than the credit says: field -> (needed value, why).
 NEEDED_SETTINGS = {
@@ -79,7 +79,7 @@ class TokenCreditTrainer(GRPOTrainer):
     Logs, beside TRL's metrics:
         kept_fraction: credited / generated tokens over the groups that do not tie; missing if all tie.
         tied_groups: share of the groups whose rewards are all equal.
-        tokens_forwarded: tokens, padding included, that went through the model in the update of one optimizer step.
+        tokens_forwarded: tokens, padding aside, that went through the model in the update of one optimizer step.
         kl: the term that beta multiplies.
 
     TRL's entropy and clip_ratio are missing: the first needs all tokens, and nothing is clipped on policy.
@@ -145,7 +145,7 @@ class TokenCreditTrainer(GRPOTrainer):
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         mode = "train" if self.model.training else "eval"
         (batch,) = inputs["micro_batch"]
-        log_probs, forwarded = model(score=functools.partial(self._score, batch=batch))
+        log_probs, forwarded = model(function=functools.partial(self._score, batch=batch))
         loss, terms = surrogate_loss(log_probs, batch.credits, groups=1, reference_log_probs=batch.reference, beta=self.beta)
         if self.beta and getattr(self.args, "use_bias_correction_kl", False):
             # TRL's default in newer versions multiplies each token's KL by the ratio, which changes the gradient and not the value.
@@ -165,20 +165,9 @@ class TokenCreditTrainer(GRPOTrainer):
 
     def _score(self, model: nn.Module, *, batch: MicroBatch) -> tuple[Tensor, int]:
         """Log-probs of the credited tokens, and how many tokens went through the model; called inside the model's forward."""
-        forwarded = 0
-
-        def count(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            nonlocal forwarded
-            forwarded += output.last_hidden_state.shape[:2].numel()
-
-        causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
-        counting = causal_lm.base_model.register_forward_hook(count)
-        try:
-            log_probs = token_log_probs(
-                model, batch.prompts, batch.completions, batch.credits, strategy=self.scoring, temperature=self.temperature
-            )
-        finally:
-            counting.remove()
+        log_probs, forwarded, _ = score(
+            model, batch.prompts, batch.completions, batch.credits, strategy=self.scoring, temperature=self.temperature
+        )
         if not len(log_probs):
             # Without credit nothing is scored, but DDP waits for a gradient of every parameter: give it zeros.
             log_probs = torch.stack([p.sum(dtype=torch.float32) for p in model.parameters() if p.requires_grad])[:0]
@@ -262,12 +251,12 @@ def _unpadded(ids: Tensor, mask: Tensor) -> list[list[int]]:
 
 
 def _let_forward_score(model: nn.Module) -> None:
-    """Let ``model(score=function)`` return ``function(model)``, through whatever wraps the model by then."""
+    """Let ``model(function=function)`` return ``function(model)``, through whatever wraps the model by then."""
     forward = model.forward
 
     @functools.wraps(type(model).forward)  # generate() reads its arguments from the signature
-    def forward_or_score(self: nn.Module, *arguments: Any, score: Any = None, **named: Any) -> Any:
-        return forward(*arguments, **named) if score is None else score(self)
+    def forward_or_score(self: nn.Module, *arguments: Any, function: Any = None, **named: Any) -> Any:
+        return forward(*arguments, **named) if function is None else function(self)
 
     model.forward = types.MethodType(forward_or_score, model)
 

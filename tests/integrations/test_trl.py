@@ -31,8 +31,13 @@ from replication.scoring import token_log_probs
 
 ROOT = Path(__file__).resolve().parents[2]
 VERSION = Version(trl.__version__)
-#: All 16 completions, whole groups, parts of groups, single completions.
-SPLITS = {1: 16, 2: 8, 8: 2, 16: 1}
+#: Of the 16 completions of a step: whole groups in a micro-batch, parts of groups, single ones; two generations for a step.
+SPLITS = {
+    "whole groups": {"gradient_accumulation_steps": 4, "per_device_train_batch_size": 4},
+    "parts of groups": {"gradient_accumulation_steps": 8, "per_device_train_batch_size": 2},
+    "single completions": {"gradient_accumulation_steps": 16, "per_device_train_batch_size": 1},
+    "two generations": {"gradient_accumulation_steps": 4, "per_device_train_batch_size": 4, "steps_per_generation": 2},
+}
 
 
 def lora() -> LoraConfig:
@@ -191,19 +196,18 @@ def test_the_sparse_methods_have_the_gradient_of_our_objective(rule: str, beta: 
 
 
 @pytest.mark.parametrize("rule", runs.RULES)
-@pytest.mark.parametrize("steps", [2, 8, 16])
-def test_accumulation_and_parts_of_groups_change_nothing(rule: str, steps: int, random_base: Path):
+@pytest.mark.parametrize("split", SPLITS)
+def test_accumulation_and_parts_of_groups_change_nothing(rule: str, split: str, random_base: Path):
     """TRL shuffles and splits what it sampled: credit on what is left of a group would be another one."""
     whole = runs.gradients(random_base, runs.RULES[rule])
-    fields = {"gradient_accumulation_steps": steps, "per_device_train_batch_size": SPLITS[steps]}
-    assert_same(runs.gradients(random_base, runs.RULES[rule], **fields), whole)
+    assert_same(runs.gradients(random_base, runs.RULES[rule], **SPLITS[split]), whole)
 
 
 def test_whole_groups_stay_together(random_base: Path):
-    """Four micro-batches of a group each forward as many tokens as one of four groups: nothing shared is computed twice."""
+    """What a group shares is computed once only if its completions are in one micro-batch."""
     logs = []
     for steps in (1, 4):
-        fields = {"gradient_accumulation_steps": steps, "per_device_train_batch_size": 16 // steps, "pad_to_multiple_of": 4}
+        fields = {"gradient_accumulation_steps": steps, "per_device_train_batch_size": 16 // steps}
         trainer, _ = runs.make_trainer(random_base, TSPMO(), **fields)
         seen: list[list[int]] = []
         original = trainer._compute_loss
@@ -315,8 +319,8 @@ def test_what_is_logged(random_base: Path):
         assert log["tied_groups"] == 0.75 == log["frac_reward_zero_std"]
         forwarded[steps] = log["tokens_forwarded"]
     prompt = len(sampled["prompt_ids"][0])
-    # Dense: the group that has credit, padded to its longest completion; alone in its micro-batch, each without padding.
-    assert forwarded == {1: runs.SIZE * (prompt + max(lengths)), 16: runs.SIZE * prompt + sum(lengths)}
+    # Dense: every token of the one group that has credit.
+    assert forwarded == {1: runs.SIZE * prompt + sum(lengths), 16: runs.SIZE * prompt + sum(lengths)}
 
 
 def test_nothing_is_forwarded_where_all_groups_tie(random_base: Path):
