@@ -12,7 +12,7 @@ from benchmarks.text import GROWS, Bench, headline, summary
 from replication.report import style as p
 from replication.runs import atomic_write, read_json
 
-TABLES = ("side_by_side", "ratios", "memory", "scaling", "dense_vs_packed", "gpu")
+TABLES = ("side_by_side", "ratios", "memory", "scaling", "dense_vs_packed", "in_trl", "in_trl_memory", "gpu")
 _TRL_COLOUR, _TRL_MARKER = "#000000", "x"
 _NO_RUNS = pd.DataFrame({"run_id": []})
 

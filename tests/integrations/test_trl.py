@@ -355,6 +355,22 @@ def test_bfloat16(random_base: Path):
     assert torch.cosine_similarity(exact, half, dim=0) > 0.99
 
 
+def test_the_lines_of_the_docs_train(random_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """With a model, a reward and prompts of one's own; TRL's default of bfloat16 needs to be told of a CPU."""
+    from datasets import Dataset
+
+    monkeypatch.chdir(tmp_path)
+    lines = (ROOT / "docs" / "trl.md").read_text().split("```python\n")[1].split("```")[0]
+    given = {
+        "model": str(random_base),
+        "reward": runs.varied,
+        "dataset": Dataset.from_list([{"prompt": prompt} for prompt in runs.PROMPTS]),
+    }
+    exec(lines.replace('GRPOConfig("out", ', 'GRPOConfig("out", use_cpu=True, '), given)
+    assert given["trainer"].state.global_step == 3
+    assert all(0 < row["kept_fraction"] < 1 for row in given["trainer"].state.log_history if "kept_fraction" in row)
+
+
 # -------------------------------------------------------------------------------------------------------- refusals
 
 
