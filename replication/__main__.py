@@ -1,7 +1,7 @@
 """The command line behind the Makefile: python -m replication COMMAND.
 
-Exit status: 0 done; 1 a run failed or diverged, or is missing after a sweep; 2 bad usage or something the user can mend, said
-in one line on stderr; 129, 130 or 143 stopped by a signal with the work saved. Nothing heavy is imported before a command needs it.
+Exit status: 0 done; 1 a run failed or diverged, or is missing after a sweep; 2 bad usage or bad input, with one line on stderr;
+129, 130 or 143 stopped by a signal with the work saved. Nothing heavy is imported before a command needs it.
 """
 
 from __future__ import annotations
@@ -9,13 +9,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import signal
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from replication import signals
-from replication.console import say, to_nowhere
+from replication.console import lenient_streams, say
 from replication.errors import Stopped, UserError
 
 PROFILE_HELP = "smoke (CPU, minutes, no evidence), nano (CPU, the lab) or paper (GPU)"
@@ -27,7 +26,8 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m replication", description=__doc__.splitlines()[0], allow_abbrev=False)
+    about = "Token-efficient RL for language models: train runs, sweep over plans, report."
+    parser = _Parser(prog="python -m replication", description=about, allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, text: str) -> argparse.ArgumentParser:
@@ -70,7 +70,9 @@ def _parser() -> argparse.ArgumentParser:
 
     diagnose = command("diagnose", "measure credit against the truth and the gradient's noise into credit.csv (1 to 2 minutes)")
     results(diagnose)
-    diagnose.add_argument("--task", default="word_problems", help="word_problems or multiplication: where the truth is known")
+    diagnose.add_argument(
+        "--task", default="word_problems", choices=("word_problems", "multiplication"), help="only there the truth is known"
+    )
     diagnose.add_argument("--problems", type=int, default=70, metavar="N", help="validation problems (default: 70)")
     diagnose.add_argument("--redraws", type=int, default=16, metavar="K", help="groups sampled for each problem (default: 16)")
     diagnose.add_argument(
@@ -120,24 +122,27 @@ def _is_bad_input(error: BaseException) -> bool:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
-    options = argparse.Namespace(command=None, signals=False)
+    with lenient_streams() as out:
+        status = _status(arguments)
+    if out.lost is not None:
+        say(f"error: stdout: {out.lost.strerror}: not all of the output was written")
+        return status or 1
+    return status
+
+
+def _status(arguments: Sequence[str] | None) -> int:
     try:
         options = _parser().parse_args(arguments)
         with signals.handled() if options.signals else contextlib.nullcontext():
             from replication import commands
 
-            status = getattr(commands, options.command)(options)
-            sys.stdout.flush()
-            return status
+            return getattr(commands, options.command)(options)
     except Stopped as stopped:
         say(f"stopped by {signal.Signals(stopped.signum).name}, the work so far is saved: start again to go on")
         return 128 + stopped.signum
     except KeyboardInterrupt:
         say("stopped")
         return 128 + signal.SIGINT
-    except BrokenPipeError:  # `... | head` has read enough; what was to be done besides printing may not be done
-        to_nowhere(1)
-        return 0 if options.command == "verify" or getattr(options, "list", False) else 1
     except Exception as error:
         if not _is_bad_input(error):
             raise

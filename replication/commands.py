@@ -22,22 +22,19 @@ _OWN = ("profile", "task", "method", "seed")
 
 
 def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
-    """``["steps=5", "lora_targets=[q_proj]"]`` to values, read as YAML and never evaluated; later ones win.
+    """``["steps=5", "lora_targets=[q_proj]"]`` to values, which are never evaluated; later ones win.
 
     Raises:
-        UserError: for a setting without "=", or a value that is no YAML.
+        UserError: for a setting without "=", or a value that cannot be read.
     """
-    import yaml
+    from replication.config import read_value
 
     values = {}
     for setting in settings:
         name, equals, text = setting.partition("=")
         if not equals or not name.isidentifier():
             raise UserError(f"--set {setting!r} is not FIELD=VALUE")
-        try:
-            values[name] = yaml.safe_load(text)
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
-            raise UserError(f"--set {name}: {' '.join(str(error).split())}") from None
+        values[name] = read_value(name, text)
     return values
 
 
@@ -54,9 +51,9 @@ def run(options: argparse.Namespace) -> int:
     from replication.runs import mark_failed, read_summary
 
     if read_summary(options.out) is None:
-        from replication.sweep import preflight
+        from replication.sweep import check_needs
 
-        preflight.require([config])
+        check_needs([config])
     from replication import train
 
     try:
@@ -107,7 +104,7 @@ def sweep(options: argparse.Namespace) -> int:
             print(config.command(out / "runs" / _run_id(config)))
         print(f"{len(configs)} runs, {sum(config.steps for config in configs)} steps", file=sys.stderr)
         return 0
-    from replication.sweep.schedule import run_plan
+    from replication.sweep import run_plan
 
     result = run_plan(planned, out / "runs", workers=options.workers, **_engine(options))
     for run_id in result.missing:  # first of all: the tables may be refused, for a damaged file of another run
@@ -182,9 +179,12 @@ def _manifest(folder: Path) -> dict[str, Any]:
 def diagnose(options: argparse.Namespace) -> int:
     out = _results(options)
     from replication.measure import diagnose as measure
-    from replication.runs import manifest, now, peak_memory
+    from replication.runs import manifest, now, peak_memory, read_summary
     from replication.tables import write_tables
 
+    for run_dir in options.run:
+        if read_summary(run_dir) is None:
+            raise UserError(f"--run {run_dir}: there is no finished run")
     tables, took = measure(
         options.profile, task=options.task, problems=options.problems, redraws=options.redraws, run_dirs=options.run,
         **parse_settings(options.set),
@@ -204,11 +204,11 @@ def prompts(options: argparse.Namespace) -> int:
     if options.svamp is not None:
         overrides["svamp_source"] = options.svamp
     from replication.measure import measure_prompts
-    from replication.sweep import preflight
+    from replication.sweep import check_needs
 
     # What the runs that follow need is missing now, not after the base was measured.
     sweep_of = argparse.Namespace(profile=options.profile, plan="default", seeds=None, set=options.set, svamp=options.svamp)
-    preflight.require([run.config for run in _plan(sweep_of)], out / "runs")
+    check_needs([run.config for run in _plan(sweep_of)], out / "runs")
     table = measure_prompts(options.profile, out, **overrides)
     shares = ["accuracy", "parsable_share", "accuracy_of_parsable", "truncated_share"]
     shown = table[["task", "template", "chosen", "items", *shares, "reason"]].astype({"items": "Int64"})

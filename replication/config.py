@@ -18,7 +18,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from replication.algorithms import GRPO, SGRPO, TSPMO, SelectedGRPO
+from replication.algorithms import GRPO, SELECTORS, SGRPO, TSPMO, BranchGRPO, SelectedGRPO
 from replication.errors import UserError
 from replication.names import METHODS, NANO_BASE, PROFILES, TASKS
 from replication.tasks import Task, completion_limit, get_task, with_template
@@ -31,8 +31,8 @@ _DENOMINATORS = {
 }
 _SELECTORS = {
     "base": ("none",),
-    "grpo": ("all",),
-    "s_grpo": ("rule", "random", "earliest", "latest", "entropy"),
+    "grpo": ("all", "all_and_branches"),
+    "s_grpo": ("rule", *SELECTORS),
     "t_spmo": ("trie",),
 }
 #: Fields that only one method reads: elsewhere they must stay unset, so that equal runs have equal configs.
@@ -50,12 +50,14 @@ class ExperimentConfig(BaseModel):
     profile: Literal["smoke", "nano", "paper"] = Field(description="name of the profile the run belongs to")
     task: Literal["word_problems", "multiplication", "svamp"] = Field(description="task trained and evaluated on")
     digits: int = Field(2, ge=1, le=6, description="digits of each factor (multiplication only); 3 in the paper [S]")
-    svamp_source: str | None = Field(None, description="path to the official SVAMP.json; none = download from the Hub")
+    svamp_source: str | None = Field(
+        None, min_length=1, description="path to the official SVAMP.json; none = download from the Hub"
+    )
     model: str = Field("nano", min_length=1, description='"nano", a folder, or a name on the Hub; Qwen2-1.5B in the paper [P]')
     prompt_template: Literal["plain", "question_answer", "chat"] | None = Field(
         None, description="how a question is put to the model (replication/tasks/prompts.py); none = the task's own [R]"
     )
-    revision: str | None = Field(None, description="commit, tag or branch on the Hub; none = its main branch")
+    revision: str | None = Field(None, min_length=1, description="commit, tag or branch on the Hub; none = its main branch")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="dtype of the frozen weights; adapters are float32")
     method: Literal["base", "grpo", "s_grpo", "t_spmo"] = Field(description="base = evaluation only")
     seed: int = Field(0, ge=0, description="the one seed; all streams are derived from it")
@@ -81,11 +83,11 @@ class ExperimentConfig(BaseModel):
     )
     beta: float = Field(0.0, ge=0, description="weight of the KL term [R]")
     l2: float = Field(0.0, ge=0, description="lambda, weight of the squared norm of the adapter [R]")
-    selector: Literal["none", "all", "rule", "random", "earliest", "latest", "entropy", "trie"] = Field(
+    selector: Literal["none", "all", "rule", "trie", "all_and_branches", *SELECTORS] = Field(
         description="which tokens are credited; default by method: all, rule (S-GRPO), trie (T-SPMO); the others are controls "
-        "that run as method s_grpo [R]"
+        "(replication/algorithms/controls.py) that run as method s_grpo, all_and_branches as grpo [R]"
     )
-    token_share: float | None = Field(None, gt=0, le=1, description="share of tokens for random, earliest, latest, entropy [R]")
+    token_share: float | None = Field(None, gt=0, le=1, description="share of tokens for the controls [R]")
     cutoff: int | None = Field(None, ge=0, description="alpha of S-GRPO: earlier positions are always kept [R]")
     keep_probability: float | None = Field(None, ge=0, le=1, description="P of S-GRPO: chance of a later position to be kept [R]")
     max_kept_tokens: int | None = Field(None, ge=1, description="k of S-GRPO; none = no limit [R]")
@@ -99,7 +101,9 @@ class ExperimentConfig(BaseModel):
     activation_checkpointing: bool = Field(False, description="recompute activations in the backward pass to save memory")
     device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?|auto)$", description="cpu, cuda or auto")
 
-    threads: int = Field(1, ge=1, description="CPU threads of a run: sums in float32 depend on it, so it belongs to the config")
+    threads: int = Field(
+        1, ge=1, le=256, description="CPU threads of a run: sums in float32 depend on it, so it belongs to the config"
+    )
 
     eval_every: int = Field(25, ge=1, description="steps between evaluations on the validation split")
     eval_items: int = Field(200, ge=1, description="validation items per evaluation (also train and held-out items at the end)")
@@ -189,6 +193,8 @@ class ExperimentConfig(BaseModel):
     def build_method(self):
         """The credit rule of this run, or None for ``base``."""
         shared = {"ddof": self.ddof, "eps": self.eps, "denominator": self.denominator}
+        if self.selector == "all_and_branches":
+            return BranchGRPO(self.ddof, self.eps)
         if self.method == "grpo":
             return GRPO(**shared)
         if self.method == "s_grpo" and self.selector != "rule":
@@ -206,8 +212,36 @@ class ExperimentConfig(BaseModel):
         words += ["--method", self.method, "--seed", str(self.seed)]
         for name, value in self.model_dump(mode="json").items():
             if value != default[name]:
-                words += ["--set", f"{name}={json.dumps(value)}"]
+                words += ["--set", f"{name}={written(name, value)}"]
         return shlex.join([*words, "--out", str(out)])
+
+
+def _is_free_text(name: str) -> bool:
+    field = ExperimentConfig.model_fields.get(name)
+    return field is not None and field.annotation in (str, str | None)
+
+
+def written(name: str, value: Any) -> str:
+    """The value of a field as a command line writes it; ``read_value`` gives it back."""
+    return (value or "") if _is_free_text(name) else json.dumps(value)
+
+
+def read_value(name: str, text: str) -> Any:
+    """The value of a field from a command line: a path, name or revision is the text itself (empty = none), others are YAML.
+
+    Raises:
+        UserError: the text is not YAML.
+    """
+    if _is_free_text(name):
+        return text or None
+    try:
+        return json.loads(text)  # what ``written`` wrote; YAML reads 1e-05 and escaped emoji otherwise
+    except ValueError:
+        pass
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"--set {name}: {' '.join(str(error).split())}") from None
 
 
 def make_config(**values: Any) -> ExperimentConfig:
@@ -296,7 +330,7 @@ def base_fingerprint(model: str, revision: str | None) -> str:
     folder = NANO_BASE if model == "nano" else Path(model)
     if not folder.is_dir():
         if model == "nano":
-            raise UserError(f"the shipped base is missing: {folder} (restore it with git checkout -- data/nano-base)")
+            raise UserError(f"the shipped base is missing: {folder} (it is in the repository, not in an installed package)")
         return f"{model}@{revision or 'main'}"
     # Older tokenizers lie in vocab.json and merges.txt, or in *.model.
     own = ("config.json", "vocab.json", "merges.txt")

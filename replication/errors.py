@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class UserError(ValueError):
-    """Something the user can mend: printed as one line, exit status 2."""
+    """An error that the user can fix: printed as one line, exit status 2."""
 
 
 class Diverged(RuntimeError):

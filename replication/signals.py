@@ -1,12 +1,13 @@
-"""SIGINT, SIGTERM and SIGHUP as a flag that long work polls between two steps.
+"""SIGINT, SIGTERM and SIGHUP as a flag that long work polls.
 
-A signal must never end a run inside a step or inside the writing of a checkpoint. So the handler only notes the signal; the
-training loop asks ``stop_requested()`` after each step, saves and raises ``Stopped``. A second Ctrl-C no longer waits.
+The first signal is only noted: sampling, scoring and evaluation ask ``raise_if_stopped`` between two parts of a step, and the
+training loop then saves the last whole step. A second signal ends the process at once; what was saved before is still there.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -14,12 +15,19 @@ from types import FrameType
 
 from replication.errors import Stopped
 
+#: Seconds that worker processes and kernels get to save and stop; one that needs longer is killed.
+GRACE = 15.0
+#: Seconds between two looks at signals and at the runs of other processes.
+POLL = 0.5
+
 _requested: int | None = None
 
 
 def _note(signum: int, frame: FrameType | None) -> None:
-    if _requested is not None and signum == signal.SIGINT:
-        raise KeyboardInterrupt
+    if _requested is not None:
+        # Not by an exception: one raised inside a callback or a destructor would be lost.
+        signal.signal(signum, signal.SIG_DFL)
+        os.kill(os.getpid(), signum)
     request_stop(signum)
 
 
@@ -35,18 +43,17 @@ def stop_requested() -> int | None:
 
 
 def raise_if_stopped() -> None:
-    """Raise Stopped if a signal came; for work that has nothing to save."""
+    """Raise Stopped if a signal came."""
     if _requested is not None:
         raise Stopped(_requested)
 
 
 @contextlib.contextmanager
 def handled() -> Iterator[None]:
-    """Within this context SIGINT, SIGTERM and SIGHUP set the flag; afterwards the earlier handlers and a clear flag are back.
+    """Within this context the three signals set the flag; afterwards the earlier handlers and a clear flag are back.
 
-    A SIGHUP that is ignored stays so: under nohup, work outlives its terminal.
-    Outside the main thread no handler can be set: there the context does nothing, and a signal acts as it did before.
-    Contexts may be nested; only the outermost sets and clears.
+    An ignored SIGHUP stays ignored: under nohup, work outlives its terminal. Outside the main thread no handler can be set: there
+    the context does nothing. Contexts may be nested; only the outermost one sets and clears.
     """
     global _requested
     main = threading.current_thread() is threading.main_thread()

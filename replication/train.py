@@ -49,13 +49,19 @@ def run(config: ExperimentConfig, run_dir: str | Path, *, progress: bool | None 
         Stopped: a signal came; a checkpoint of the last whole step is saved.
         Diverged: the logits of the base itself are not finite.
     """
+    task = config.load_task()
+    if config.steps and config.prompts_per_step > len(task.train):
+        raise UserError(
+            f"prompts_per_step={config.prompts_per_step}, but {config.task} has {len(task.train)} training problems: "
+            f"set prompts_per_step to at most {len(task.train)}"
+        )
     with RunDirectory.open(run_dir, config) as record:
         if record.summary is not None:
             return record.summary
         torch.set_num_threads(config.threads)
         forget_peak_memory()
-        task = config.load_task()
         record.write_manifest(
+            model=config.model,
             command=config.command(run_dir),
             base_sha256=base_fingerprint(config.model, config.revision),
             task_version=task.version,
@@ -138,7 +144,7 @@ def _train(config: ExperimentConfig, record: RunDirectory, task: Task, state: Tr
     # Lengths of the run's growing files after the last whole step: a resumed run cuts them back to it.
     lengths = record.lengths()
     step = first
-    show = sys.stderr.isatty() if progress is None else progress
+    show = bool(sys.stderr and sys.stderr.isatty()) if progress is None else progress
     name = f"{config.task} {config.method}"
     bar = tqdm(range(first, config.steps), initial=first, total=config.steps, disable=not show, desc=name)
     try:

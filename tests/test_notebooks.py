@@ -17,6 +17,9 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from papermill.translators import PythonTranslator
 
 import replication
 from replication import signals
@@ -168,9 +171,9 @@ def test_every_name_that_a_notebook_takes_from_the_package_exists(name: str) -> 
 
 def test_unknown_and_misfit_parameters_are_refused_before_anything_runs(tmp_path: Path) -> None:
     write(tmp_path, "01_good", PARAMETERS)
-    for given, word in (({"tempo": 1}, "tempo"), ({"rate": "fast"}, "rate"), ({"seeds": True}, "seeds"), ({"seeds": 1.5}, "seeds")):
+    for wrong, word in (({"tempo": 1}, "tempo"), ({"rate": "fast"}, "rate"), ({"seeds": True}, "seeds"), ({"seeds": 1.5}, "seeds")):
         with pytest.raises(UserError, match=word):
-            runner.run_all("smoke", tmp_path / "results", given=given, folder=tmp_path)
+            runner.run_all("smoke", tmp_path / "results", given=wrong, folder=tmp_path)
     with pytest.raises(UserError, match="no notebook 09_none"):
         runner.run_all("smoke", tmp_path / "results", ["09_none"], folder=tmp_path)
     with pytest.raises(UserError, match="unknown profile"):
@@ -288,3 +291,30 @@ def test_formulas_can_be_set_without_a_browser(name: str) -> None:
     for cell in json.loads((runner.FOLDER / f"{name}.ipynb").read_text())["cells"]:
         if cell["cell_type"] == "markdown":
             with_formulas(cell["source"] if isinstance(cell["source"], str) else "".join(cell["source"]))
+
+
+@pytest.mark.slow
+def test_a_kernel_killed_in_the_middle_of_a_notebook_is_named_and_the_others_run(tmp_path):
+    folder, results = tmp_path / "notebooks", tmp_path / "results"
+    write(folder, "01_dies", PARAMETERS, "print('before')", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    write(folder, "02_good", PARAMETERS, "print('good')")
+    with pytest.raises(runner.NotebooksFailed, match="01_dies failed in code cell .*kernel died") as caught:
+        runner.run_all("smoke", results, progress=False, folder=folder)
+    assert "02_good" not in str(caught.value) and "\n" not in str(caught.value)
+    made = {path.name for path in (results / "notebooks").iterdir()}
+    assert made == {"01_dies.failed.ipynb", "02_good.ipynb", "02_good.html", "seconds.csv"}
+
+
+@pytest.mark.parametrize("name", ["../evil", "/tmp/evil", "x/../../evil"])
+def test_a_notebook_beside_the_folder_is_never_run(tmp_path, name):
+    write(tmp_path, "evil", PARAMETERS, "raise SystemExit")
+    (tmp_path / "notebooks/x").mkdir(parents=True)
+    with pytest.raises(UserError, match="there is no notebook .* without folder and suffix"):
+        runner.run_all("smoke", tmp_path / "results", [name], folder=tmp_path / "notebooks")
+
+
+@given(st.text() | st.just('"\n__import__("os").abort()\n"') | st.lists(st.text(max_size=5), max_size=3))
+def test_a_notebook_parameter_stays_a_literal(value):
+    """papermill writes parameters as code: what it writes is the value and nothing else."""
+    (statement,) = ast.parse(PythonTranslator.codify({"given": value})).body
+    assert ast.literal_eval(statement.value) == value

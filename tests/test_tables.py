@@ -18,7 +18,7 @@ from stand_ins import StandIn, train
 
 from replication.config import ExperimentConfig
 from replication.errors import UserError
-from replication.runs.directory import mark_failed, read_summary
+from replication.runs import mark_failed, read_summary
 from replication.tables import csv_files
 from replication.tables.build import _curve_rows as curve_rows
 from replication.tables.build import build_tables, read_tables, tables_manifest, write_tables

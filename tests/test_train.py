@@ -15,14 +15,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_runs import TRAINED, lines, noisy_reward, noisy_rewards, outcome, steps, tiny_config
+from tiny_runs import HELPERS, TRAINED, lines, noisy_reward, noisy_rewards, outcome, steps, tiny_config
 from transformers import AutoModelForCausalLM
 
 from replication import groups, train
 from replication.config import METHODS, ExperimentConfig
 from replication.models.load import Policy, load_policy
 from replication.randomness import stream
-from replication.runs.directory import RunDirectory
+from replication.runs import RunDirectory
 from replication.train import run, training_batch
 
 
@@ -117,7 +117,7 @@ def test_another_process_gives_the_same_bytes(finished, random_base, tmp_path):
         config = tiny_runs.tiny_config({str(random_base)!r}, "s_grpo")
         print(run(config, {str(tmp_path / "run")!r}).run_id)
     """
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent), "PYTHONHASHSEED": "5"}
+    environment = os.environ | {"PYTHONPATH": str(HELPERS), "PYTHONHASHSEED": "5"}
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(program)], env=environment, capture_output=True, text=True, check=True
     )

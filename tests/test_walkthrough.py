@@ -14,7 +14,7 @@ from replication.algorithms import SGRPO
 from replication.notebooks import runner, walkthrough
 from replication.notebooks.interactive import explore
 from replication.notebooks.toy_group import keep_probability
-from replication.runs.directory import read_summary
+from replication.runs import read_summary
 from replication.tables.build import build_tables
 
 

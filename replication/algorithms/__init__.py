@@ -21,11 +21,11 @@ p, v        prefix, next token       a transition of the prefix trie (T-SPMO)
 
 from __future__ import annotations
 
-from replication.algorithms.controls import SELECTORS, SelectedGRPO
+from replication.algorithms.controls import SELECTORS, BranchGRPO, SelectedGRPO
 from replication.algorithms.credit import TokenCredit, every_token
 from replication.algorithms.grpo import GRPO
 from replication.algorithms.s_grpo import SGRPO
 from replication.algorithms.t_spmo import TSPMO
 from replication.algorithms.trie import Trie, build_trie
 
-__all__ = ["GRPO", "SELECTORS", "SGRPO", "TSPMO", "SelectedGRPO", "TokenCredit", "Trie", "build_trie", "every_token"]
+__all__ = ["GRPO", "SELECTORS", "SGRPO", "TSPMO", "BranchGRPO", "SelectedGRPO", "TokenCredit", "Trie", "build_trie", "every_token"]

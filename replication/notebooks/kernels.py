@@ -11,8 +11,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from replication.signals import stop_requested
-from replication.sweep.worker import GRACE, POLL
+from replication.signals import GRACE, POLL, stop_requested
 
 
 def kernel_manager() -> type:

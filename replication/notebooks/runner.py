@@ -72,7 +72,8 @@ def parameters(name: str, folder: Path = FOLDER) -> dict[str, Any]:
     """
     path = folder / f"{name}.ipynb"
     if not path.exists() or folder.resolve() not in path.resolve().parents:  # nothing is read or written beside the folder
-        raise UserError(f"there is no notebook {name}: choose from {', '.join(notebook_names(folder))}")
+        names = ", ".join(notebook_names(folder))
+        raise UserError(f"there is no notebook {name}: give a name without folder and suffix, one of {names}")
     cells = [cell for cell in read_json(path, "a notebook").get("cells", []) if cell.get("cell_type") == "code"]
     if not cells or "parameters" not in cells[0].get("metadata", {}).get("tags", []):
         raise UserError(f"the first code cell of {name} is not tagged `parameters`")

@@ -1,19 +1,19 @@
-"""One run's folder: opened under a lock, resumed from checkpoints, finished by summary.json.
+"""One run's folder.
 
-In: a config, metrics, tensors. Out: files that survive a kill at any moment, and what others may read of them.
-Start with ``directory``; ``files`` writes safely, ``checkpoints`` saves tensors, ``provenance`` says what made a result.
+In: a config, then metrics, tensors and a summary. Out: files that survive a kill at any moment, and what can be read from them.
+Start with ``directory``: ``RunDirectory`` is opened under a lock, resumed from a checkpoint, finished by summary.json.
+``files`` writes safely, ``checkpoints`` saves tensors, ``summary`` is what others read, ``provenance`` is what made a result.
 """
 
 from __future__ import annotations
 
-from replication.runs.directory import RunDirectory
-from replication.runs.files import Lock, Locked, atomic_write, explained, make_folder, read_json, stage, sync_folder, to_json
+from replication.runs.directory import Locked, RunDirectory
+from replication.runs.files import atomic_write, explained, make_folder, read_json, to_json
 from replication.runs.memory import forget_peak_memory, peak_memory
 from replication.runs.provenance import cores, dirty, manifest, now
 from replication.runs.summary import RunSummary, check_files, is_locked, mark_failed, read_failure, read_summary
 
 __all__ = [
-    "Lock",
     "Locked",
     "RunDirectory",
     "RunSummary",
@@ -32,7 +32,5 @@ __all__ = [
     "read_failure",
     "read_json",
     "read_summary",
-    "stage",
-    "sync_folder",
     "to_json",
 ]

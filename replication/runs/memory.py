@@ -1,4 +1,4 @@
-"""The most memory a process held over a stretch of its life; where that cannot be told, over all of it."""
+"""Peak memory of this process, resident and on the GPU."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def forget_peak_memory() -> None:
-    """Let the peaks count from here, so that a worker's earlier runs are not in them; only Linux can for the process's own."""
+    """Start the peaks anew, so that earlier runs of the same worker do not count. The resident peak can only be reset on Linux."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
     torch = sys.modules.get("torch")
@@ -18,7 +18,7 @@ def forget_peak_memory() -> None:
 
 
 def peak_memory() -> dict[str, int]:
-    """The most memory this process held since ``forget_peak_memory``, resident and (if there is one) on the GPU, in bytes."""
+    """Peak memory since ``forget_peak_memory`` in bytes: resident, and on the GPU if there is one."""
     peak = {"peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)}
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""Where a result comes from: commit, packages, machine and command, written beside every run and table."""
+"""Where a result comes from: commit, packages and machine, written beside every run and table."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 
 from replication.names import ROOT
 
-#: Those that can change a number; the notebooks' packages are pinned in pyproject.toml like them.
+#: Packages that can change a number of a run.
 PACKAGES = ("torch", "transformers", "peft", "safetensors", "numpy", "scipy", "pandas", "pydantic", "tokenizers")
 
 
@@ -28,44 +28,48 @@ def _git(*words: str) -> str | None:
 
 
 @functools.cache
+def _in_own_repository() -> bool:
+    # A copy of the project, or an installed one, may lie inside a repository of something else.
+    top = _git("rev-parse", "--show-toplevel")
+    return top is not None and Path(top).resolve() == ROOT
+
+
+@functools.cache
 def commit() -> str | None:
-    """The commit of the working tree, or None outside git."""
-    return _git("rev-parse", "HEAD")
+    """The commit of the project's working tree, or None outside its own git repository."""
+    return _git("rev-parse", "HEAD") if _in_own_repository() else None
 
 
 @functools.cache
 def dirty() -> bool | None:
-    """Whether the tree differs from its commit; results are what runs write, so they do not count. None outside git."""
-    changes = _git("status", "--porcelain", "--", ".", ":(exclude)results")
+    """Whether the tree differs from its commit, or None outside git. Results do not count: runs write them."""
+    changes = _git("status", "--porcelain", "--", ".", ":(exclude)results") if _in_own_repository() else None
     return None if changes is None else bool(changes)
 
 
 def now() -> str:
-    """The time in UTC, to the second; recorded only, nothing is ever decided by it."""
+    """The time in UTC, to the second. It is recorded; nothing depends on it."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 @functools.cache
 def _cpu() -> str:
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        pass
-    return platform.processor() or platform.machine()
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def cores() -> int:
-    """The cores this process may use."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _gpu() -> str | None:
-    torch = sys.modules.get("torch")  # never imported for this: it takes seconds
-    if torch is None or not torch.cuda.is_available():
-        return None
-    return torch.cuda.get_device_name(0)
+    torch = sys.modules.get("torch")  # not imported for this: that takes seconds
+    return torch.cuda.get_device_name(0) if torch is not None and torch.cuda.is_available() else None
 
 
 def _version(package: str) -> str | None:
@@ -73,11 +77,6 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
-
-
-@functools.cache
-def _packages() -> dict[str, str | None]:
-    return {name: _version(name) for name in PACKAGES}
 
 
 def _command() -> str:
@@ -93,7 +92,7 @@ def manifest() -> dict[str, Any]:
         "command": _command(),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": dict(_packages()),
+        "packages": {name: _version(name) for name in PACKAGES},
         "cpu": _cpu(),
         "cores": cores(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),

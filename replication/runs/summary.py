@@ -1,22 +1,18 @@
-"""What anyone may know of a run from its folder: how it ended, whether its files are whole, whether it runs now, why it failed."""
+"""What a run's folder says about it: how it ended, whether its files are whole, whether it is running, why it failed."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-import logging
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
+from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from replication.errors import UserError
-from replication.runs.files import Lock, Locked, atomic_write, explained, make_folder, read_json, to_json
+from replication.runs.files import atomic_write, explained, make_folder, read_json, to_json
 from replication.runs.provenance import now
-
-log = logging.getLogger("replication")
 
 #: Files of a finished run that tables are made from. Its manifest has their checksums, and those of the trained weights.
 CHECKED = ("metrics.jsonl", "timings.jsonl", "items.csv")
@@ -53,53 +49,37 @@ class RunSummary(BaseModel):
 
 
 def read_summary(path: str | Path) -> RunSummary | None:
-    """The summary of a finished run, or None if there is none; one that is cut off is as good as none, with a warning.
+    """The summary of a finished run, or None if the run is not finished.
 
     Raises:
-        UserError: it cannot be read, or is whole and of another version of this code. That run is finished: never done again.
+        UserError: it cannot be read, or was written by another version of this code.
     """
     file = Path(path) / "summary.json"
     with explained(file):
         if not file.exists():
             return None
-        data = file.read_bytes()
-    try:
-        found = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        log.warning("%s is damaged, the run counts as unfinished (%s)", file, error)
-        return None
+    found = read_json(file, "a summary")
     try:
         return RunSummary.model_validate(found)
     except ValidationError as error:
         names = ", ".join(dict.fromkeys(str(part["loc"][0]) for part in error.errors() if part["loc"])) or "all of it"
-        commit = earlier_manifest(Path(path)).get("commit")
         raise UserError(
-            f"{path} was finished by another version of this code (what does not fit in summary.json: {names}): "
-            f"use {f'commit {commit}' if commit else 'that version'}, or move the folder away"
+            f"{path} was finished by another version of this code (unknown in summary.json: {names}): "
+            "use the commit named in its manifest.json, or move the folder away"
         ) from None
 
 
-def earlier_manifest(path: Path) -> dict[str, Any]:
-    """What manifest.json said before this start; empty, with a warning, if it cannot be read."""
-    if not (path / "manifest.json").exists():
-        return {}
-    try:
-        found = read_json(path / "manifest.json", "a manifest")
-    except UserError as error:
-        log.warning("%s; what it said of earlier starts is lost", error)
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
 def check_files(path: str | Path, names: Iterable[str] = CHECKED) -> None:
-    """Raise UserError if one of a finished run's files has not the checksum in its manifest (cut off between two lines, say)."""
-    file = Path(path) / "manifest.json"
-    found = read_json(file, "a manifest") if file.exists() else {}
-    sums = found.get("files") if isinstance(found, dict) else None
+    """Compare files of a finished run with the checksums in its manifest.
+
+    Raises:
+        UserError: one of them has changed or is missing.
+    """
+    sums = read_json(Path(path) / "manifest.json", "a manifest").get("files", {})
     for name in names:
-        other = Path(path) / name
-        if isinstance(sums, dict) and name in sums and (not other.exists() or sha256_of(other) != sums[name]):
-            raise UserError(f"{other} is not as its run left it (cut off, edited?): remove the folder {path} and start again")
+        file = Path(path) / name
+        if name in sums and (not file.exists() or sha256_of(file) != sums[name]):
+            raise UserError(f"{file} has changed since its run ended: remove the folder {path} and start again")
 
 
 def sha256_of(path: Path) -> str:
@@ -114,26 +94,20 @@ def is_locked(path: str | Path) -> bool:
     if not file.exists():
         return False
     try:
-        Lock(file).release()
-    except Locked:
+        with FileLock(file, timeout=0):
+            return False
+    except Timeout:
         return True
-    return False
 
 
 def mark_failed(path: str | Path, reason: str, log_tail: Iterable[str] = ()) -> None:
-    """Note in failure.json why the run in this folder stopped; the next start of the run removes the note and tries again."""
+    """Write to failure.json why the run in this folder stopped; the next start removes the file and tries again."""
     make_folder(Path(path))
-    note = {"reason": reason, "log_tail": list(log_tail), "time": now(), "pid": os.getpid()}
+    note = {"reason": reason, "log_tail": list(log_tail), "time": now()}
     atomic_write(Path(path) / "failure.json", to_json(note, indent=2) + "\n")
 
 
 def read_failure(path: str | Path) -> dict[str, Any] | None:
-    """The note of ``mark_failed``, or None."""
+    """What ``mark_failed`` wrote, or None."""
     file = Path(path) / "failure.json"
-    if not file.exists():
-        return None
-    try:
-        found = read_json(file, "a note of a failure")
-    except UserError:
-        found = None
-    return found if isinstance(found, dict) and "reason" in found else {"reason": f"{file} is damaged", "log_tail": []}
+    return read_json(file, "a note of a failure") if file.exists() else None

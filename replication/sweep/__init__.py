@@ -1,0 +1,14 @@
+"""What is missing of a plan, and running it.
+
+In: planned runs and the folder of their run directories. Out: finished run directories, and which runs failed and why.
+Start with ``sweep``: ``run_plan`` looks at what the runs need (``preflight``), queues what is missing (``queue``) and runs it
+in processes of this machine (``pool``, ``worker``) or on a cluster (``ray``).
+"""
+
+from __future__ import annotations
+
+from replication.sweep.preflight import check_needs
+from replication.sweep.queue import SweepResult
+from replication.sweep.sweep import run_plan
+
+__all__ = ["SweepResult", "check_needs", "run_plan"]

@@ -10,52 +10,49 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from typing import TYPE_CHECKING, Any
+from multiprocessing.process import BaseProcess
+from typing import TYPE_CHECKING
 
 from replication import signals
-from replication.errors import Stopped, UserError
 from replication.runs import cores
-from replication.sweep.worker import GRACE, POLL, how_it_died, work
+from replication.sweep.queue import RunQueue
+from replication.sweep.worker import how_it_died, work
 
 if TYPE_CHECKING:
-    from replication.sweep.schedule import Sweep
+    from replication.config import ExperimentConfig
 
 
-def run(sweep: Sweep, workers: int | None, target: str) -> None:
-    """Run what is missing of ``sweep`` in ``workers`` processes; a worker that dies fails its run and is replaced.
+def run(queue: RunQueue, workers: int | None, target: str) -> None:
+    """Run what waits in ``queue`` in ``workers`` processes; a worker that dies fails its run and is replaced.
 
     Raises:
-        UserError: not one worker can be started.
         Stopped: a signal came; the workers have saved and ended.
     """
-    gpus = _gpus(sweep.configs[run_id] for run_id in sweep.waiting)
-    pool = _Pool(sweep, min(workers or len(gpus) or cores(), len(sweep.waiting)), gpus, target)
-    sweep.announce(f"in {len(pool.workers)} processes")
+    gpus = _gpus(queue.configs[run_id] for run_id in queue.waiting)
+    pool = _Pool(queue, min(workers or len(gpus) or cores(), len(queue.waiting)), gpus, target)
+    queue.announce(f"in {len(pool.workers)} processes")
     try:
-        while sweep.waiting or sweep.running:
-            signum = signals.stop_requested()
-            if signum is not None:
-                pool.end()
-                raise Stopped(signum)
+        while queue.waiting or queue.running:
+            signals.raise_if_stopped()
             pool.hand_out()
-            pool.collect(POLL)
+            pool.collect()
     finally:
         pool.end()
 
 
 @dataclass
 class _Worker:
-    process: Any
+    process: BaseProcess
     connection: Connection
     run_id: str | None = None
     started: float = 0.0
 
 
 class _Pool:
-    """The worker processes, each started when there is first something for it to do."""
+    """The worker processes, each started when there is something for it to do."""
 
-    def __init__(self, sweep: Sweep, limit: int, gpus: list[str], target: str) -> None:
-        self.sweep = sweep
+    def __init__(self, queue: RunQueue, limit: int, gpus: list[str], target: str) -> None:
+        self.queue = queue
         self.gpus = gpus
         self.target = target
         self.workers: list[_Worker | None] = [None] * limit
@@ -64,24 +61,13 @@ class _Pool:
         for slot, worker in enumerate(self.workers):
             if worker is not None and worker.run_id is not None:
                 continue
-            run_id = self.sweep.next_run()
+            run_id = self.queue.next_run()
             if run_id is None:
                 return
-            if worker is None:
-                try:
-                    worker = self.workers[slot] = self._start(slot)
-                except OSError as error:  # the machine is full: those that live go on, and a place may become free
-                    self.sweep.put_back(run_id)
-                    if any(self.workers):
-                        continue
-                    reason = error.strerror or error
-                    raise UserError(f"no worker process can be started ({reason}): end other processes, then start again") from None
+            worker = self.workers[slot] = worker or self._start(slot)
             worker.run_id, worker.started = run_id, time.monotonic()
-            try:
-                worker.connection.send((self.sweep.configs[run_id], str(self.sweep.folder(run_id))))
-            except OSError:  # it died while idle: nothing was begun
-                self.sweep.put_back(run_id)
-                self._discard(slot)
+            with contextlib.suppress(OSError):  # it died while it had nothing to do: ``collect`` finds out
+                worker.connection.send((self.queue.configs[run_id], str(self.queue.folder(run_id))))
 
     def _start(self, slot: int) -> _Worker:
         context = multiprocessing.get_context("spawn")
@@ -97,11 +83,11 @@ class _Pool:
         theirs.close()
         return _Worker(process, ours)
 
-    def collect(self, seconds: float) -> None:
+    def collect(self) -> None:
         busy = {worker.connection: slot for slot, worker in enumerate(self.workers) if worker is not None and worker.run_id}
         if not busy:
-            time.sleep(seconds)  # all that is left is being run by others
-        for connection in wait(list(busy), seconds) if busy else ():
+            time.sleep(signals.POLL)  # other processes hold all that is left
+        for connection in wait(list(busy), signals.POLL) if busy else ():
             slot = busy[connection]
             worker = self.workers[slot]
             run_id, worker.run_id = worker.run_id, None
@@ -110,47 +96,29 @@ class _Pool:
             except (EOFError, OSError):
                 worker.process.join()
                 answer = ("failed", how_it_died(worker.process.exitcode))
-                self._discard(slot)
-            else:
-                if answer[0] == "stopped":  # somebody told this one worker alone to stop: it is ending
-                    self._discard(slot)
-            self.sweep.take(run_id, answer, time.monotonic() - worker.started)
+                self.workers[slot] = None
+                connection.close()
+            self.queue.take(run_id, answer, time.monotonic() - worker.started)
 
     def end(self) -> None:
-        """Tell every worker to save and stop; kill those that do not within GRACE seconds, or at a second signal."""
+        """Tell every worker to save and stop; kill those that do not within GRACE seconds."""
         running = [worker for worker in self.workers if worker is not None]
-        self.workers = []
         for worker in running:
-            if worker.run_id is not None:
-                with contextlib.suppress(OSError):
-                    os.kill(worker.process.pid, signal.SIGTERM)
+            if worker.run_id is None:
+                worker.connection.close()
             else:
-                worker.connection.close()
-        deadline = time.monotonic() + GRACE
-        try:
-            for worker in running:
-                worker.process.join(max(0.0, deadline - time.monotonic()))
-        finally:
-            for worker in running:
-                if worker.process.is_alive():
-                    worker.process.kill()
-                worker.process.join()
-                worker.connection.close()
-                worker.process.close()
-
-    def _discard(self, slot: int) -> None:
-        worker = self.workers[slot]
-        self.workers[slot] = None
-        worker.connection.close()
-        if worker.process.is_alive():
+                worker.process.terminate()
+        deadline = time.monotonic() + signals.GRACE
+        for worker in running:
+            worker.process.join(max(0.0, deadline - time.monotonic()))
             worker.process.kill()
-        worker.process.join()
-        worker.process.close()
+            worker.process.join()
+            worker.connection.close()
 
 
-def _gpus(configs: Iterable[Any]) -> list[str]:
+def _gpus(configs: Iterable[ExperimentConfig]) -> list[str]:
     """The GPUs to hand to the workers, one each, if the configs ask for any."""
-    if not any(getattr(config, "device", "cpu") in ("cuda", "auto") for config in configs):
+    if not any(config.device in ("cuda", "auto") for config in configs):
         return []
     import torch
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import hashlib
 import io
 import json
 import math
-import os
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,17 +17,7 @@ import pandas as pd
 
 from replication.errors import UserError
 from replication.names import SCHEMA_VERSION
-from replication.runs import (
-    Lock,
-    RunSummary,
-    atomic_write,
-    explained,
-    make_folder,
-    read_json,
-    stage,
-    sync_folder,
-    to_json,
-)
+from replication.runs import RunSummary, atomic_write, explained, make_folder, read_json, to_json
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -139,37 +127,16 @@ def write_tables(
     out_dir = Path(out_dir)
     make_folder(out_dir)
     texts = {name: _csv(table, name) for name, table in tables.items()}
-    with Lock(out_dir / ".lock", wait=True):
-        _settle(out_dir)
-        path = out_dir / "manifest.json"
-        earlier = _earlier_manifest(path)
-        whole = {**(manifest if manifest is not None else earlier), **(notes or {})}
-        sums = {name: text for name, text in _sums(earlier).items() if (out_dir / name).exists()}
-        if "diagnostics" in earlier:  # what credit.csv was made from outlives a rebuilding of the tables from runs
-            whole.setdefault("diagnostics", earlier["diagnostics"])
-        try:
-            for name, text in texts.items():
-                with explained(out_dir / f"{name}.csv"):
-                    sums[f"{name}.csv"] = _sha256(stage(out_dir / f"{name}.csv", text))
-            with explained(out_dir):
-                sync_folder(out_dir)
-            whole["tables"] = dict(sorted(sums.items()))
-            atomic_write(path, to_json(whole, indent=2) + "\n")
-        finally:
-            _settle(out_dir)
-
-
-def _settle(folder: Path) -> None:
-    """Finish or undo what a writer began: a table that lies ready gets its name if the manifest has its checksum, or goes."""
-    for pattern in (".*.csv.*.tmp", ".manifest.json.*.tmp"):
-        for fresh in folder.glob(pattern):
-            name = fresh.name[1:].rsplit(".", 2)[0]
-            with explained(folder / name):
-                if _sums(_earlier_manifest(folder / "manifest.json")).get(name) == _sha256(fresh):
-                    os.replace(fresh, folder / name)
-                    sync_folder(folder)
-                else:
-                    fresh.unlink()
+    path = out_dir / "manifest.json"
+    earlier = _earlier_manifest(path)
+    whole = {**(manifest if manifest is not None else earlier), **(notes or {})}
+    sums = {name: text for name, text in _sums(earlier).items() if (out_dir / name).exists()}
+    if "diagnostics" in earlier:  # what credit.csv was made from outlives a rebuilding of the tables from runs
+        whole.setdefault("diagnostics", earlier["diagnostics"])
+    for name, text in texts.items():
+        atomic_write(out_dir / f"{name}.csv", text)
+        sums[f"{name}.csv"] = hashlib.sha256(text.encode()).hexdigest()
+    atomic_write(path, to_json(whole | {"tables": dict(sorted(sums.items()))}, indent=2) + "\n")
 
 
 def _sums(manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -214,11 +181,7 @@ def read_tables(folder: str | Path) -> dict[str, pd.DataFrame]:
         UserError: naming file and column, if there are none, or one is cut off, garbled, edited or of another schema version.
     """
     folder = Path(folder)
-    # Between two files of a writer a reader would take half of the old tables and half of the new.
-    with Lock(folder / ".lock", wait=True) if (ours := os.access(folder / ".lock", os.W_OK)) else contextlib.nullcontext():
-        if ours:
-            _settle(folder)
-        return _read_tables(folder)
+    return _read_tables(folder)
 
 
 def _read_tables(folder: Path) -> dict[str, pd.DataFrame]:

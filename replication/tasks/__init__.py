@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Callable
 
 from replication.errors import UserError
-from replication.tasks import multiplication, svamp, word_problems
+from replication.tasks import jsonl, multiplication, svamp, word_problems
 from replication.tasks.answers import extract_answer
 from replication.tasks.problem import Problem, Task
 from replication.tasks.prompts import TEMPLATES as PROMPT_TEMPLATES
@@ -33,11 +33,12 @@ _LOADERS: dict[str, Callable[..., Task]] = {
     "word_problems": word_problems.load,
     "multiplication": multiplication.load,
     "svamp": svamp.load,
+    "jsonl": jsonl.load,
 }
 
 
 def get_task(name: str, **options: object) -> Task:
-    """The task by name: ``word_problems``, ``multiplication`` (``digits``), ``svamp`` (``source``).
+    """The task by name: ``word_problems``, ``multiplication`` (``digits``), ``svamp`` and ``jsonl`` (``source``).
 
     Generated tasks are functions of their options alone and kept after the first call.
     Raises UserError for an unknown name, an unknown option or a value the task does not have.

@@ -11,11 +11,11 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Problem:
-    """One question. ``prompt`` is the exact input of the model, ``answer`` the number that earns the reward."""
+    """One question. ``prompt`` is the exact input of the model, ``answer`` the number or text that earns the reward."""
 
     id: str
     prompt: str
-    answer: Decimal
+    answer: Decimal | str
     meta: dict[str, Any] = field(default_factory=dict, compare=False)
 
 

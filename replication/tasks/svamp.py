@@ -33,7 +33,7 @@ HUB_TIMEOUT = 5.0  # seconds
 #: What the IDs of a file of made-up items begin with: it says of itself that it is not SVAMP, and is taken for dry runs only.
 MADE_UP = "made-up-"
 _OPERATIONS = {"Addition": "+", "Subtraction": "-", "Multiplication": "*", "Common-Division": "/", "Common-Divison": "/"}
-_ADVICE = "give the path to the official SVAMP.json with the option source=PATH"
+_ADVICE = "give the official SVAMP.json with --svamp FILE (in Python: svamp_source=PATH)"
 
 
 class Record(BaseModel):

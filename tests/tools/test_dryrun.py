@@ -28,9 +28,9 @@ def test_made_up_items_have_the_official_schema_and_are_never_taken_for_it(prepa
     assert (len(task.train), len(task.validation), len(task.test)) == (600, 100, 300)
     assert svamp.is_made_up(task) and any(problem.meta["story_in_train"] for problem in task.test)
     own = load_profile("paper", task="svamp", method="base", model=str(model), svamp_source=source, device="cpu")
-    preflight.require([own])
+    preflight.check_needs([own])
     with pytest.raises(UserError, match="made up for dry runs"):
-        preflight.require([own.model_copy(update={"model": "nano"})])
+        preflight.check_needs([own.model_copy(update={"model": "nano"})])
 
 
 def test_items_that_do_not_say_they_are_made_up_are_refused(tmp_path):

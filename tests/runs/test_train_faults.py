@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -13,8 +14,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_runs import TRAINED, make_base, noisy_rewards, outcome, steps, tiny_config
 
-from replication import evaluate, signals, train
+from replication import evaluate, groups, signals, train
 from replication.errors import Diverged, Stopped, UserError
+from replication.models import load
+from replication.runs import check_files
 from replication.train import run, training_batch
 
 
@@ -188,3 +191,68 @@ def test_a_base_that_is_not_finite_from_the_start_is_an_error(tmp_path):
         with pytest.raises(Diverged, match="not finite"):
             run(tiny_config(base, kind), tmp_path / kind)
         assert not (tmp_path / kind / "summary.json").exists() and not (tmp_path / kind / "metrics.jsonl").exists()
+
+
+# Numbers and weights that nobody can train with ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["grpo", "s_grpo", "t_spmo"])
+def test_a_reward_that_is_nan_stops_the_run_and_names_it(random_base, tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(groups, "reward", lambda text, cut, problem: float("nan"))
+    with pytest.raises(ValueError, match="rewards must be finite numbers, not"):
+        run(tiny_config(random_base, kind), tmp_path / "run")
+    assert not (tmp_path / "run/summary.json").exists()
+
+
+@pytest.mark.parametrize("kind", ["grpo", "s_grpo", "t_spmo"])
+def test_a_task_whose_rewards_always_tie_teaches_nothing_and_says_so(random_base, tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(groups, "reward", lambda text, cut, problem: 1.0)
+    summary = run(tiny_config(random_base, kind), tmp_path / "run")
+    assert summary.status == "done" and summary.skipped_steps == summary.steps_done == 4
+    assert summary.tokens_in_loss == 0 and summary.kept_fraction is None and summary.kl_to_base == pytest.approx(0, abs=1e-9)
+
+
+def test_weights_that_are_a_pickle_are_never_opened(random_base, tmp_path):
+    base = tmp_path / "base"
+    shutil.copytree(random_base, base)
+    (base / "model.safetensors").unlink()
+    torch.save({"x": torch.ones(1)}, base / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"no \*\.safetensors weights"):
+        run(tiny_config(base, "base"), tmp_path / "run")
+
+
+def test_a_run_started_on_other_weights_of_the_same_name_is_refused(random_base, tmp_path, monkeypatch):
+    """A branch of the Hub moved between two starts: half the run would have been trained on each commit's weights."""
+    config = tiny_config(random_base, "grpo")
+    at_step(monkeypatch, 1, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(load.Policy, "commit", property(lambda policy: "a" * 40))
+    with signals.handled(), pytest.raises(Stopped):
+        run(config, tmp_path / "run")
+    monkeypatch.setattr(load.Policy, "commit", property(lambda policy: "b" * 40))
+    with pytest.raises(UserError, match=f"set revision={'a' * 40}"):
+        run(config, tmp_path / "run")
+
+
+def test_more_prompts_a_step_than_there_are_problems_is_refused_with_the_limit(random_base, tmp_path):
+    """It was accepted, and each step took the same problems several times."""
+    count = len(tiny_config(random_base, "grpo").load_task().train)
+    with pytest.raises(UserError, match=f"at most {count}"):
+        run(tiny_config(random_base, "grpo", prompts_per_step=count + 1), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(UserError, match="threads: .* 256"):
+        tiny_config(random_base, "grpo", threads=1000)
+
+
+def test_weights_that_are_not_as_their_run_left_them_are_named_by_who_reads_them(random_base, tmp_path):
+    """A number changed in the adapter went unseen: only the files that tables are made from had a checksum."""
+    config, folder = tiny_config(random_base, "grpo", steps=1), tmp_path / "run"
+    run(config, folder)
+    name = "adapter/adapter_model.safetensors"
+    check_files(folder, [name])
+    assert json.loads((folder / "manifest.json").read_text())["model"] == config.model
+    weights = load_file(folder / name)
+    next(iter(weights.values()))[0, 0] += 1.0
+    save_file(weights, folder / name)
+    with pytest.raises(UserError, match="has changed"):
+        check_files(folder, [name])
+    check_files(folder)  # what tables are made from is whole, and they may be made

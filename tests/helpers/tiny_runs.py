@@ -21,6 +21,9 @@ from replication.config import ExperimentConfig, load_profile
 from replication.nano.corpus import train_tokenizer
 from replication.tasks import Problem
 
+#: For processes that tests start.
+HELPERS = Path(__file__).parent
+
 #: Every way to train, full fine-tuning (rank 0) and replays included.
 TRAINED: dict[str, dict[str, Any]] = {
     "grpo": {"method": "grpo"},

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from oracles import QUICK, assert_rows_equal, groups, grpo_rows, rows_of, s_grpo_distribution, s_grpo_rows
 from scipy import stats
 
-from replication.algorithms import GRPO, SGRPO, SelectedGRPO
+from replication.algorithms import GRPO, SGRPO
 
 
 def draws(seed: int = 0) -> torch.Generator:
@@ -199,51 +199,3 @@ def test_a_cutoff_over_the_cap_contradicts_always_kept():
 def test_impossible_settings_are_refused(arguments):
     with pytest.raises(ValueError):
         SGRPO(**{"cutoff": 1, "keep_probability": 0.5, "max_kept_tokens": None, **arguments})
-
-
-# ---------------------------------------------------------------------------------- the controls, of a fixed share each
-
-
-def test_hand_worked_controls():
-    """A share of 0.4 of 5, 2 and 1 tokens is ceil(2), ceil(0.8) and ceil(0.4): 2, 1 and 1 of them, G = 3, weights 1/6, 1/3, 1/3."""
-    group = [[4, 5, 6, 7, 2], [4, 2], [2]], torch.tensor([1.0, 0.0, 0.0])
-    entropies = [[0.1, 0.9, 0.3, 0.8, 0.2], [0.5, 0.7], [0.0]]
-    expected = {"earliest": [[0, 1], [0], [0]], "latest": [[3, 4], [1], [0]], "entropy": [[1, 3], [1], [0]]}
-    for selector, kept in expected.items():
-        credit = SelectedGRPO(selector, 0.4).assign(*group, entropies=entropies)
-        assert_rows_equal(rows_of(credit), s_grpo_rows(group[0], [1.0, 0.0, 0.0], kept))
-        by_length = SelectedGRPO(selector, 0.4, denominator="completion").assign(*group, entropies=entropies)
-        assert_rows_equal(rows_of(by_length), s_grpo_rows(group[0], [1.0, 0.0, 0.0], kept, denominator="completion"))
-
-
-@pytest.mark.parametrize("selector", ["random", "earliest", "latest", "entropy"])
-@pytest.mark.parametrize("denominator", ["kept", "completion"])
-@QUICK
-@given(group=groups())
-def test_a_control_that_keeps_everything_is_grpo(selector, denominator, group):
-    completions, rewards = group
-    method = SelectedGRPO(selector, 1.0, denominator=denominator)
-    entropies = [[0.0] * len(completion) for completion in completions]
-    assert rows_of(method.assign(completions, rewards, draws(), entropies=entropies)) == rows_of(
-        GRPO().assign(completions, rewards)
-    )
-
-
-def test_random_control_keeps_every_pair_equally_often():
-    """Two of five: ten sets, each with probability 1/10; drawn for each completion anew."""
-    rewards = (torch.arange(4000) % 2).float()
-    credit = SelectedGRPO("random", 0.4).assign([[1] * 5] * 4000, rewards, draws(7))
-    counts = Counter(tuple(positions) for positions in kept_positions(credit, 4000))
-    assert len(counts) == 10 and stats.chisquare(list(counts.values())).pvalue > 1e-3
-
-
-def test_controls_refuse_what_they_cannot_do():
-    group = [[1, 2], [1]], torch.tensor([1.0, 0.0])
-    with pytest.raises(ValueError, match="(?i)generator"):
-        SelectedGRPO("random", 0.5).assign(*group)
-    for entropies in (None, [[0.1, 0.2]], [[0.1], [0.2]]):
-        with pytest.raises(ValueError, match="entropies"):
-            SelectedGRPO("entropy", 0.5).assign(*group, entropies=entropies)
-    for arguments in (("last", 0.5), ("latest", 0.0), ("latest", 1.1), ("latest", float("nan"))):
-        with pytest.raises(ValueError):
-            SelectedGRPO(*arguments)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-TESTS = Path(__file__).parent
+HELPERS = Path(__file__).parents[1] / "helpers"
 POINTS = 12
 
 
@@ -18,8 +18,8 @@ POINTS = 12
 @pytest.mark.parametrize("kind", ["grpo", "s_grpo", "t_spmo"])
 def test_killed_at_random_points_and_resumed_is_the_same_run(random_base, tmp_path, kind):
     """12 points for each method, 36 in all: see killed_runs.py."""
-    words = [sys.executable, str(TESTS / "killed_runs.py"), str(random_base), str(tmp_path), kind, str(POINTS)]
-    env = os.environ | {"PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}"}
+    words = [sys.executable, str(HELPERS / "killed_runs.py"), str(random_base), str(tmp_path), kind, str(POINTS)]
+    env = os.environ | {"PYTHONPATH": f"{HELPERS}{os.pathsep}{HELPERS.parents[1]}"}
     done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     lines = done.stdout.splitlines()

@@ -1,0 +1,84 @@
+"""What a plan needs: one message names everything missing before anything long starts."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from tiny_runs import tiny_config
+
+from replication.config import load_profile
+from replication.errors import UserError
+from replication.names import ROOT
+from replication.sweep import check_needs, preflight
+
+
+def paper(model: str, **changes):
+    return load_profile("paper", task="multiplication", method="grpo", model=model, **changes)
+
+
+@pytest.fixture
+def no_gpu(monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+def test_with_nothing_at_hand_one_message_names_everything(tmp_path):
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "no-cache"), "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
+    words = ["-m", "replication", "sweep", "--profile", "paper", "--out", str(tmp_path / "out")]
+    done = subprocess.run([sys.executable, *words], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stdout == "" and not (tmp_path / "out/runs").exists()
+    (line,) = done.stderr.splitlines()
+    for part in ("SVAMP data", "SVAMP=", "model weights and tokenizer", "MODEL=", "GPU: torch sees none"):
+        assert part in line
+
+
+def test_a_plan_on_the_shipped_base_asks_for_nothing(monkeypatch):
+    monkeypatch.setattr(preflight, "_files_of", lambda *_: pytest.fail("looked"))
+    check_needs([load_profile("nano", task="word_problems", method="grpo")])
+
+
+def test_a_finished_run_needs_nothing(random_base, tmp_path, no_gpu):
+    config = tiny_config(random_base, device="cuda")
+    folder = tmp_path / config.run_id
+    folder.mkdir()
+    with pytest.raises(UserError, match="GPU"):
+        check_needs([config], tmp_path)
+    (folder / "summary.json").write_text(f'{{"run_id": "{config.run_id}", "status": "done"}}')
+    check_needs([config], tmp_path)
+
+
+def test_a_model_that_no_claim_counts_is_told_before_and_not_refused(random_base):
+    told = preflight.uncounted_claims([paper("Qwen/Qwen2-1.5B"), paper("/data/weights")])
+    assert "/data/weights" in told and "C1 to " in told
+    assert preflight.uncounted_claims([paper("Qwen/Qwen2-1.5B")]) is None
+    assert preflight.uncounted_claims([load_profile("nano", task="word_problems", method="grpo")]) is None
+    assert "N1 to " in preflight.uncounted_claims([load_profile("nano", task="word_problems", method="grpo", model="/data/other")])
+    assert preflight.uncounted_claims([load_profile("smoke", model="/data/other")]) is None  # no claim is of that scale
+    check_needs([paper(str(random_base), device="cpu")])
+
+
+def test_device_decides_and_not_the_profile(random_base, no_gpu):
+    with pytest.raises(UserError, match="GPU: torch sees none"):
+        check_needs([tiny_config(random_base, device="cuda")])
+    check_needs([tiny_config(random_base, device="auto")])  # small enough for a CPU
+    check_needs([paper(str(random_base), device="cpu")])
+
+
+def test_the_gpu_of_this_machine_decides_nothing_for_a_cluster(random_base, no_gpu):
+    """A sweep started on a head node without a GPU was once refused, whatever the cluster's nodes had."""
+    config = tiny_config(random_base, device="cuda")
+    check_needs([config], here=False)
+    with pytest.raises(UserError, match="there is no folder"):  # data and model are the same everywhere
+        check_needs([config.model_copy(update={"model": "/none"})], here=False)
+
+
+def test_a_folder_says_what_it_lacks(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    config = tiny_config("x").model_copy(update={"model": str(tmp_path)})
+    with pytest.raises(UserError, match=r"no \*\.safetensors weights and no tokenizer"):
+        check_needs([config])
+    with pytest.raises(UserError, match="there is no folder"):
+        check_needs([config.model_copy(update={"model": str(tmp_path / "none")})])

@@ -1,0 +1,76 @@
+"""Problems from a JSON Lines file: what is read, how it is split, and what a broken line is told."""
+
+from __future__ import annotations
+
+import json
+from decimal import Decimal
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from replication.errors import UserError
+from replication.tasks import get_task
+
+LINES = [{"prompt": f"Question: What is {n}+1?\nAnswer:", "answer": n + 1} for n in range(60)]
+
+
+def written(tmp_path, lines) -> str:
+    path = tmp_path / "problems.jsonl"
+    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
+    return str(path)
+
+
+def test_every_line_is_a_problem_in_one_split_whatever_the_order(tmp_path):
+    task = get_task("jsonl", source=written(tmp_path, LINES))
+    parts = [{problem.prompt for problem in split} for split in (task.train, task.validation, task.test)]
+    assert set.union(*parts) == {line["prompt"] for line in LINES} and sum(map(len, parts)) == len(LINES)
+    assert {problem.prompt: problem.answer for problem in task.train}.items() <= {
+        line["prompt"]: Decimal(line["answer"]) for line in LINES
+    }.items()
+    again = get_task("jsonl", source=written(tmp_path, LINES[::-1]))
+    assert again.version == task.version and again.test == task.test
+
+
+def test_splits_ids_and_texts_are_taken_as_given(tmp_path):
+    names = ("train", "test", "validation")
+    lines = [{"prompt": f"p{n}", "answer": "Yes", "id": f"i{n}", "split": split} for n, split in enumerate(names)]
+    task = get_task("jsonl", source=written(tmp_path, [*lines, ""]))
+    assert (task.train[0].id, task.test[0].id, task.validation[0].id) == ("i0", "i1", "i2") and task.train[0].answer == "Yes"
+
+
+@pytest.mark.parametrize(
+    "line, said",
+    [
+        ("{", "line 61 is not JSON"),
+        ("[1]", "line 61 holds a list"),
+        ('{"prompt": "p"}', "line 61: answer"),
+        ('{"prompt": "", "answer": 1}', "line 61: prompt"),
+        ('{"prompt": "p", "answer": true}', "line 61: answer"),
+        ('{"prompt": "p", "answer": null}', "line 61: answer"),
+        ('{"prompt": "p", "answer": 1, "split": "dev"}', "line 61: split"),
+        ('{"prompt": "p", "answer": 1, "answr": 2}', "line 61: answr"),
+        (json.dumps(LINES[4]), "line 61 repeats the prompt of line 5"),
+    ],
+)
+def test_a_broken_line_is_named_with_what_is_wrong(tmp_path, line, said):
+    with pytest.raises(UserError, match=said) as raised:
+        get_task("jsonl", source=written(tmp_path, [*LINES, line]))
+    assert "\n" not in str(raised.value)
+
+
+def test_a_file_that_is_not_there_or_lacks_a_split_is_one_line(tmp_path):
+    with pytest.raises(UserError, match="cannot read the problems"):
+        get_task("jsonl", source=str(tmp_path / "none.jsonl"))
+    with pytest.raises(UserError, match="no problem for the split"):
+        get_task("jsonl", source=written(tmp_path, LINES[:1]))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.binary(max_size=200))
+def test_any_bytes_are_a_task_or_one_line(tmp_path_factory, data):
+    path = tmp_path_factory.mktemp("any") / "problems.jsonl"
+    path.write_bytes(data)
+    with pytest.raises(UserError) as raised:
+        get_task("jsonl", source=str(path))
+    assert "\n" not in str(raised.value)
