@@ -14,6 +14,7 @@ from replication.config import ExperimentConfig
 from replication.names import DEVIATIONS, HEADLINE, METHOD_LABELS
 from replication.report.select import in_order, runs_of
 from replication.statistics import Tables, table
+from replication.tasks import MADE_UP
 
 _PROMPT_SHARES = ("accuracy", "parsable_share", "accuracy_of_parsable", "truncated_share")
 
