@@ -9,12 +9,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
 from benchmarks.text import GROWS, Bench, headline, summary
-from replication.report import style as p
+from replication import report as p
+from replication.names import METHOD_LABELS, TRAINED
 from replication.runs import atomic_write, read_json
 
-TABLES = ("side_by_side", "ratios", "memory", "scaling", "dense_vs_packed", "gpu")
+TABLES = ("side_by_side", "ratios", "memory", "scaling", "dense_vs_packed", "in_trl", "in_trl_memory", "gpu")
 _TRL_COLOUR, _TRL_MARKER = "#000000", "x"
-_NO_RUNS = pd.DataFrame({"run_id": []})
 
 
 def read_tables(folder: Path) -> Bench:
@@ -32,7 +32,7 @@ def ratios(tables: Bench) -> Figure:
     figure, axes = p.panels(title, len(counts))
     for axis, count in zip(axes[0], counts, strict=True):
         for shift, (phase, face) in enumerate((("update", None), ("step", "white"))):
-            for place, method in enumerate(p.TRAINED):
+            for place, method in enumerate(TRAINED):
                 row = table[(table["threads"] == count) & (table["method"] == method) & (table["phase"] == phase)].iloc[0]
                 x = place + 0.3 * shift - 0.15
                 colour = p.COLOURS[method]
@@ -49,13 +49,13 @@ def ratios(tables: Bench) -> Figure:
         ticks = [tick for tick in (1, 2, 5, 10, 20, 50, 100) if tick < axis.get_ylim()[1]]
         axis.set_yticks(ticks, [str(tick) for tick in ticks])
         axis.yaxis.set_minor_formatter(NullFormatter())
-        axis.set_xticks(range(3), [p.LABELS[method] for method in p.TRAINED])
+        axis.set_xticks(range(3), [METHOD_LABELS[method] for method in TRAINED])
         axis.set_title(f"{count} thread{'s' if count > 1 else ''}", loc="left")
         axis.set_ylabel("times faster than TRL (log scale)")
     p.legend_beside(figure, axes)
     text = f"Median of {table['n'].min()} repetitions in turns, bars: quartiles. 8 prompts x 16 completions, nano base, CPU. "
     text += "Update: on the very completions that TRL sampled. Whole step: each with its own rollout."
-    return p.caption(figure, text, _NO_RUNS)
+    return p.caption(figure, text)
 
 
 def memory(tables: Bench) -> Figure:
@@ -83,7 +83,7 @@ def memory(tables: Bench) -> Figure:
         axis.set_title(f"completions part after about {1 / (1 - likeness**2):.0f} tokens", loc="left")
     row = table.iloc[0]
     text = f"Vocabulary {row['vocabulary']:,}, width {row['width']}, {row['group_size']} completions of {row['completion_length']} "
-    return p.caption(figure, text + f"tokens, random weights, CPU; {_processes(table)} for each bar.", _NO_RUNS)
+    return p.caption(figure, text + f"tokens, random weights, CPU; {_processes(table)} for each bar.")
 
 
 def _processes(table: pd.DataFrame) -> str:
@@ -95,7 +95,7 @@ def _processes(table: pd.DataFrame) -> str:
 
 def _implementation(row) -> str:
     if row.implementation == "packed":
-        return f"packed: {p.LABELS[row.method]}"
+        return f"packed: {METHOD_LABELS[row.method]}"
     return row.implementation.replace("dense", "plain logits").replace("trl", "TRL")
 
 
@@ -115,9 +115,10 @@ def scaling(tables: Bench) -> Figure:
             continue
         trl = shown[shown["implementation"] == "trl"]
         axis.plot(trl["value"], trl["seconds"], color=_TRL_COLOUR, marker=_TRL_MARKER, label="TRL")
-        for method in p.TRAINED:
+        for method in TRAINED:
             mine = shown[(shown["implementation"] == "packed") & (shown["method"] == method)]
-            axis.plot(mine["value"], mine["seconds"], color=p.COLOURS[method], marker=p.MARKERS[method], label=p.LABELS[method])
+            look = {"color": p.COLOURS[method], "marker": p.MARKERS[method], "label": METHOD_LABELS[method]}
+            axis.plot(mine["value"], mine["seconds"], **look)
         axis.set_xscale("log", base=2)
         axis.set_yscale("log")
         axis.set_xticks(trl["value"], [f"{value:,}" for value in trl["value"]], fontsize=8)
@@ -128,7 +129,7 @@ def scaling(tables: Bench) -> Figure:
     p.legend_beside(figure, axes)
     text = "Medians, in turns at each value, one value after the other. What does not grow: 2 prompts of 32 tokens, 16 completions "
     text += "of 32 tokens that part after some 5, vocabulary 1,024, width 128, 4 layers, one thread, random weights, CPU."
-    return p.caption(figure, text, _NO_RUNS)
+    return p.caption(figure, text)
 
 
 FIGURES = {"ratios": ratios, "memory": memory, "scaling": scaling}
@@ -138,8 +139,7 @@ def write_all(folder: Path) -> None:
     """Draw every figure into ``folder``/figures and write ``folder``/summary.md."""
     tables = read_tables(folder)
     manifest = read_json(folder / "manifest.json", "a manifest of the benchmarks") if (folder / "manifest.json").exists() else {}
-    first = next(iter(manifest.values()), {})
     for name, draw in FIGURES.items():
-        with p.style():
-            p.save_figure(draw(tables), folder / "figures" / name, {key: first[key] for key in ("commit", "dirty") if key in first})
+        with p.figure_style():
+            p.save_figure(draw(tables), folder / "figures" / name)
     atomic_write(folder / "summary.md", summary(tables, manifest))

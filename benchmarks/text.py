@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from replication.report import style as p
+from replication.names import METHOD_LABELS, TRAINED
 
 Bench = dict[str, pd.DataFrame]
 #: What the scaling grows, in words.
@@ -79,6 +79,8 @@ def summary(tables: Bench, manifest: dict) -> str:
             *whole_runs(tables),
             "",
         ]
+    if "in_trl" in tables:
+        lines += [*_in_trl(tables), ""]
     for part, about in manifest.items():
         if part in tables and about.get("cases_done", 0) < about.get("cases", 0):
             lines += [f"{part}: stopped after {about['cases_done']} of {about['cases']} cases; the others were not run.", ""]
@@ -89,10 +91,34 @@ def summary(tables: Bench, manifest: dict) -> str:
     return "\n".join(lines)
 
 
+def _in_trl(tables: Bench) -> list[str]:
+    """A row for stock TRL and for each method in TRL's loop: medians over the measured steps, and memory where it was measured."""
+    steps = tables["in_trl"].groupby(["implementation", "method"], sort=False)
+    middle = steps[["rollout_s", "update_s", "step_s", "tokens_forwarded"]].median()
+    memory = tables.get("in_trl_memory", pd.DataFrame(columns=["implementation", "method", "peak_bytes"]))
+    peaks = memory.set_index(["implementation", "method"])["peak_bytes"] / 1e6
+    lines = [
+        "TRL's GRPOTrainer as it is and with `TokenCreditTrainer`, each in TRL's own loop and with TRL's sampling, in turns, one "
+        f"thread (in_trl.csv). Medians of {steps.size().min()} steps; {100 * tables['in_trl']['tied_groups'].mean():.0f} % of the "
+        "groups tie; peak memory of an update as above:",
+        "",
+        "| trainer | method | rollout (s) | update (s) | step (s) | tokens through the model | peak (MB) |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for (implementation, method), row in middle.iterrows():
+        trainer = "GRPOTrainer" if implementation == "trl" else "TokenCreditTrainer"
+        peak = f"{peaks[implementation, method]:.0f}" if (implementation, method) in peaks else "not run"
+        lines.append(
+            f"| {trainer} | {method} | {row.rollout_s:.3f} | {row.update_s:.3f} | {row.step_s:.3f} | "
+            f"{row.tokens_forwarded:.0f} | {peak} |"
+        )
+    return lines
+
+
 def _growth(table: pd.DataFrame) -> list[str]:
     """A row for each thing that grows: its ends, and the ratio to TRL there for each method."""
     lines = [
-        "| what grows | from | to | " + " | ".join(p.LABELS[method] for method in p.TRAINED) + " |",
+        "| what grows | from | to | " + " | ".join(METHOD_LABELS[method] for method in TRAINED) + " |",
         "|---|---|---|---|---|---|",
     ]
     for name, label in GROWS.items():
@@ -103,7 +129,7 @@ def _growth(table: pd.DataFrame) -> list[str]:
         seconds = shown.set_index(["value", "implementation", "method"])["seconds"]
         cells = [
             " to ".join(f"{seconds[end, 'trl', 'grpo'] / seconds[end, 'packed', method]:.1f}" for end in ends)
-            for method in p.TRAINED
+            for method in TRAINED
         ]
         lines.append(f"| {label} | {ends[0]:,} | {ends[1]:,} | " + " | ".join(cells) + " |")
     return [*lines, "", least_gain(table)]
@@ -114,9 +140,9 @@ def least_gain(table: pd.DataFrame) -> str:
     trl = table[table["implementation"] == "trl"].set_index(["grows", "value"])["seconds"].rename("trl_s")
     ours = table[table["implementation"] == "packed"].join(trl, on=["grows", "value"])
     ours = ours.assign(ratio=ours["trl_s"] / ours["seconds"])
-    worst = (ours[ours["method"] == method].sort_values("ratio").iloc[0] for method in p.TRAINED)
+    worst = (ours[ours["method"] == method].sort_values("ratio").iloc[0] for method in TRAINED)
     least = ", ".join(
-        f"{p.LABELS[row.method]} {row.ratio:.1f} ({GROWS[row.grows].removesuffix(' (tokens)')} {row.value:,})" for row in worst
+        f"{METHOD_LABELS[row.method]} {row.ratio:.1f} ({GROWS[row.grows].removesuffix(' (tokens)')} {row.value:,})" for row in worst
     )
     return f"Least of all {len(trl)} points: {least}."
 
@@ -126,14 +152,14 @@ def whole_runs(tables: Bench) -> list[str]:
     table = tables["dense_vs_packed"]
     middle = table.groupby(["method", "scoring"])[["score_s", "train_s", "evaluation_s", "run_s"]].median()
     lines = []
-    for method in p.TRAINED:
+    for method in TRAINED:
         if not {(method, "dense"), (method, "packed")} <= set(middle.index):
             continue
         dense, packed = middle.loc[method, "dense"], middle.loc[method, "packed"]
         mine = table[table["method"] == method]
         times, share = dense.run_s / packed.run_s, 100 * packed.train_s / packed.run_s
         lines.append(
-            f"- {p.LABELS[method]}: scoring and backward pass of a step {dense.score_s:.2f} s dense, "
+            f"- {METHOD_LABELS[method]}: scoring and backward pass of a step {dense.score_s:.2f} s dense, "
             f"{packed.score_s:.2f} s packed. "
             f"Training of {mine['default_steps'].iloc[0]} steps falls from {dense.train_s:.0f} s to {packed.train_s:.0f} s, "
             f"a whole run from {dense.run_s:.0f} s to {packed.run_s:.0f} s ({times:.1f} times); training is then {share:.0f} % "
@@ -148,13 +174,13 @@ def _where_it_goes(tables: Bench) -> list[str]:
     table = tables["side_by_side"]
     one = table[table["threads"] == table["threads"].min()]
     lines = []
-    for method in p.TRAINED:
+    for method in TRAINED:
         mine = one[(one["implementation"] == "packed") & (one["method"] == method)]
         own = mine[mine["work"] == "own rollout"].groupby("phase")["seconds"].median()
         same = mine[(mine["work"] == "TRL's completions") & (mine["phase"] == "update")]
         theirs = one[(one["implementation"] == "trl") & (one["phase"] == "update")]
         lines.append(
-            f"- {p.LABELS[method]}: {same['tokens_forwarded'].median():.0f} tokens through the model in an update (TRL: "
+            f"- {METHOD_LABELS[method]}: {same['tokens_forwarded'].median():.0f} tokens through the model in an update (TRL: "
             f"{theirs['tokens_forwarded'].median():.0f}), {same['tokens_in_loss'].median():.0f} in the loss; "
             f"of a whole step of {own['step']:.3f} s the rollout is {100 * own['rollout'] / own['step']:.0f} %. "
             "The training loop's diagnostics "
@@ -165,7 +191,7 @@ def _where_it_goes(tables: Bench) -> list[str]:
         f"- {100 * ties:.0f} % of the groups tie; they cost TRL an update and this project nothing. "
         "With rewards under which none ties: "
         + ", ".join(
-            f"{p.LABELS[row.method]} {row.ratio:.1f} times" for row in tables["ratios"].itertuples()
+            f"{METHOD_LABELS[row.method]} {row.ratio:.1f} times" for row in tables["ratios"].itertuples()
             if row.work.endswith("no ties") and row.threads == one["threads"].min()
         ) + " faster."
     )  # fmt: skip

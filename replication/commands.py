@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from replication.console import say
 from replication.errors import Stopped, UserError
-from replication.names import CLAIMS
 from replication.runs import explained, read_json
 
 if TYPE_CHECKING:
@@ -144,27 +143,20 @@ def _plan_of(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _write_tables(planned: Sequence[PlannedRun], out: Path, extra: dict[str, Any]) -> None:
-    from replication.statistics import verdicts
-    from replication.tables import build_tables, tables_manifest, write_tables
+    from replication.report import rebuild_tables
 
-    tables = build_tables(planned, out / "runs")
-    tables["verdicts"] = verdicts(CLAIMS, tables)
-    write_tables(tables, out, tables_manifest(planned, out / "runs") | extra)
+    rebuild_tables(planned, out, extra)
 
 
 def report(options: argparse.Namespace) -> int:
     out = _results(options)
-    from replication.tables import read_tables
-
     if (out / "runs").is_dir():
         settings = _noted_plan(out)
         planned = _plan(argparse.Namespace(profile=options.profile, **settings))
         _write_tables(planned, out, {"profile": options.profile, "plan": settings})
-    read_tables(out)  # says so if there are none, or one is damaged
-    from replication.report import page as reports
+    from replication.report import build
 
-    page = reports.build(out, options.profile)
-    print(page or out / "report.html")
+    print(build(out, options.profile))
     return 0
 
 
@@ -217,7 +209,7 @@ def prompts(options: argparse.Namespace) -> int:
     sweep_of = argparse.Namespace(profile=options.profile, plan="default", seeds=None, set=options.set, svamp=options.svamp)
     check_needs([run.config for run in _plan(sweep_of)], out / "runs")
     table = measure_prompts(options.profile, out, **overrides)
-    shares = ["accuracy", "parsable_share", "accuracy_of_parsable", "truncated_share"]
+    shares = ["accuracy", "parsable_share", "accuracy_of_parsable", "truncated_share", "stopped_share"]
     shown = table[["task", "template", "chosen", "items", *shares, "reason"]].astype({"items": "Int64"})
     print(shown.to_string(index=False, na_rep="", float_format="{:.3f}".format))
     say(f"{out / 'prompts.csv'}")
@@ -226,20 +218,18 @@ def prompts(options: argparse.Namespace) -> int:
 
 def figures(options: argparse.Namespace) -> int:
     out = _results(options)
-    from replication.report.figures import FIGURES, save_figure
+    from replication.report import EXHIBITS, save_figures
     from replication.tables import read_tables
 
     tables = read_tables(out)
-    manifest = _manifest(out)
-    for name, draw in FIGURES.items():
-        for path in save_figure(draw(tables), out / "figures" / name, manifest):
-            print(path)
+    for path in save_figures((exhibit.show(tables, options.profile) for exhibit in EXHIBITS.values()), out / "figures"):
+        print(path)
     return 0
 
 
 def notebooks(options: argparse.Namespace) -> int:
     out = _results(options)
-    from replication.notebooks.runner import notebook_names, parameters, run_all
+    from replication.notebooks import notebook_names, parameters, run_all
 
     given = parse_settings(options.set)
     names = options.names or notebook_names()
@@ -268,7 +258,7 @@ def verify(options: argparse.Namespace) -> int:
 
 
 def publish(options: argparse.Namespace) -> int:
-    from replication.report.publish import publish as copy
+    from replication.report import publish as copy
 
     for path in copy(options.profile, _results(options), options.to or Path("results") / options.profile):
         print(path)

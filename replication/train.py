@@ -7,7 +7,6 @@ The method enters at one call, ``method.assign``; nothing else knows a method by
 from __future__ import annotations
 
 import functools
-import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -30,8 +29,10 @@ from replication.objective import l2_penalty, surrogate_loss
 from replication.randomness import numpy_stream, stream
 from replication.runs import RunDirectory, RunSummary, forget_peak_memory, peak_memory
 from replication.scoring import micro_batches, score
+from replication.scoring_check import require_sampled_equals_scored
 from replication.signals import raise_if_stopped
 from replication.tasks import Problem, Task
+from replication.training_state import TrainingState
 
 
 def run(config: ExperimentConfig, run_dir: str | Path, *, progress: bool | None = None) -> RunSummary:
@@ -97,60 +98,9 @@ def run(config: ExperimentConfig, run_dir: str | Path, *, progress: bool | None 
         return record.finish(outcome)
 
 
-class TrainingState:
-    """All that changes during training: the trainable parameters, the optimizer, and the last parameters that were validated.
-
-    Random streams are not part of it: they are functions of (seed, step).
-    """
-
-    def __init__(self, policy: Policy, learning_rate: float) -> None:
-        self.policy = policy
-        parameters = list(policy.trainable.values())
-        self.optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0) if parameters else None
-        self.validated: dict[str, Tensor] = {}
-        # Without a factor on the loss, the gradient of a single token would be below the least number of float16.
-        self.scaler = torch.amp.GradScaler(policy.model.device.type, enabled=policy.model.dtype == torch.float16)
-
-    def note_validated(self) -> None:
-        """Remember the parameters of now: a validation showed that they give finite numbers."""
-        self.validated = {name: value.detach().to("cpu", copy=True) for name, value in self.policy.trainable.items()}
-
-    def go_back_to_validated(self) -> None:
-        """Put the parameters of the last validation back."""
-        with torch.no_grad():
-            for name, value in self.validated.items():
-                self.policy.trainable[name].copy_(value)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Everything a checkpoint needs, by name."""
-        found = {f"finite/{name}": value for name, value in self.validated.items()}
-        for name, parameter in self.policy.trainable.items():
-            found[f"parameter/{name}"] = parameter
-            for key, value in self.optimizer.state.get(parameter, {}).items():
-                found[f"optimizer/{key}/{name}"] = value
-        if scaling := self.scaler.state_dict():
-            found["scaler"] = torch.tensor([scaling["scale"], scaling["_growth_tracker"]], dtype=torch.float64)
-        return found
-
-    def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Put back what ``tensors`` returned."""
-        self.validated = {key.removeprefix("finite/"): value for key, value in tensors.items() if key.startswith("finite/")}
-        with torch.no_grad():
-            for name, parameter in self.policy.trainable.items():
-                parameter.copy_(tensors[f"parameter/{name}"])
-                for key in ("step", "exp_avg", "exp_avg_sq"):
-                    if (saved := tensors.get(f"optimizer/{key}/{name}")) is not None:
-                        # AdamW counts steps on the CPU; its moments live where the parameter does.
-                        self.optimizer.state[parameter][key] = saved if key == "step" else saved.to(parameter.device)
-        if "scaler" in tensors:
-            scale, tracker = tensors["scaler"].tolist()
-            self.scaler.load_state_dict({**self.scaler.state_dict(), "scale": scale, "_growth_tracker": int(tracker)})
-
-
 def _train(config: ExperimentConfig, record: RunDirectory, task: Task, state: TrainingState, progress: bool | None) -> None:
     method = config.build_method()
     policy = state.policy
-    sixteen_bits = policy.dtype in ("float16", "bfloat16")
     first, tensors = record.load_checkpoint() or (0, None)
     if tensors is not None:
         state.restore(tensors)
@@ -173,6 +123,8 @@ def _train(config: ExperimentConfig, record: RunDirectory, task: Task, state: Tr
             # Sample: one group for each problem, from exactly the distribution that is scored below.
             groups = sample_groups(policy, config, task, training_batch(config, task, step), step)
             clock.append(time.perf_counter())
+            if step == first:
+                require_sampled_equals_scored(policy, config, groups)
 
             # Credit: the only place where the methods differ.
             credits = [
@@ -191,28 +143,20 @@ def _train(config: ExperimentConfig, record: RunDirectory, task: Task, state: Tr
             clock.append(time.perf_counter())
 
             # Step, unless no group taught anything: momentum alone would still move the weights.
-            norm, overflow = None, False
             rate = config.learning_rate * min(1.0, (step + 1) / max(config.warmup_steps, 1))
-            if any(len(credit) for credit in credits):
-                state.scaler.unscale_(state.optimizer)
-                norm = torch.nn.utils.clip_grad_norm_(list(policy.trainable.values()), config.max_grad_norm).item()
-                overflow = not math.isfinite(loss) or not math.isfinite(norm)
-                if overflow and not sixteen_bits:
-                    raise Diverged(f"loss {loss} or gradient norm {norm} is not finite at step {step + 1}: lower the learning rate")
-                if overflow:  # happens in 16 bits, also in a run that goes well
-                    norm = None
-                    say(f"step {step + 1} is skipped: its gradient is not finite in {policy.dtype}")
-                else:
-                    for group in state.optimizer.param_groups:
-                        group["lr"] = rate
-                    state.optimizer.step()
-                state.scaler.update()
+            learns = any(len(credit) for credit in credits)
+            norm = state.step(loss, rate, config.max_grad_norm) if learns else None
+            overflow = learns and norm is None
+            if overflow and not state.sixteen_bits:
+                raise Diverged(f"loss {loss} or its gradient is not finite at step {step + 1}: lower the learning rate")
+            if overflow:
+                say(f"step {step + 1} is skipped: its gradient is not finite in {policy.dtype}")
             clock.append(time.perf_counter())
 
             # Record.
             row = {"step": step + 1, "loss": loss, "grad_norm": norm, "clipped": int((norm or 0.0) > config.max_grad_norm)}
-            row |= {"skipped": int(norm is None), "learning_rate": rate, **step_metrics(policy, config, groups, credits)}
-            row |= {"overflow": int(overflow)} if sixteen_bits else {}
+            row |= {"skipped": int(norm is None), "learning_rate": rate, **step_metrics(policy, config, task, groups, credits)}
+            row |= {"overflow": int(overflow)} if state.sixteen_bits else {}
             record.append_metrics(row | {"tokens_forwarded": forwarded, "tokens_scored": scored})
             record.append_timings({"step": step + 1, **_durations(clock), **peak_memory()})
             bar.set_postfix(reward=f"{row['reward']:.2f}", refresh=False)

@@ -304,7 +304,8 @@ def test_the_command_carries_every_field(random_base, monkeypatch, field):
     assert parsed(config.command("x"), monkeypatch)[0] == config
 
 
-#: What an argument of a command can hold.
+#: What an argument of a command can hold, in fields of several kinds.
+FIELDS = ("model", "revision", "svamp_source", "lora_targets", "prompt_template", "learning_rate")
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1)
 
 
@@ -317,8 +318,8 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")
     prompt_template=st.sampled_from(["plain", "chat", None]),
     learning_rate=st.floats(0, 1e30),
 )
-@example("a #2", "1234567", "null", ("\U0001f600",), None, 1e-5)
-@example("[x", "007", '"quoted"', ("null",), "chat", 0.0)
+@example(**dict(zip(FIELDS, ("a #2", "1234567", "null", ("\U0001f600",), None, 1e-5), strict=True)))
+@example(**dict(zip(FIELDS, ("[x", "007", '"quoted"', ("null",), "chat", 0.0), strict=True)))
 def test_every_printed_command_reads_back(**fields):
     """Text was read as YAML: `a #2` became another model, a revision of digits was refused, an emoji could not be read."""
     config = load_profile("paper", task="svamp", method="grpo", **fields)

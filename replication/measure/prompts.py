@@ -79,6 +79,7 @@ def shares(results: Sequence[ItemResult]) -> dict[str, float | int]:
         "parsable_share": (len(parsable), len(results)),
         "accuracy_of_parsable": (sum(result.correct for result in parsable), len(parsable)),
         "truncated_share": (sum(result.sample.truncated for result in results), len(results)),
+        "stopped_share": (sum(result.sample.stopped for result in results), len(results)),
     }
     row: dict[str, float | int] = {"items": len(results)}
     for name, (count, n) in parts.items():

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from replication.base_files import check_gguf, is_gguf, readable
 from replication.config import ExperimentConfig
-from replication.console import say
+from replication.console import quiet_libraries, say
 from replication.errors import UserError
 from replication.models.card import base_name
 from replication.models.checks import check_decoding, check_finite
@@ -27,7 +27,7 @@ class Policy:
         model: the causal LM, wrapped by PEFT when there is an adapter; in eval mode and all dropout 0.
         trainable: name -> parameter that the optimizer moves.
         frozen_copy: the base for full fine-tuning; None with an adapter, where the base is the model with the adapter off.
-        eos_token_ids: every id that ends a completion.
+        eos_token_ids: every id that ends a completion, wherever the model declares it.
     """
 
     model: nn.Module
@@ -68,9 +68,17 @@ class Policy:
         return getattr(self.model.config, "_commit_hash", None)
 
     def encode(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        """Ids of a prompt: those that the model's own tokenizer gives a raw text, without anything it adds at the end.
+
+        Many families are trained on texts that begin with a BOS token and answer badly without it. A text that already begins
+        with it, as rendered chat texts do, gets no second one. An appended EOS would end the prompt before its answer.
+        """
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        prefix = _prefix_ids(self.tokenizer)
+        return ids if ids[: len(prefix)] == prefix else prefix + ids
 
     def decode(self, tokens: list[int]) -> str:
+        """Text of generated ids, without special tokens."""
         return self.tokenizer.decode(tokens, skip_special_tokens=True)
 
 
@@ -116,6 +124,7 @@ def load_base(path: str, revision: str | None = None, dtype: torch.dtype = torch
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+    quiet_libraries()
     shared = {"revision": revision, "trust_remote_code": False}
     try:
         if is_gguf(path):
@@ -216,6 +225,13 @@ def attach_lora(model: nn.Module, config: ExperimentConfig) -> nn.Module:
     return adapted
 
 
+def _prefix_ids(tokenizer) -> list[int]:
+    """What the tokenizer puts before every text: a BOS token, several tokens, or nothing."""
+    plain, whole = (tokenizer("1", add_special_tokens=special)["input_ids"] for special in (False, True))
+    starts = (start for start in range(len(whole)) if whole[start : start + len(plain)] == plain)
+    return whole[: next(starts, 0)]
+
+
 def _of_other_towers(model: nn.Module, targets: Sequence[str]) -> list[str] | None:
     """Modules named like a target in parts that text does not pass, as in a vision tower; None if there are none."""
     inside = {*model.get_decoder().modules(), model.get_output_embeddings()}
@@ -224,11 +240,14 @@ def _of_other_towers(model: nn.Module, targets: Sequence[str]) -> list[str] | No
 
 
 def _eos_token_ids(model: nn.Module, tokenizer) -> tuple[int, ...]:
-    ids = model.config.eos_token_id
-    ids = list(ids) if isinstance(ids, list | tuple) else [ids]
-    ids = {*ids, tokenizer.eos_token_id} - {None}
+    """Every id that the config, the generation config or the tokenizer names as an end: families declare it in different places."""
+    ids = {tokenizer.eos_token_id}
+    for config in (model.config, model.config.get_text_config(), model.generation_config):
+        declared = config.eos_token_id if config is not None else None
+        ids |= set(declared) if isinstance(declared, list | tuple) else {declared}
+    ids.discard(None)
     if not ids:
-        raise UserError("neither the model's config nor its tokenizer names an end-of-sequence token")
+        raise UserError("none of the model's configs and its tokenizer names an end-of-sequence token")
     return tuple(sorted(ids))
 
 

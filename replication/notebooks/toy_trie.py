@@ -9,8 +9,9 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from replication.algorithms import TokenCredit, build_trie
-from replication.notebooks.toy_group import CREDIT_COLOURS, ShownGroup
-from replication.report.style import style
+from replication.notebooks.toy_figures import CREDIT_COLOURS
+from replication.notebooks.toy_group import ShownGroup
+from replication.report import figure_style
 
 
 def trie(group: ShownGroup, credit: TokenCredit, *, title: str) -> Figure:
@@ -82,7 +83,7 @@ def _draw_trie(
     width = max(x for x, _ in place.values()) + 1.1
     limit = max((abs(a) for a in credited.values()), default=1.0) or 1.0
     scale = Normalize(-limit, limit)
-    with style(), rc_context({"text.parse_math": False}):
+    with figure_style(), rc_context({"text.parse_math": False}):
         figure = Figure(figsize=(max(width, 7.6), 0.62 * leaves + 1.15))
         FigureCanvasAgg(figure)
         axis = figure.add_axes((0, 0, 1, 1))

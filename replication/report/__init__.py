@@ -1,0 +1,58 @@
+"""Exhibits, verdicts and pages, from the tables alone: everything here can be made again without a model.
+
+In: the tables. Out: report.html, the figures, the pages of notebooks, and what the notebooks show.
+Start with ``exhibits``, the one list: ``EXHIBITS[name].show(tables, profile)`` is a figure, at most two sentences, and the table
+behind them. One module a topic holds how: headline, ablations, side_effects, cost, credit. ``style`` is what all figures share.
+"""
+
+from __future__ import annotations
+
+from replication.report.exhibits import EXHIBITS, Exhibit, Shown, save_figures
+from replication.report.findings import conclusions, negative_results, power, verdict_rows
+from replication.report.html import notebook_page, table_html, with_formulas
+from replication.report.page import build, find_tables, rebuild_tables, update_tables
+from replication.report.plan import plan_frame, plan_sentence, plan_table, state_table
+from replication.report.publishing import publish
+from replication.report.style import (
+    COLOURS,
+    MARKERS,
+    caption,
+    figure_style,
+    legend_beside,
+    not_run,
+    panels,
+    percent_axis,
+    save_figure,
+)
+
+__all__ = [
+    "COLOURS",
+    "EXHIBITS",
+    "Exhibit",
+    "MARKERS",
+    "Shown",
+    "build",
+    "caption",
+    "conclusions",
+    "figure_style",
+    "find_tables",
+    "legend_beside",
+    "negative_results",
+    "not_run",
+    "notebook_page",
+    "panels",
+    "percent_axis",
+    "plan_frame",
+    "plan_sentence",
+    "plan_table",
+    "power",
+    "publish",
+    "rebuild_tables",
+    "save_figure",
+    "save_figures",
+    "state_table",
+    "table_html",
+    "update_tables",
+    "verdict_rows",
+    "with_formulas",
+]

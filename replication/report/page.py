@@ -1,71 +1,87 @@
-"""report.html, the page to open first: verdicts, figures, tuning, plan, ledger and provenance, from the tables alone."""
+"""report.html, the page to open first: conclusions, verdicts, exhibits, and the folded rest, from the tables alone."""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from replication.names import CLAIMS, ROOT
-from replication.report import readings, readings_ablations, readings_diagnostics, rows, summaries
-from replication.report.figures import FIGURES
-from replication.report.pages import data_uri, render
-from replication.report.style import style
+from replication.names import CLAIMS, RESULTS
+from replication.report import appendix, plan
+from replication.report.exhibits import EXHIBITS, save_figures
+from replication.report.findings import conclusions, negative_results, power, verdict_rows
+from replication.report.html import render
+from replication.report.wording import shown_table
 from replication.runs import atomic_write, read_json
-from replication.statistics import Tables, verdicts
+from replication.statistics import Tables, paired_tests, seed_spread, verdicts
 from replication.tables import build_tables, read_tables, tables_manifest, write_tables
 
-#: Title, question and sentences of each figure, in the order of the page.
-_FIGURE_TEXTS: dict[str, tuple[str, str, Callable[[Tables, str], list[str]]]] = {
-    "full_vs_sparse": ("Full against sparse", "Does crediting fewer tokens cost accuracy, or gain it?", readings.headline),
-    "learning_curves": ("Learning curves", "How fast does each method learn, and had it levelled off?", readings.learning_curves),
-    "learning_rate": (
-        "Learning rate", "Is a method's failure or success one of its learning rate?", readings_ablations.learning_rate,
-    ),
-    "token_fraction": (
-        "Token fraction", "How much does accuracy depend on how many tokens are credited?", readings_ablations.token_fraction,
-    ),
-    "lora_rank": ("LoRA rank", "Where does the gap between sparse and full open or close?", readings_ablations.lora_rank),
-    "cost": ("Cost of a training", "What does an accuracy cost in credited tokens?", readings.cost),
-    "cost_to_reach": ("Cost to reach", "How many credited tokens until a given accuracy?", readings.cost_to_reach),
-    "regularisation": ("Regularisation", "Do sparse updates drift less and overfit less?", readings_diagnostics.regularisation),
-    "credit_vs_truth": ("Credit against the truth", "Does credit fall where it matters?", readings_diagnostics.credit_vs_truth),
-    "worked_example": ("One group, token by token", "Which tokens does each method credit?", readings_diagnostics.worked_example),
-    "gradient_snr": ("Signal and noise", "How much of a gradient is signal?", readings_diagnostics.gradient_snr),
-    "price_of_accuracy": ("The price of an accuracy", "What does it take to get there?", readings_diagnostics.price_of_accuracy),
-}  # fmt: skip
+if TYPE_CHECKING:
+    from replication.ablations import PlannedRun
+
+
+_SPREAD = (
+    "In percent: how much training under another seed changes the accuracy (sd, lowest and highest seed), and what another set of "
+    "test items could change for these very policies (95 %)."
+)
+_PAIRS = (
+    "Test items that only one of two methods answers right under the same seed. p: McNemar's exact test, then Holm's correction "
+    "over the seeds of the pair. The verdicts rest on the intervals, not on these."
+)
+_GAINS = (
+    "The gain over the base on the test items in points, split into producing a parsable answer at all (it ends by itself and "
+    "holds a number) and answering correctly."
+)
+_PROMPTS = (
+    "The untrained base under each template, greedy on the validation split, in percent with Wilson 95 % intervals. A template "
+    "that the base does not understand makes any later gain look large."
+)
+_TROUBLED = "A diverged run counts in its method's mean, at its last finite checkpoint."
+_DEVIATIONS = (
+    "Every choice that the text at hand leaves open [R], and where the nano lab stands in for the paper's setting [nano]. None of "
+    "them is the paper's word."
+)
+_SETTINGS = (
+    "[P] stated in the paper's abstract, [S] in second-hand descriptions of its method section, [R] our reconstruction; without a "
+    "mark it does not concern the paper."
+)
+
+
+def rebuild_tables(planned: Sequence[PlannedRun], results_dir: str | Path, notes: Mapping[str, Any]) -> None:
+    """Write the tables of a whole plan from the run directories, with the verdicts; what was not run is pending.
+
+    Args:
+        notes: further entries of the manifest: the profile, and what the plan was made with.
+    """
+    runs_dir = Path(results_dir) / "runs"
+    tables = build_tables(planned, runs_dir)
+    tables["verdicts"] = verdicts(CLAIMS, tables)
+    write_tables(tables, results_dir, {**tables_manifest(planned, runs_dir), **notes})
 
 
 def update_tables(profile: str, results_dir: str | Path, *, variant: str = "default", seeds: int | None = None) -> Tables:
-    """Build and write the tables of the whole plan from the run directories, with the verdicts; what was not run is pending.
+    """``rebuild_tables`` of a profile's plan, read back: for notebooks that have just run a part of it."""
+    from replication.ablations import plan as plan_of
 
-    For notebooks that have just run a part of the plan.
-    """
-    from replication.ablations import plan
-
-    planned, runs_dir = plan(profile, variant=variant, seeds=seeds), Path(results_dir) / "runs"
-    tables = build_tables(planned, runs_dir)
-    tables["verdicts"] = verdicts(CLAIMS, tables)
-    settings = {"plan": variant, "seeds": seeds, "set": [], "svamp": None}
-    write_tables(tables, results_dir, tables_manifest(planned, runs_dir) | {"profile": profile, "plan": settings})
+    notes = {"profile": profile, "plan": {"plan": variant, "seeds": seeds, "set": [], "svamp": None}}
+    rebuild_tables(plan_of(profile, variant=variant, seeds=seeds), results_dir, notes)
     return read_tables(results_dir)
 
 
 def find_tables(profile: str, results_dir: str | Path) -> tuple[Tables, Path | None]:
     """The tables of ``results_dir``, or else those committed under results/<profile>, or else none at all; and where they lie."""
-    for folder in (Path(results_dir), ROOT / "results" / profile):
+    for folder in (Path(results_dir), RESULTS / profile):
         if any(folder.glob("*.csv")):
             return read_tables(folder), folder
     return {}, None
 
 
 def build(results_dir: str | Path, profile: str) -> Path:
-    """Write verdicts.csv and report.html from the tables in ``results_dir``; returns the page's path.
+    """Write verdicts.csv, the figures and report.html from the tables in ``results_dir``; returns the page's path.
 
-    The page stands alone: figures are drawn from the tables and inlined, nothing is fetched.
+    The page refers to figures/<name>.png beside it and to nothing else.
 
     Raises:
         UserError: no tables, a damaged one, or a folder that cannot be written.
@@ -74,56 +90,51 @@ def build(results_dir: str | Path, profile: str) -> Path:
     tables = read_tables(results_dir)
     judged = verdicts(CLAIMS, tables)
     write_tables({"verdicts": judged}, results_dir)
+    exhibits = [exhibit.show(tables, profile) for exhibit in EXHIBITS.values()]
+    save_figures(exhibits, results_dir / "figures")
+    shown = [one.html(f"figures/{one.name}.png") for one in exhibits]
     manifest = read_json(results_dir / "manifest.json", "a manifest")
     page = results_dir / "report.html"
-    atomic_write(page, render("report.html", **_context(tables, judged, manifest, results_dir, profile)))
+    atomic_write(page, render("report.html", exhibits=shown, **_context(tables, judged, manifest, results_dir, profile)))
     return page
 
 
 def _context(tables: Tables, judged: pd.DataFrame, manifest: Mapping[str, Any], folder: Path, profile: str) -> dict[str, Any]:
-    runs = tables.get("runs", pd.DataFrame())
-    runs = runs[runs["profile"] == profile] if len(runs) else runs
-    pages = sorted(path.name for path in (folder / "notebooks").glob("*.html"))
+    runs = tables.get("runs", pd.DataFrame(columns=["profile"]))
+    runs = runs[runs["profile"] == profile]
+    rows = verdict_rows(judged)
+    paper = {row["claim"]: row["paper"] for row in rows}
+    done = runs[runs["status"] == "done"] if len(runs) else runs
     return {
         "profile": profile,
-        "verdicts": rows.verdict_rows(judged),
-        "summary": rows.summary(judged, profile),
-        "figures": _figures(tables, profile),
-        "headline": rows.headline(tables, profile),
-        "svamp_split": readings.svamp_split(tables, profile),
-        "prompts": summaries.prompt_table(tables, profile).to_dict("records"),
-        "gains": rows.gains(tables, profile),
-        "spread": rows.spread(tables, profile),
-        "paired": rows.paired(tables, profile),
-        "negative": rows.negative_results(judged),
-        "power": readings.power(tables, profile),
-        "tuning": rows.tuning(tables, profile),
-        "plan": readings.plan_sentence(runs) if len(runs) else "Nothing was planned.",
-        "plan_rows": summaries.plan_table(runs).to_dict("records") if len(runs) else [],
-        "states": summaries.state_table(runs).to_dict("records") if len(runs) else [],
-        "troubled": rows.troubled(runs),
-        "deviations": rows.deviations(runs),
-        "settings": rows.settings(runs),
-        "not_run": rows.ledger()["not_run"],
-        "provenance": rows.provenance(manifest),
-        "packages": ", ".join(f"{name} {version}" for name, version in (manifest.get("packages") or {}).items()),
-        "example": rows.example(runs),
-        "pages": pages,
+        "conclusions": conclusions(judged, tables, profile),
+        # What the paper says stands beside its counterpart; claims about Qwen that were not run need no row each.
+        "verdicts": [row | {"paper": row["paper"] or paper.get(row["counterpart"], "")} for row in rows if row["ours"]],
+        "not_judged": [row["claim"] for row in rows if not row["ours"]],
+        "power": power(tables, profile),
+        "svamp_split": appendix.svamp_split(tables, profile),
+        "negative": negative_results(judged),
+        "not_run": appendix.ledger()["not_run"],
+        "folded": [(title, text, shown_table(table)) for title, text, table in _folded(tables, runs, profile) if len(table)],
+        "plan": plan.plan_sentence(runs) if len(runs) else "Nothing was planned.",
+        "provenance": appendix.provenance(manifest),
+        "example": str(done.iloc[0]["command"]) if len(done) else "",
+        "pages": sorted(path.name for path in (folder / "notebooks").glob("*.html")),
     }
 
 
-def _figures(tables: Tables, profile: str) -> list[dict[str, Any]]:
-    shown = []
-    for name, draw in FIGURES.items():
-        title, question, read = _FIGURE_TEXTS.get(name, (name.replace("_", " "), "", lambda tables, profile: []))
-        figure, data = draw(tables), io.BytesIO()
-        with style():
-            figure.savefig(data, format="png", dpi=150, metadata={"Software": None})
-        sentences = read(tables, profile)
-        alternative = f"{title}. {' '.join(sentences)}"
-        address = data_uri(data.getvalue(), "image/png")
-        # In proportion to the figure's own width, so that the lettering of all of them is of one size.
-        width = round(108 * figure.get_figwidth())
-        texts = {"name": name, "title": title, "question": question, "alt": alternative, "sentences": sentences}
-        shown.append({**texts, "src": address, "width": width})
-    return shown
+def _folded(tables: Tables, runs: pd.DataFrame, profile: str) -> list[tuple[str, str, pd.DataFrame]]:
+    """Title, explanation and numbers of the tables that a click unfolds."""
+    spread, pairs = seed_spread(tables, profile), paired_tests(tables, profile)
+    fractions = ["mean", "seed_sd", "seed_min", "seed_max", "items_low", "items_high"]
+    return [
+        ("Two kinds of uncertainty", _SPREAD, spread.assign(**{name: 100 * spread[name] for name in fractions})),
+        ("The methods in pairs, seed by seed", _PAIRS, pairs[pairs["a"] != "base"]),
+        ("A parsable answer, or a right one?", _GAINS, appendix.gain_table(tables, profile)),
+        ("Prompt templates", _PROMPTS, appendix.prompt_table(tables, profile)),
+        ("Runs that did not simply end", _TROUBLED, appendix.troubled_table(runs) if len(runs) else runs),
+        ("How the plan went", "Distinct runs of each ablation.", plan.state_table(runs) if len(runs) else runs),
+        ("The plan in full", "", plan.plan_table(runs) if len(runs) else runs),
+        ("Deviations ledger", _DEVIATIONS, appendix.deviation_table(runs)),
+        ("Every setting, with its source", _SETTINGS, appendix.setting_table(runs)),
+    ]

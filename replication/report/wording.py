@@ -1,32 +1,119 @@
-"""Numbers as the sentences of figures and report write them."""
+"""How sentences and table cells write numbers and names; every number in the report passes through here."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import pandas as pd
 
+from replication.names import ABLATION_LABELS, METHOD_LABELS, TASK_LABELS
 
-def percent(value: float, low: float, high: float) -> str:
-    """A percentage with its interval; without one if there is none."""
-    return f"{value:.1f} %" if pd.isna(low) else f"{value:.1f} % [{low:.1f}, {high:.1f}]"
+_NAMES = {"task": TASK_LABELS, "method": METHOD_LABELS, "ablation": ABLATION_LABELS, "a": METHOD_LABELS, "b": METHOD_LABELS}
+#: Heads of columns whose name alone does not tell the unit or the meaning.
+_HEADS = {
+    "accuracy": "test accuracy, %", "sampled_accuracy": "sampled, %", "validation_accuracy": "validation, %",
+    "accuracy_new_stories": "new stories, %", "kept_fraction": "tokens in the loss, % of untied groups",
+    "kept_share_all": "% of all groups", "start": "start, %", "end": "end, %", "lowest": "lowest seed, %",
+    "highest": "highest seed, %", "gap": "minus GRPO, points", "worth": "changed the chance by, points", "level": "level, %",
+    "minus_grpo": "minus GRPO, seeds in pairs", "share": "share of tokens, %", "seed_sd": "sd over seeds", "p_holm": "p, Holm",
+}  # fmt: skip
+#: Columns that drawing and sentences need and a reader does not.
+_HIDDEN = ("schema_version", "selector", "column", "better")
 
 
-def points(value: float, low: float, high: float) -> str:
-    """A difference in percentage points with its interval; without one if there is none."""
-    return f"{value:+.1f} points" + ("" if pd.isna(low) else f" [{low:+.1f}, {high:+.1f}]")
+def number(value: float, largest: float | None = None) -> str:
+    """Few digits: 12,346, 85.1, 0.0061; empty for NaN.
+
+    Args:
+        largest: the number whose size decides how many decimals there are, where several stand side by side; default ``value``.
+    """
+    if pd.isna(value):
+        return ""
+    size = abs(value if largest is None else largest)
+    decimals = 0 if size >= 1000 else 1 if size >= 1 or size == 0 else 1 - math.floor(math.log10(size))
+    return f"{value:,.{decimals}f}"
 
 
-def digits(value: float) -> str:
-    """As many digits as a small share needs: two."""
-    return f"{value:.0f}" if abs(value) >= 10 else f"{value:.2g}"
+def points(value: float) -> str:
+    """A difference in percentage points, with its sign."""
+    return f"{value:+.1f} points"
 
 
-def plural(count: float, word: str) -> str:
-    """The word, with an s unless it is one."""
-    return word if count == 1 else f"{word}s"
+def percent(value: float) -> str:
+    """A share that is already in percent."""
+    return f"{number(value)} %"
+
+
+def interval(value: float, low: float, high: float, unit: str = "") -> str:
+    """A number with its 95 % interval; without one where there is none."""
+    if pd.isna(low):
+        return number(value) + unit
+    largest = max(abs(value), abs(low), abs(high))
+    return f"{number(value, largest)}{unit} [{number(low, largest)}, {number(high, largest)}]"
+
+
+def counted(count: float, word: str) -> str:
+    """ "1 seed", "10 seeds"."""
+    return f"{int(count):,} {word}{'' if count == 1 else 's'}"
+
+
+def span(values: Iterable[float]) -> str:
+    """ "3.2 to 8.6", or the one number that all of them are."""
+    values = sorted(values)
+    texts = [number(value, max(values, key=abs)) for value in values]
+    return texts[0] if texts[0] == texts[-1] else f"{texts[0]} to {texts[-1]}"
 
 
 def listing(parts: Sequence[str]) -> str:
     """Parts in a row, the last after "and"."""
     return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
+
+
+def distinct(values: pd.Series) -> str:
+    """The different numbers of a column, in rising order: "0.001, 0.003"."""
+    return ", ".join(f"{value:g}" for value in sorted(set(pd.to_numeric(values, errors="coerce").dropna())))
+
+
+def shown_table(frame: pd.DataFrame) -> dict[str, Any]:
+    """A frame of numbers as the heads and cells of a page.
+
+    ``x``, ``x_low`` and ``x_high`` become one cell with its interval, ids become names, and columns in which nothing was measured
+    are left out.
+
+    Returns:
+        heads: (text, kind) of each column, kind "number", "nowrap" or "words"; rows: the cells as texts.
+    """
+    frame = frame.dropna(axis="columns", how="all") if len(frame) else frame
+    ends = {f"{name}_{end}" for name in frame for end in ("low", "high")}
+    heads, columns = [], []
+    for name in [str(name) for name in frame if name not in ends and name not in _HIDDEN]:
+        values = frame[name].tolist()
+        if pd.api.types.is_numeric_dtype(frame[name]) and frame[name].dtype != bool:
+            kind, texts = "number", _numbers(values)
+            if {f"{name}_low", f"{name}_high"} <= ends & set(frame):
+                bounds = zip(values, frame[f"{name}_low"], frame[f"{name}_high"], strict=True)
+                texts = [interval(*bound) for bound in bounds]
+        else:
+            texts = [_text(value, name) for value in values]
+            kind = "words" if max(map(len, texts), default=0) > 40 else "nowrap"
+        heads.append((_HEADS.get(name, name.replace("_", " ")), kind))
+        columns.append(texts)
+    return {"heads": heads, "rows": list(zip(*columns, strict=True))}
+
+
+def _numbers(values: Sequence[float]) -> list[str]:
+    """Whole numbers without a point where the whole column is whole."""
+    known = [value for value in values if not pd.isna(value)]
+    if all(float(value).is_integer() for value in known):
+        return ["" if pd.isna(value) else f"{int(value):,}" for value in values]
+    return [number(value) for value in values]
+
+
+def _text(value: Any, column: str) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else ""
+    if isinstance(value, float):
+        return number(value)
+    return "" if value is None or value is pd.NA else _NAMES.get(column, {}).get(str(value), str(value))

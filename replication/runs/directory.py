@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("replication")
 
-ITEM_COLUMNS = ("split", "item_id", "correct", "truncated", "parsed")
+ITEM_COLUMNS = ("split", "item_id", "template", "correct", "reward", "truncated", "parsed")
 _GROWING = ("metrics.jsonl", "timings.jsonl", "samples.jsonl")
 #: What may lie in the folder of a run before its first start.
 _BEFOREHAND = {"run.log", "failure.json"}
@@ -94,7 +94,7 @@ class RunDirectory:
         strangers = {entry.name for entry in path.iterdir() if not entry.name.startswith(".")} - _BEFOREHAND
         if strangers and not (path / "config.json").exists():
             raise UserError(f"{path} holds {min(strangers)} but no config.json, so it is no run: choose another folder")
-        lock = FileLock(path / ".lock", timeout=_PATIENCE)
+        lock = FileLock(path / ".lock", timeout=_PATIENCE, thread_local=False)
         with explained(path / ".lock"):
             try:
                 lock.acquire()
@@ -216,14 +216,14 @@ class RunDirectory:
             sync(folder)
 
     def write_items(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Write items.csv: a row per evaluated item with split, item_id, correct, truncated and parsed (None = empty)."""
+        """Write items.csv: a row per evaluated item, with the keys of ITEM_COLUMNS; None is an empty cell."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["schema_version", *ITEM_COLUMNS])
         for row in rows:
-            correct, truncated = int(row["correct"]), int(row["truncated"])
-            parsed = "" if row.get("parsed") is None else int(row["parsed"])
-            writer.writerow([SCHEMA_VERSION, row["split"], row["item_id"], correct, truncated, parsed])
+            # 1.0 is written as 1 and True as 1, so that a reward of whole numbers reads like the other counts.
+            cells = [f"{value:g}" if isinstance(value, bool | float) else value for value in map(row.get, ITEM_COLUMNS)]
+            writer.writerow([SCHEMA_VERSION, *cells])
         atomic_write(self.path / "items.csv", text.getvalue())
 
     def write_manifest(self, **extra: Any) -> None:

@@ -1,0 +1,143 @@
+"""What the report folds away at its end: checks of the numbers, the deviations ledger, settings, and where all of it comes from."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from replication.config import ExperimentConfig
+from replication.names import DEVIATIONS, HEADLINE, METHOD_LABELS
+from replication.report.select import in_order, runs_of
+from replication.statistics import Tables, table
+from replication.tasks import MADE_UP
+
+_PROMPT_SHARES = ("accuracy", "parsable_share", "accuracy_of_parsable", "truncated_share")
+
+
+def gain_table(tables: Tables, profile: str) -> pd.DataFrame:
+    """Per task and method: the gain in test accuracy over the base in points, split by what an answer has to achieve.
+
+    Accuracy is a · c, with a the share of parsable answers (ended by themselves, with a number) and c the accuracy among them.
+    gain = (a − a₀)(c + c₀)/2 + (c − c₀)(a + a₀)/2: from producing a parsable answer, and from answering correctly. Where one of
+    the two answers nothing parsable its c does not exist, and the whole gain is one of form. Empty without ``parsed`` in the items.
+    """
+    items = table(tables, "items", ("run_id", "item_id", "correct"))
+    items = items.merge(runs_of(tables, HEADLINE, profile)[["run_id", "task", "method"]], on="run_id")
+    if items.empty or "parsed" not in items or items["parsed"].isna().any():
+        return pd.DataFrame()
+    parsable = (items["parsed"] == 1) & (items["truncated"] == 0)
+    shares = items.assign(parsable=parsable).groupby(["task", "method"])[["parsable", "correct"]].mean()
+    rows = []
+    for (task, method), (a, right) in shares.iterrows():
+        if method == "base" or (task, "base") not in shares.index:
+            continue
+        a0, right0 = shares.loc[(task, "base")]
+        correctness = (right / a - right0 / a0) * (a + a0) / 2 if a and a0 else 0.0
+        gain = right - right0
+        row = {"task": task, "method": method, "parsable_before": 100 * a0, "parsable_after": 100 * a, "gain": 100 * gain}
+        rows.append(row | {"gain_of_form": 100 * (gain - correctness), "gain_of_correctness": 100 * correctness})
+    return in_order(pd.DataFrame(rows), "task", "method") if rows else pd.DataFrame()
+
+
+def prompt_table(tables: Tables, profile: str) -> pd.DataFrame:
+    """prompts.csv of a profile in percent: the base under each prompt template, with Wilson intervals."""
+    found = tables.get("prompts")
+    if found is None or not len(found):
+        return pd.DataFrame()
+    found = found[found["profile"] == profile].reset_index(drop=True)
+    shares = [f"{name}{end}" for name in _PROMPT_SHARES for end in ("", "_low", "_high")]
+    shown = found[["task", "template", "chosen", "items", *shares]].copy()
+    shown[shares] *= 100
+    notes = found["status"] + ": " + found["reason"].fillna("")
+    return shown.assign(note=notes.where(found["status"] != "done"))
+
+
+def troubled_table(runs: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the plan that did not simply end: diverged, failed or pending."""
+    columns = ["ablation", "task", "method", "seed", "learning_rate", "lora_rank", "status", "reason"]
+    return runs.loc[~runs["status"].eq("done"), [name for name in columns if name in runs]]
+
+
+def svamp_split(tables: Tables, profile: str) -> str:
+    """Which split of SVAMP the ended runs used, from svamp_source; empty without such runs or without that column."""
+    runs = runs_of(tables, HEADLINE, profile)
+    runs = runs[runs["task"] == "svamp"]
+    if runs.empty or "svamp_source" not in runs:
+        return ""
+    items = table(tables, "items", ("run_id", "item_id"))
+    if items.loc[items["run_id"].isin(runs["run_id"]), "item_id"].astype(str).str.startswith(MADE_UP).any():
+        return "SVAMP: items made up for a dry run, not SVAMP itself."
+    from_file = int(runs["svamp_source"].notna().sum())
+    names = {"a 700/300 split of the official file by content hash": from_file}
+    names["the Hub's own 700/300 split"] = len(runs) - from_file
+    used = [f"{count} runs used {name}" for name, count in names.items() if count]
+    return f"SVAMP: {' and '.join(used)}" + ("; the two cannot be compared." if len(used) > 1 else ".")
+
+
+# Ledger, settings, provenance --------------------------------------------------------------------------------------------------
+
+
+def ledger() -> dict[str, Any]:
+    """data/deviations.yaml: lists of ``deviations`` and of what was ``not_run``."""
+    return yaml.safe_load(DEVIATIONS.read_text("utf-8"))
+
+
+def deviation_table(runs: pd.DataFrame) -> pd.DataFrame:
+    """The ledger with the values that the headline runs had."""
+    rows = []
+    for entry in ledger()["deviations"]:
+        values = "; ".join(f"{name}: {value_of(runs, name)}" for name in entry["fields"])
+        row = {"id": f"{entry['id']} [{entry['mark']}]"} | {name: entry[name] for name in ("topic", "choice", "why", "effect")}
+        rows.append(row | {"values_in_the_headline_runs": values})
+    return pd.DataFrame(rows)
+
+
+def setting_table(runs: pd.DataFrame) -> pd.DataFrame:
+    """Every field of the config with its source mark and the values of the headline runs."""
+    rows = []
+    for name, field in ExperimentConfig.model_fields.items():
+        text = field.description or ""
+        marks = ", ".join(re.findall(r"\[([PSR])\]", text))
+        row = {"setting": name, "source": marks, "values_in_the_headline_runs": value_of(runs, name)}
+        rows.append(row | {"meaning": re.sub(r"\s*\[[PSR]\]", "", text)})
+    return pd.DataFrame(rows)
+
+
+def value_of(runs: pd.DataFrame, name: str) -> str:
+    """The values of a setting in the trained headline runs: one if all agree, else by method."""
+    if name not in runs or runs.empty:
+        return "not run"
+    own = runs[(runs["ablation"] == HEADLINE) & (runs["method"] != "base")]
+    texts = own[name].map(lambda value: "unset" if pd.isna(value) else f"{value:g}" if isinstance(value, float) else _listed(value))
+    by_method = texts.groupby(own["method"], sort=False).agg(lambda values: " or ".join(sorted(set(values))))
+    if by_method.nunique() == 1:
+        return by_method.iloc[0]
+    return ", ".join(f"{METHOD_LABELS[method]} {value}" for method, value in by_method.items())
+
+
+def _listed(value: Any) -> str:
+    text = str(value)
+    return ", ".join(map(str, json.loads(text))) if text.startswith("[") else text
+
+
+def provenance(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What a reader asks of manifest.json first: commits, seeds, machine, time; what it does not hold is left out."""
+    seconds, memory = manifest.get("seconds_of_all_runs"), manifest.get("peak_rss_bytes")
+    rows = [
+        ("runs made from commit", ", ".join(manifest.get("run_commits") or [])),
+        ("uncommitted changes", {True: "yes", False: "no"}.get(manifest.get("runs_dirty"), "")),
+        ("seeds", ", ".join(map(str, manifest.get("seeds") or []))),
+        ("processor", f"{manifest.get('cpu') or ''}, {manifest.get('cores') or '?'} cores"),
+        ("GPU", manifest.get("gpu") or "none"),
+        ("system", manifest.get("platform") or ""),
+        ("Python", manifest.get("python") or ""),
+        ("packages", ", ".join(f"{name} {version}" for name, version in (manifest.get("packages") or {}).items())),
+        ("time of all runs, one after the other", f"{seconds / 60:.1f} min" if seconds else ""),
+        ("peak memory of one run", f"{memory / 1e9:.2f} GB" if memory else ""),
+    ]
+    return [(name, value) for name, value in rows if value]

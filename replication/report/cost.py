@@ -1,0 +1,213 @@
+"""What an accuracy costs: tokens in the loss, tokens through the model, seconds."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from replication.names import HEADLINE, METHOD_LABELS, TASK_LABELS, TRAINED
+from replication.report import style as p
+from replication.report.select import by_seed, curves_of, runs_of
+from replication.report.wording import counted, listing, number, percent
+from replication.statistics import Tables
+
+#: Sums over the steps, by the metrics of curves.csv that they are made of.
+_TOKENS = {"tokens_in_loss": ("tokens_in_loss",), "tokens_through_model": ("tokens_generated", "tokens_forwarded")}
+_LABELS = {
+    "tokens_in_loss": "tokens in the loss",
+    "tokens_through_model": "tokens through the model\n(sampled, and forwarded in the updates)",
+    "seconds": "seconds of training\n(sampling included)",
+}
+#: The level whose price is asked: this share of the way from the base to the best method's last validation accuracy.
+SHARE = 0.8
+
+
+def _spent(tables: Tables, profile: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The trained headline runs; and per run and step what it had spent so far (columns run_id, step and those of _TOKENS)."""
+    runs = runs_of(tables, HEADLINE, profile)
+    runs = runs[runs["method"] != "base"]
+    curves = curves_of(tables, runs, *(metric for parts in _TOKENS.values() for metric in parts))
+    steps = curves.pivot_table(index=["run_id", "step"], columns="metric", values="value")
+    missing = pd.Series(np.nan, index=steps.index)
+    sums = {name: sum(steps.get(part, missing) for part in parts) for name, parts in _TOKENS.items()}
+    return runs, pd.DataFrame(sums, index=steps.index).groupby("run_id").cumsum().reset_index()
+
+
+def spending_table(tables: Tables, profile: str) -> pd.DataFrame:
+    """Per task and method: what a whole training spends, mean over seeds, and its share of what full-token GRPO spends."""
+    runs, spent = _spent(tables, profile)
+    if spent.empty:
+        return pd.DataFrame()
+    ends = runs.merge(spent.groupby("run_id").last().drop(columns="step"), on="run_id", suffixes=("_run", ""))
+    rows = []
+    for (task, method), own in ends.groupby(["task", "method"], sort=False):
+        full = ends[(ends["task"] == task) & (ends["method"] == "grpo")]
+        row = {"task": task, "method": method, "seeds": own["seed"].nunique()}
+        for name in _TOKENS:
+            row |= {name: own[name].mean(), f"{name}_%_of_grpo": 100 * own[name].mean() / full[name].mean()}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def draw_spending(tables: Tables, profile: str, table: pd.DataFrame) -> Figure:
+    """Validation accuracy against what had been spent by then: a row for each kind of token, a column for each task."""
+    runs, spent = _spent(tables, profile)
+    curves = curves_of(tables, runs, "validation_accuracy")
+    spent = spent.merge(runs[["run_id", "task", "method", "seed"]], on="run_id")
+    tasks = list(table["task"].unique())
+    figure, axes = p.panels("Accuracy against what was spent", len(tasks), rows=len(_TOKENS), height=2.8)
+    for row, name in zip(axes, _TOKENS, strict=True):
+        for axis, task in zip(row, tasks, strict=True):
+            reached: list[float] = []
+            for method in TRAINED:
+                own = spent[(spent["task"] == task) & (spent["method"] == method)]
+                if own.empty:
+                    continue
+                accuracy = 100 * by_seed(curves, "validation_accuracy", task, method)
+                tokens = own.pivot(index="step", columns="seed", values=name)
+                steps = accuracy.index.intersection(tokens.index)
+                x, y, look = tokens.loc[steps], accuracy.loc[steps], {"color": p.COLOURS[method]}
+                for seed in x.columns.intersection(y.columns):
+                    axis.plot(x[seed], y[seed], alpha=0.35, linewidth=0.8, **look)
+                look |= {"marker": p.MARKERS[method], "markersize": 5.5, "label": METHOD_LABELS[method]}
+                axis.plot(x.mean(axis=1), y.mean(axis=1), **look)
+                reached += list(x.mean(axis=1))
+            p.decades(axis, reached)
+            axis.set_xlabel(f"{_LABELS[name].splitlines()[0]} so far (log scale)")
+            axis.set_title(TASK_LABELS[task], loc="left")
+            p.percent_axis(axis, "validation accuracy (%)")
+    p.legend_beside(figure, axes)
+    text = f"{p.about(profile)} A marker for each evaluation; thick: mean over {p.seeds_of(runs)}, thin: each seed. Read across "
+    text += "at an accuracy: the curve met first spent least. Through the model: sampled tokens and those of the updates."
+    return p.caption(figure, text)
+
+
+def say_spending(table: pd.DataFrame) -> list[str]:
+    """A whole training: tokens in the loss, and tokens through the model, as shares of what full-token GRPO spends."""
+    said = []
+    for name, words in (("tokens_in_loss", "tokens in the loss"), ("tokens_through_model", "tokens through the model")):
+        shares = table[(table["method"] != "grpo") & table[f"{name}_%_of_grpo"].notna()]
+        parts = [
+            f"{METHOD_LABELS[row['method']]} {percent(row[f'{name}_%_of_grpo'])} on {TASK_LABELS[row['task']]}"
+            for row in shares.to_dict("records")
+        ]
+        said += [f"A whole training has, of GRPO's {words}: {', '.join(parts)}."] if parts else []
+    return said or ["Nothing to compare with full-token GRPO."]
+
+
+# The price of a level ----------------------------------------------------------------------------------------------------------
+
+
+def prices(tables: Tables, profile: str, share: float = SHARE) -> pd.DataFrame:
+    """What each headline run had spent when it first reached a level of validation accuracy, a row for each run.
+
+    The level of a task is ``share`` of the way from the base to the highest mean that a method ends with. Between evaluations
+    accuracy is taken as linear in steps. A run that never gets there has NaN: not reached is missing, not 0.
+
+    Returns:
+        Columns run_id, task, method, seed, level, step, and those of ``_LABELS``.
+    """
+    runs, spent = _spent(tables, profile)
+    curves = 100 * curves_of(tables, runs, "validation_accuracy").pivot(index="step", columns="run_id", values="value").sort_index()
+    timings = tables.get("timings", pd.DataFrame(columns=["run_id"])).set_index("run_id")
+    rows = []
+    for task, own in runs[runs["run_id"].isin(curves.columns)].groupby("task", sort=False):
+        wide = {run_id: curves[run_id].dropna() for run_id in own["run_id"]}
+        ends = own.assign(end=[accuracy.iloc[-1] for accuracy in wide.values()]).groupby("method")["end"].mean()
+        start = float(np.mean([accuracy.iloc[0] for accuracy in wide.values()]))
+        level = start + share * (ends.max() - start)
+        for run in own.itertuples():
+            accuracy = wide[run.run_id]
+            step = _first_step(accuracy, level)
+            row = {"run_id": run.run_id, "task": task, "method": run.method, "seed": run.seed, "level": level, "step": step}
+            sums = spent[spent["run_id"] == run.run_id]
+            for name in _TOKENS:
+                steps, total = np.append(0, sums["step"]), np.append(0.0, sums[name])
+                row[name] = float(np.interp(step, steps, total)) if np.isfinite(step) else np.nan
+            parts = timings.reindex(index=[run.run_id], columns=["rollout_s", "score_s", "update_s"])
+            rows.append(row | {"seconds": float(parts.sum(axis=1, skipna=False).iloc[0]) * step / accuracy.index[-1]})
+    return pd.DataFrame(rows, columns=["run_id", "task", "method", "seed", "level", "step", *_LABELS])
+
+
+def _first_step(accuracy: pd.Series, level: float) -> float:
+    """The step at which the broken line through the evaluations first reaches ``level``; NaN if never."""
+    points = list(accuracy.items())
+    for (s0, a0), (s1, a1) in zip(points, points[1:], strict=False):
+        if a1 >= level:
+            return float(s0) if a0 >= level else float(s0 + (s1 - s0) * (level - a0) / (a1 - a0))
+    return float("nan")
+
+
+def price_table(tables: Tables, profile: str) -> pd.DataFrame:
+    """Per task and method: the level, how many seeds reach it, and the median price over all seeds.
+
+    A seed that never reaches the level counts as dearer than any that does, so the median is missing where half or more fail.
+    """
+    rows = []
+    for (task, method), own in prices(tables, profile).groupby(["task", "method"], sort=False):
+        row = {"task": task, "method": method, "level": own["level"].iloc[0], "seeds": len(own)}
+        row["reached"] = own["step"].notna().sum()
+        for name in _LABELS:
+            known = own[name].notna().any()
+            median = own[name].fillna(np.inf).median() if known else np.nan
+            row[name] = median if np.isfinite(median) else np.nan
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def draw_price(tables: Tables, profile: str, table: pd.DataFrame) -> Figure:
+    """A row for each task, a panel for each price: a dot per seed that reached the level, and the median over all seeds."""
+    runs, tasks = prices(tables, profile), list(table["task"].unique())
+    shown = [name for name in _LABELS if runs[name].notna().any()]
+    figure, axes = p.panels("The price of an accuracy", max(len(shown), 1), rows=len(tasks), width=3.3, height=2.2)
+    levels = []
+    for row, task in zip(axes, tasks, strict=True):
+        here, medians = runs[runs["task"] == task], table[table["task"] == task].set_index("method")
+        levels.append(f"{medians['level'].iloc[0]:.0f} % on {TASK_LABELS[task]}")
+        for axis, name in zip(row, shown, strict=False):
+            _price(axis, here, medians, name)
+            if axis.get_subplotspec().is_last_row():
+                axis.set_xlabel(_LABELS[name], fontsize=8.5)
+            p.rows_axis(axis, [METHOD_LABELS[method] if axis is row[0] else "" for method in TRAINED])
+        row[0].set_title(TASK_LABELS[task], loc="left")
+    text = (
+        f"{p.about(profile)} Log scales. Until the validation accuracy first reaches {' and '.join(levels)} ({100 * SHARE:.0f} % "
+        "of the way from the base to the best method; linear between evaluations). Hollow: a seed; filled: median over all seeds, "
+        "where those that never got there count as dearer. Seconds: of the machine that trained, other work on it included."
+    )
+    return p.caption(figure, text)
+
+
+def _price(axis: Axes, runs: pd.DataFrame, medians: pd.DataFrame, name: str) -> None:
+    p.decades(axis, runs[name].dropna())
+    for place, method in enumerate(TRAINED):
+        if method not in medians.index:
+            continue
+        values, colour, marker = runs.loc[runs["method"] == method, name].dropna(), p.COLOURS[method], p.MARKERS[method]
+        axis.scatter(values, place + 0.16 + 0 * values, s=18, marker=marker, facecolors="white", edgecolors=colour, zorder=3)
+        median, seeds = medians.loc[method, name], int(medians.loc[method, "seeds"])
+        count = f" ({len(values)} of {seeds})" if len(values) < seeds else ""
+        if np.isfinite(median):
+            axis.plot(median, place - 0.1, marker, color=colour, markersize=7, zorder=4)
+            look = {"ha": "center", "fontsize": 8.5, "color": colour}
+            axis.annotate(number(median) + count, (median, place - 0.1), xytext=(0, 5), textcoords="offset points", **look)
+        else:
+            look = {"ha": "center", "fontsize": 8, "color": "#777777", "transform": axis.get_yaxis_transform()}
+            axis.text(0.5, place - 0.2, f"too few seeds got there{count}", **look)
+
+
+def say_price(table: pd.DataFrame) -> list[str]:
+    """How many times GRPO's tokens through the model a sparse method takes (medians); and which seeds never got there."""
+    parts, missed = [], []
+    for task, own in table.groupby("task", sort=False):
+        price = own.set_index("method")["tokens_through_model"]
+        times = {method: price[method] / price["grpo"] for method in TRAINED[1:] if {method, "grpo"} <= set(price.dropna().index)}
+        words = [f"{METHOD_LABELS[method]} {number(ratio)} times" for method, ratio in times.items()]
+        parts += [f"to {number(own['level'].iloc[0])} % on {TASK_LABELS[task]} {listing(words)}"] if words else []
+        for row in own[own["reached"] < own["seeds"]].itertuples():
+            count = f"{row.seeds - row.reached} of {counted(row.seeds, 'seed')}"
+            missed.append(f"{METHOD_LABELS[row.method]} on {TASK_LABELS[task]} {count}")
+    said = [f"Tokens through the model until the level, against GRPO's (medians): {', '.join(parts)}."] if parts else []
+    return said + [f"Never got there: {', '.join(missed)}." if missed else "Every seed of every method got there."]

@@ -1,0 +1,153 @@
+"""The headline comparison: the base and the three methods on every task, at the end and along the way."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from replication.names import HEADLINE, METHOD_LABELS, METHODS, TASK_LABELS, TRAINED
+from replication.report import style as p
+from replication.report.select import accuracy_interval, by_seed, curves_of, runs_of
+from replication.report.wording import counted, listing, number, percent, span
+from replication.statistics import Tables
+
+#: A method has levelled off if its validation accuracy rose by less than this many points in the last third of the steps.
+LEVEL = 1.0
+#: Steps in the running mean of the reward.
+_SMOOTH = 5
+_SHARES = ("sampled_accuracy", "accuracy_new_stories", "held_out_accuracy", "kept_fraction", "kept_share_all")
+
+
+def accuracy_table(tables: Tables, profile: str) -> pd.DataFrame:
+    """Per task and method: greedy accuracy on the test items with its 95 % seed × item interval, in percent, and what it took.
+
+    ``kept_fraction`` counts tokens in the loss over those generated in groups that do not tie, ``kept_share_all`` over all.
+    """
+    runs, rows = runs_of(tables, HEADLINE, profile), []
+    for (task, method), own in runs.groupby(["task", "method"], sort=False):
+        value, low, high = accuracy_interval(tables, own)
+        row = {"task": task, "method": method, "seeds": own["seed"].nunique(), "items": own["n_items"].max()}
+        row |= {"accuracy": value, "accuracy_low": low, "accuracy_high": high}
+        row |= {name: 100 * own[name].mean() for name in _SHARES if name in own}
+        rows.append(row | {"tokens_in_loss": own["tokens_in_loss"].mean(), "diverged": int((own["status"] == "diverged").sum())})
+    return pd.DataFrame(rows)
+
+
+def draw_accuracy(tables: Tables, profile: str, table: pd.DataFrame) -> Figure:
+    """A panel for each task: a dot per seed, and the mean with its interval."""
+    runs = runs_of(tables, HEADLINE, profile)
+    tasks = list(table["task"].unique())
+    figure, axes = p.panels("Full against sparse: test accuracy", len(tasks))
+    for axis, task in zip(axes[0], tasks, strict=True):
+        rows = table[table["task"] == task].set_index("method")
+        p.base_line(axis, rows["accuracy"].get("base", np.nan))
+        for place, method in enumerate(METHODS):
+            if method not in rows.index:
+                axis.text(place, 4, "not run", ha="center", color="#777777", fontsize=8)
+                continue
+            own = runs[(runs["task"] == task) & (runs["method"] == method)]
+            _mean_and_seeds(axis, place, method, own, *rows.loc[method, ["accuracy", "accuracy_low", "accuracy_high"]])
+        axis.set_xticks(range(len(METHODS)), ["base", "GRPO\nall tokens", "S-GRPO", "T-SPMO"])
+        axis.set_xlim(-0.5, 3.6)
+        axis.grid(axis="x", visible=False)
+        axis.set_title(TASK_LABELS[task], loc="left")
+        p.percent_axis(axis, "test accuracy (%)")
+    text = f"{p.about(profile)} Hollow: one dot per seed ({p.seeds_of(runs)}); filled: mean with its 95 % seed × item bootstrap "
+    return p.caption(figure, text + f"interval, {table['items'].max():.0f} test items a task. Dashed: the base.")
+
+
+def _mean_and_seeds(axis: Axes, place: int, method: str, runs: pd.DataFrame, value: float, low: float, high: float) -> None:
+    colour, marker = p.COLOURS[method], p.MARKERS[method]
+    centre = place + (0.22 if method != "base" else 0.0)  # the base has no seeds beside it
+    axis.plot([centre] * 2, [low, high], color=colour, linewidth=2.2, zorder=3)
+    axis.plot(centre, value, marker, color=colour, markersize=7, zorder=4)
+    if method != "base":
+        spread = np.linspace(-0.28, 0.04, len(runs)) if len(runs) > 1 else np.full(1, -0.12)
+        p.dots(axis, place + spread, 100 * runs["accuracy"], runs, colour, marker)
+    # Above the interval, unless the interval reaches the top.
+    above = np.nanmax([high, value]) < 96
+    edge = np.nanmax([high, value]) if above else np.nanmin([low, value])
+    axis.annotate(
+        f"{value:.1f}", (centre, edge), xytext=(0, 3 if above else -3), textcoords="offset points", ha="center",
+        va="bottom" if above else "top", fontsize=9, color=colour, fontweight="bold",
+    )  # fmt: skip
+
+
+def say_accuracy(table: pd.DataFrame) -> list[str]:
+    """Which method is highest on each task, and how much of the tokens each credits."""
+    trained, parts = table[table["method"] != "base"], []
+    if trained.empty:
+        return ["No trained run has ended."]
+    for task, own in trained.groupby("task", sort=False):
+        ordered = own.sort_values("accuracy", ascending=False, kind="stable")
+        names = [f"{METHOD_LABELS[row.method]} {percent(row.accuracy)}" for row in ordered.itertuples()]
+        base = table.loc[(table["task"] == task) & (table["method"] == "base"), "accuracy"]
+        start = f", up from {percent(base.iloc[0])}" if len(base) else ""
+        parts.append(f"on {TASK_LABELS[task]} {listing(names)}{start}")
+    shares = trained.groupby("method", sort=False)["kept_fraction"].agg(list)
+    kept = [f"{METHOD_LABELS[method]} {span(values)} %" for method, values in shares.items() if pd.notna(values).all()]
+    counts = span(trained["seeds"]).replace(".0", "")
+    first = f"Mean test accuracy over {counts} seeds: {'; '.join(parts)}."
+    return [first, *([f"Tokens in the loss, of those generated in groups that do not tie: {listing(kept)}."] if kept else [])]
+
+
+def learning_table(tables: Tables, profile: str) -> pd.DataFrame:
+    """Per task and method: validation accuracy before, at two thirds of the steps and at the end, in percent, mean over seeds."""
+    runs = runs_of(tables, HEADLINE, profile)
+    curves, rows = curves_of(tables, runs, "validation_accuracy"), []
+    for task, method in runs[["task", "method"]].drop_duplicates().itertuples(index=False):
+        wide = 100 * by_seed(curves, "validation_accuracy", task, method)
+        mean = wide.mean(axis=1)
+        if method in TRAINED and len(mean) > 1:
+            later = float(np.interp(mean.index[-1] * 2 / 3, mean.index, mean))
+            row = {"task": task, "method": method, "seeds": wide.shape[1], "steps": mean.index[-1]}
+            row |= {"start": mean.iloc[0], "two_thirds": later, "end": mean.iloc[-1]}
+            rows.append(row | {"rise_in_last_third": mean.iloc[-1] - later})
+    return pd.DataFrame(rows)
+
+
+def draw_learning(tables: Tables, profile: str, table: pd.DataFrame) -> Figure:
+    """Reward of the rollouts and validation accuracy over the steps: a column for each task, mean and range of the seeds."""
+    runs = runs_of(tables, HEADLINE, profile)
+    runs = runs[runs["method"] != "base"]
+    labels = {"reward": "reward of the rollouts (%)", "validation_accuracy": "validation accuracy (%)"}
+    curves = curves_of(tables, runs, *labels)
+    tasks = list(table["task"].unique())
+    figure, axes = p.panels("Learning curves", len(tasks), rows=2, height=2.7)
+    for (metric, label), row in zip(labels.items(), axes, strict=True):
+        for axis, task in zip(row, tasks, strict=True):
+            for method in TRAINED:
+                wide = 100 * by_seed(curves, metric, task, method)
+                if wide.empty:
+                    continue
+                if metric == "reward":
+                    wide = wide.rolling(_SMOOTH, min_periods=1).mean()
+                look = {"marker": p.MARKERS[method], "markersize": 4} if metric != "reward" else {}
+                axis.plot(wide.index, wide.mean(axis=1), color=p.COLOURS[method], label=METHOD_LABELS[method], **look)
+                axis.fill_between(wide.index, wide.min(axis=1), wide.max(axis=1), color=p.COLOURS[method], alpha=0.12, lw=0)
+            p.percent_axis(axis, label)
+            axis.set_xlim(0, 1.02 * float(table["steps"].max()))
+            axis.set_xlabel("optimizer step")
+            axis.set_title(TASK_LABELS[task], loc="left")
+    p.legend_beside(figure, axes)
+    text = f"{p.about(profile)} Lines: mean over {p.seeds_of(runs)}; bands: lowest to highest seed. Reward: sampled at the "
+    return p.caption(figure, text + f"training temperature, running mean of {_SMOOTH} steps. Validation: greedy.")
+
+
+def say_learning(table: pd.DataFrame) -> list[str]:
+    """Who is still rising at the end: a comparison at a fixed number of steps is then partly one of speed."""
+    rising = table[table["rise_in_last_third"] >= LEVEL]
+    if rising.empty:
+        return [f"Every method has levelled off: none gains {LEVEL:g} point or more in the last third of its steps."]
+    parts = []
+    for task, own in rising.groupby("task", sort=False):
+        names = [f"{METHOD_LABELS[row.method]} by {number(row.rise_in_last_third)}" for row in own.itertuples()]
+        parts.append(f"on {TASK_LABELS[task]} {listing(names)} points")
+    level = table[table["rise_in_last_third"] < LEVEL]
+    others = f" {counted(len(level), 'other curve')} levelled off." if len(level) else ""
+    return [
+        f"Still rising in the last third of the steps: {'; '.join(parts)}.{others}".strip(),
+        "Where a curve still rises, the comparison at a fixed number of steps is also one of speed.",
+    ]

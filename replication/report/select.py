@@ -1,0 +1,52 @@
+"""The rows of the tables that an exhibit is about, in one order, and the interval of an accuracy."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from replication.names import METHODS, TASKS
+from replication.randomness import numpy_stream
+from replication.statistics import Tables, answers, bootstrap, mean_over_seeds, rows_of, table
+
+
+def runs_of(tables: Tables, ablation: str, profile: str) -> pd.DataFrame:
+    """The ended runs of an ablation under a profile, by task and method in the order of ``names``, then by seed."""
+    return in_order(rows_of(tables, ablation, profile), "task", "method", "seed", "run_id")
+
+
+def in_order(table: pd.DataFrame, *columns: str) -> pd.DataFrame:
+    """Rows sorted by columns, task and method in the order of ``names``; numbered anew."""
+    order = {"task": TASKS.index, "method": METHODS.index}
+
+    def key(values: pd.Series) -> pd.Series:
+        return values.map(order[values.name]) if values.name in order else values
+
+    return table.sort_values(list(columns), key=key, kind="stable", ignore_index=True)
+
+
+def curves_of(tables: Tables, runs: pd.DataFrame, *metrics: str) -> pd.DataFrame:
+    """The curves of some runs: columns run_id, step, metric, value, task, method, seed."""
+    curves = table(tables, "curves", ("run_id", "step", "metric", "value"))
+    curves = curves.loc[curves["metric"].isin(metrics), ["run_id", "step", "metric", "value"]]
+    return curves.merge(runs[["run_id", "task", "method", "seed"]], on="run_id").astype({"step": int, "value": float})
+
+
+def by_seed(curves: pd.DataFrame, metric: str, task: str, method: str) -> pd.DataFrame:
+    """One metric of one method on one task: a row for each step, a column for each seed."""
+    own = curves[(curves["metric"] == metric) & (curves["task"] == task) & (curves["method"] == method)]
+    return own.pivot(index="step", columns="seed", values="value").sort_index()
+
+
+def accuracy_interval(tables: Tables, runs: pd.DataFrame) -> tuple[float, float, float]:
+    """Mean test accuracy of one method's runs in percent, with its 95 % interval.
+
+    The seed × item bootstrap of the verdicts, on the same random stream; without answers per item the t interval over seeds.
+    """
+    matrix = answers(tables, runs)
+    if len(matrix) == runs["run_id"].nunique() and matrix.size:
+        first = runs.iloc[0]
+        rng = numpy_stream(0, "bootstrap", "accuracy", str(first["task"]), str(first["method"]))
+        estimate = bootstrap(matrix, None, rng).scaled(100)
+    else:
+        estimate = mean_over_seeds(runs["accuracy"]).scaled(100)
+    return estimate.value, max(estimate.low, 0.0), min(estimate.high, 100.0)
