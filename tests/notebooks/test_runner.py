@@ -19,15 +19,17 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from IPython.core.formatters import DisplayFormatter
 
 import replication
 from replication import signals
 from replication.config import ExperimentConfig
 from replication.errors import Stopped, UserError
 from replication.names import ROOT
-from replication.notebooks import contents, notebook_names, parameters, runner
+from replication.notebooks import bullets, contents, notebook_names, parameters, reading_order, runner
 from replication.notebooks.kernels import kernel_manager
 from replication.notebooks.parameters_cell import FOLDER, OPTIONS
+from replication.report import EXHIBITS, notebook_page, with_formulas
 
 COMMITTED = notebook_names()
 
@@ -235,30 +237,29 @@ def test_results_that_cannot_be_written_are_one_clear_line(tmp_path: Path) -> No
 
 
 def test_pages_link_to_each_other(tmp_path: Path) -> None:
-    from replication.report.pages import notebook_page
-
     cell = nbformat.v4.new_markdown_cell("to [the next](02_s_grpo.ipynb), not [elsewhere](other/x.ipynb)")
-    page = notebook_page(nbformat.v4.new_notebook(cells=[cell]), "t", show_code=True)
+    data, metadata = DisplayFormatter().format(reading_order("smoke", tmp_path))
+    output = nbformat.v4.new_output("execute_result", data, metadata=metadata)
+    table = nbformat.v4.new_code_cell("reading_order(profile, results_dir)", outputs=[output])
+    page = notebook_page(nbformat.v4.new_notebook(cells=[cell, table]), "t", show_code=True)
     assert 'href="02_s_grpo.html"' in page and 'href="other/x.ipynb"' in page
+    assert 'href="20_report.html"' in page and 'href="20_report.ipynb"' not in page
 
 
 def test_a_token_that_is_a_script_stays_text_in_a_page() -> None:
     """The sentence that names the most decisive token was once Markdown, through which HTML passes as it is."""
-    from IPython.core.formatters import DisplayFormatter
-
-    from replication.notebooks import display
-    from replication.report import readings_diagnostics
-    from replication.report.pages import notebook_page
-
-    row = {"profile": "nano", "correct": 1, "completion": 0, "position": 0, "worth": 0.5, "token": "<script>alert(1)</script>"}
+    token = "<script>alert(1)</script>"
+    row = {"profile": "nano", "correct": 1, "completion": 0, "position": 0, "worth": 0.5, "token": token, "decisive": 0}
     table = pd.DataFrame([row | {"method": "grpo", "selector": "all", "credit": 1.0}])
-    sentences = readings_diagnostics.worked_example({"worked_example": table}, "nano")
-    assert row["token"] in sentences[0]
-    data, metadata = DisplayFormatter().format(display.bullets(sentences))
-    output = nbformat.v4.new_output("display_data", data, metadata=metadata)
-    cell = nbformat.v4.new_code_cell("bullets(sentences)", outputs=[output])
+    shown = EXHIBITS["worked_example"].show({"worked_example": table}, "nano")
+    assert token in shown.sentences[0]
+    outputs = []
+    for value in (bullets(shown.sentences), shown):
+        data, metadata = DisplayFormatter().format(value)
+        outputs.append(nbformat.v4.new_output("display_data", data, metadata=metadata))
+    cell = nbformat.v4.new_code_cell("bullets(shown.sentences), shown", outputs=outputs)
     page = notebook_page(nbformat.v4.new_notebook(cells=[cell]), "t", show_code=True)
-    assert "<script" not in page and "&lt;script&gt;alert(1)&lt;/script&gt;" in page and page.count("<li>") == 1
+    assert "<script" not in page and "&lt;script&gt;alert(1)&lt;/script&gt;" in page
 
 
 def test_the_kernel_is_this_python() -> None:
@@ -317,8 +318,6 @@ def test_cells_are_short_and_define_nothing_of_the_package(name: str) -> None:
 
 @pytest.mark.parametrize("name", COMMITTED)
 def test_formulas_can_be_set_without_a_browser(name: str) -> None:
-    from replication.report.pages import with_formulas
-
     for cell in json.loads((FOLDER / f"{name}.ipynb").read_text())["cells"]:
         if cell["cell_type"] == "markdown":
             with_formulas(cell["source"] if isinstance(cell["source"], str) else "".join(cell["source"]))
