@@ -59,9 +59,9 @@ def open_closed_streams() -> None:
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
-    for name in ("stdout", "stderr"):
+    for descriptor, name in ((1, "stdout"), (2, "stderr")):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (open for as long as the process lives)
+            setattr(sys, name, open(descriptor, "w", buffering=1, closefd=False))  # noqa: SIM115 (open for as long as the process lives)
 
 
 @contextlib.contextmanager

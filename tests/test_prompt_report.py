@@ -10,8 +10,7 @@ import synthetic_tables as synthetic
 
 from replication.config import ExperimentConfig
 from replication.report import page, summaries
-from replication.tables.build import write_tables
-from replication.tables.csv_files import KINDS, frame
+from replication.tables import KINDS, frame, write_tables
 
 
 def items(answers: dict[str, list[tuple[int, int, int]]]) -> dict[str, pd.DataFrame]:

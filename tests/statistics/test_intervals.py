@@ -6,15 +6,21 @@ import time
 from math import comb
 
 import numpy as np
-import pandas as pd
 import pytest
-import synthetic_tables
 from scipy import stats
 
-from replication.errors import UserError
 from replication.randomness import numpy_stream
-from replication.statistics.comparisons import best_rate, compare_tables, detectable_differences, paired_tests, seed_spread
-from replication.statistics.intervals import bootstrap, detectable_gap, holm, mcnemar, mean_over_seeds, wilson
+from replication.statistics import (
+    bootstrap,
+    design_effect,
+    detectable_gap,
+    holm,
+    mcnemar,
+    mean_over_items,
+    mean_over_seeds,
+    p_text,
+    wilson,
+)  # fmt: skip
 
 
 def _rng(key: int = 0) -> np.random.Generator:
@@ -134,15 +140,17 @@ def test_no_discordant_item_is_not_proof_of_no_difference(seeds: int):
     assert bootstrap(np.ones((3, 100)), None, _rng(8)).high == 1.0
 
 
-def test_unequal_numbers_of_seeds_are_resampled_apart():
+def test_a_policy_without_seeds_stands_beside_every_seed_of_the_other():
     rng = _rng(9)
     estimate = bootstrap(rng.random((5, 50)) < 0.8, rng.random((1, 50)) < 0.4, _rng(10))
     assert estimate.seeds == 5 and estimate.low < estimate.value < estimate.high
 
 
-def test_two_methods_must_have_answered_the_same_items():
+def test_two_methods_must_have_answered_the_same_items_under_the_same_seeds():
     with pytest.raises(ValueError, match="same items"):
         bootstrap(np.ones((1, 3)), np.ones((1, 4)), _rng())
+    with pytest.raises(ValueError, match="same seeds"):
+        bootstrap(np.ones((2, 3)), np.ones((3, 3)), _rng())
 
 
 def test_no_items_give_no_number():
@@ -199,81 +207,142 @@ def test_mean_over_seeds_is_the_t_interval():
     assert np.isnan(mean_over_seeds([]).value)
 
 
-def test_seed_spread_keeps_seeds_and_items_apart():
-    tables = synthetic_tables.headline(seeds=4)
-    spread = seed_spread(tables).set_index(["task", "method"])
-    runs = tables["runs"]
-    mine = runs[(runs["task"] == "word_problems") & (runs["method"] == "grpo")]["accuracy"]
-    row = spread.loc[("word_problems", "grpo")]
-    assert (row["seeds"], row["items"]) == (4, 300)
-    assert row["seed_sd"] == pytest.approx(mine.std(ddof=1))
-    items = tables["items"][tables["items"]["run_id"].isin(runs["run_id"][mine.index])].groupby("item_id")["correct"].mean()
-    half = stats.t.ppf(0.975, 299) * items.std(ddof=1) / np.sqrt(300)
-    assert (row["items_low"], row["items_high"]) == pytest.approx((items.mean() - half, items.mean() + half))
-    base = spread.loc[("word_problems", "base")]
-    assert (base["items_low"], base["items_high"]) == wilson(round(base["mean"] * 300), 300)
-    assert np.isnan(spread.loc[("word_problems", "base"), "seed_sd"])
-    assert seed_spread({}).empty
+# Templates ---------------------------------------------------------------------------------------------------------------
 
 
-def test_paired_tests_count_discordant_items_seed_by_seed():
-    tables = synthetic_tables.headline(seeds=2, items=60)
-    tests = paired_tests(tables)
-    assert len(tests) == 2 * 6 * 2  # tasks, pairs of methods, seeds (the one base run is paired with each)
-    row = tests[(tests["task"] == "word_problems") & (tests["a"] == "base") & (tests["b"] == "grpo") & (tests["seed"] == 1)].iloc[0]
-    wide = tables["items"].pivot(index="item_id", columns="run_id", values="correct")
-    base = wide[synthetic_tables.run_id("nano", "word_problems", "base", 0)].dropna()
-    grpo = wide[synthetic_tables.run_id("nano", "word_problems", "grpo", 1)].dropna()
-    assert (row["only_a"], row["only_b"]) == (((base == 1) & (grpo == 0)).sum(), ((base == 0) & (grpo == 1)).sum())
-    assert (tests["p_holm"] >= tests["p"]).all()
+def _by_hand(values: np.ndarray, templates: list[str]) -> tuple[float, float, float]:
+    """V_T, V_I and s² / N of the docstrings, in loops."""
+    n, mean = len(values), sum(values) / len(values)
+    names = sorted(set(templates))
+    total = within = 0.0
+    for name in names:
+        own = [value for value, template in zip(values, templates, strict=True) if template == name]
+        total += (sum(own) - len(own) * mean) ** 2
+        if len(own) > 1:
+            within += len(own) / (len(own) - 1) * sum((value - sum(own) / len(own)) ** 2 for value in own)
+    plain = sum((value - mean) ** 2 for value in values) / (n - 1) / n
+    return len(names) / (len(names) - 1) * total / n**2, within / n**2, plain
 
 
-def test_a_difference_of_the_detectable_size_is_found_four_times_in_five():
-    few, many = (detectable_differences(synthetic_tables.headline(seeds=n)).set_index(["task", "method"]) for n in (3, 10))
-    assert list(few.index) == [(t, m) for t in ("multiplication", "word_problems") for m in ("s_grpo", "t_spmo")]
-    half = (few["high"] - few["low"]) / 2
-    # A normal estimate with the true value at `detectable` has an interval of this half-width wholly above 0 in 80 %.
-    z = _rng(18).normal(size=20_000)
-    for name, row in few.iterrows():
-        found = row["detectable"] + z * half[name] / 1.959964 - half[name] > 0
-        assert found.mean() == pytest.approx(0.8, abs=0.01)
-    assert (many["detectable"] < few["detectable"]).all(), "more seeds show smaller differences"
-    assert set(few["seeds"]) == {3} and set(few["items"]) == {300}
-    assert detectable_differences({}).empty
+@pytest.mark.parametrize("sizes", [[4] * 6, [1, 2, 3, 9, 1, 5], [1] * 8 + [2]])
+def test_the_variance_over_templates_and_items_is_that_of_the_formulas(sizes: list[int]):
+    rng = _rng(30)
+    templates = [f"t{t}" for t, size in enumerate(sizes) for _ in range(size)]
+    values = rng.random(len(templates)) + np.repeat(rng.normal(size=len(sizes)), sizes)
+    by_templates, by_items, plain = _by_hand(values, templates)
+    larger = max(by_templates, by_items)
+    assert design_effect(values, templates) == pytest.approx(larger / plain, rel=1e-12)
+    parts = [(max(by_templates - by_items, 0), len(sizes) - 1), (by_items, len(values) - len(sizes))]
+    df = larger**2 / sum(v**2 / f for v, f in parts)
+    found = mean_over_items(values, templates)
+    assert found.high - found.value == pytest.approx(stats.t.ppf(0.975, df) * np.sqrt(larger), rel=1e-12)
+    # The resamples of one policy have that variance; 4,000 of them know it to about 3 % (its own standard error).
+    estimate = bootstrap(0.2 + 0.1 * values, np.zeros((1, len(values))), _rng(31), templates=templates)
+    half = 0.1 * stats.t.ppf(0.975, df) * np.sqrt(larger)
+    assert (estimate.high - estimate.low) / 2 == pytest.approx(half, rel=0.25), "skewed by few templates, hence looser"
+    assert estimate.templates == len(sizes) and estimate.design_effect == pytest.approx(larger / plain, rel=1e-12)
 
 
-def test_the_best_rate_is_judged_on_the_seeds_that_all_rates_share():
-    def runs(*points: tuple[float, int, float]) -> pd.DataFrame:
-        return pd.DataFrame(points, columns=["learning_rate", "seed", "validation_accuracy"])
-
-    nan = float("nan")
-    assert best_rate(runs((1e-3, 0, 0.8), (3e-3, 0, 0.7), (3e-3, 1, 0.99))) == 1e-3
-    assert best_rate(runs((1e-3, 0, 0.8), (3e-3, 0, 0.7), (1e-3, 1, 0.5), (3e-3, 1, 0.9))) == 3e-3
-    assert best_rate(runs((3e-3, 0, 0.8), (1e-3, 0, 0.8))) == 1e-3, "the lower of equals"
-    assert best_rate(runs((1e-3, 0, nan), (3e-3, 0, 0.1))) == 3e-3, "without a number a rate cannot be chosen"
-    assert best_rate(runs((1e-3, 0, nan), (3e-3, 0, nan))) == 1e-3
-    assert best_rate(runs((1e-3, 0, 0.6), (3e-3, 1, 0.7))) == 3e-3, "no common seed: all count"
+def test_many_templates_of_alike_items_give_the_t_interval_of_their_means():
+    means = _rng(32).random(200)
+    values, templates = np.repeat(means, 5), np.repeat(np.arange(200), 5)
+    by_t = mean_over_seeds(means)
+    found = mean_over_items(values, templates)
+    assert (found.low, found.high) == pytest.approx((by_t.low, by_t.high), rel=1e-12)
+    estimate = bootstrap(values, np.zeros((1, 1000)), _rng(33), templates=templates)
+    assert (estimate.low, estimate.high) == pytest.approx((by_t.low, by_t.high), abs=0.08 * (by_t.high - by_t.low) / 2)
+    assert design_effect(values, templates) == pytest.approx(5, rel=0.01), "1 + (5 - 1) · 1"
 
 
-def _verdict_rows(**rows: tuple[float, float, float]) -> pd.DataFrame:
-    frame = pd.DataFrame([(claim, *numbers, "supported") for claim, numbers in rows.items()])
-    return frame.set_axis(["claim", "value", "low", "high", "verdict"], axis=1)
+@pytest.mark.parametrize("templates", [None, ["same"] * 60])
+def test_without_templates_the_items_are_resampled_alone(templates):
+    matrix = (_rng(34).random((3, 60)) < 0.6).astype(float)
+    assert bootstrap(matrix, None, _rng(35), templates=templates) == bootstrap(matrix, None, _rng(35))
+    assert bootstrap(matrix, None, _rng(35), templates=templates).templates == 0
+    assert mean_over_items(matrix[0], templates).high == pytest.approx(mean_over_seeds(matrix[0]).high, rel=1e-12)
 
 
-def test_compare_tables_by_overlap():
-    nan = float("nan")
-    committed = _verdict_rows(A=(70, 65, 75), B=(70, 65, 75), C=(70, 65, 75), D=(30, nan, nan), E=(30, nan, nan), F=(1, 0, 2))
-    mine = _verdict_rows(A=(60, 55, 66), B=(50, 45, 64), C=(74, nan, nan), D=(31, nan, nan), E=(39, nan, nan), G=(1, 0, 2))
-    result = compare_tables({"verdicts": mine}, committed).set_index("claim")["agreement"]
-    assert result.to_dict() == {
-        "A": "agree", "B": "disagree", "C": "agree", "D": "agree", "E": "disagree", "F": "missing", "G": "not compared",
-    }  # fmt: skip
-    assert compare_tables({}, {}).empty
+def test_a_template_for_each_item_is_no_template():
+    matrix = (_rng(36).random((3, 200)) < 0.6).astype(float)
+    apart, plain = bootstrap(matrix, None, _rng(37), templates=range(200)), bootstrap(matrix, None, _rng(37))
+    assert apart.design_effect == pytest.approx(1.0, rel=1e-12)
+    assert apart.high - apart.low == pytest.approx(plain.high - plain.low, rel=0.06)
 
 
-def test_compare_tables_names_what_is_wrong_with_a_file():
-    good = _verdict_rows(A=(1, 0, 2))
-    with pytest.raises(UserError, match="your verdicts.csv has no column high"):
-        compare_tables(good.drop(columns="high"), good)
-    with pytest.raises(UserError, match="claim A twice"):
-        compare_tables(good, pd.concat([good, good]))
+def test_templates_that_agree_all_over_count_as_so_many_items():
+    """300 items right in every run were taken as 300 questions, though they were 23."""
+    templates = np.repeat(np.arange(20), 10)
+    assert bootstrap(np.ones((3, 200)), None, _rng(38), templates=templates).low == pytest.approx(wilson(20, 20)[0])
+    same = bootstrap(np.ones((3, 200)), np.ones((3, 200)), _rng(38), templates=templates)
+    assert same.high == pytest.approx(wilson(0, 20)[1]) and same.equal_within == same.high
+
+
+def _world(rng: np.random.Generator, seeds: int, templates: int, of_each: int, icc: float, shift: float = 0.0) -> np.ndarray:
+    """Answers of which a share ``icc`` of the variance is the template's, seeds × items; the mean is 0.5 + shift."""
+    spread = np.sqrt(icc / (1 - icc)) if icc else 0.0
+    of_template = spread * rng.normal(size=(1, templates)).repeat(of_each, axis=1)
+    noise = rng.normal(size=(seeds, templates * of_each))
+    return (of_template + noise + 0.3 * rng.normal(size=(seeds, 1)) < shift).astype(float)
+
+
+@pytest.mark.parametrize(("templates", "of_each", "icc"), [(25, 12, 0.7), (25, 12, 0.2), (100, 3, 0.7), (60, 4, 0.0)])
+def test_intervals_cover_the_truth_where_the_items_of_a_template_agree(templates: int, of_each: int, icc: float):
+    """With outcomes that agree within a template the seed × item interval was up to twice too narrow."""
+    rng, worlds = _rng(39), 200
+    names = np.repeat(np.arange(templates), of_each)
+    hits, plain, width, plain_width = 0, 0, 0.0, 0.0
+    for _ in range(worlds):
+        answers = _world(rng, 3, templates, of_each, icc)
+        estimate = bootstrap(answers, None, rng, templates=names, resamples=400)
+        naive = bootstrap(answers, None, rng, resamples=400)
+        hits += estimate.low <= 0.5 <= estimate.high
+        plain += naive.low <= 0.5 <= naive.high
+        width, plain_width = width + estimate.high - estimate.low, plain_width + naive.high - naive.low
+    assert hits / worlds >= 0.90, "200 worlds at 95 %: 90 % is three standard errors below"
+    if icc == 0.7 and of_each == 12:
+        assert plain / worlds < 0.85
+    if icc == 0.0:
+        assert width / plain_width == pytest.approx(1.0, abs=0.05), "what templates do not share costs no width"
+
+
+def test_alike_methods_that_part_by_template_are_rarely_told_apart():
+    """One method right where the other is wrong, a whole template at a time: items alone told them apart in most worlds."""
+    rng, found, plain, worlds = _rng(40), 0, 0, 150
+    names = np.repeat(np.arange(25), 12)
+    for _ in range(worlds):
+        a, b = _world(rng, 3, 25, 12, 0.7), _world(rng, 3, 25, 12, 0.7)
+        found += bootstrap(a, b, rng, templates=names, resamples=400).p < 0.05
+        plain += bootstrap(a, b, rng, resamples=400).p < 0.05
+    assert found / worlds <= 0.10 < 0.25 < plain / worlds
+
+
+def test_the_design_effect_is_that_of_the_intraclass_correlation():
+    """1 + (m − 1) · ICC (Kish 1965), with the ICC that a one-way analysis of variance estimates."""
+    templates, values = np.repeat(np.arange(80), 6), _world(_rng(41), 1, 80, 6, 0.5)[0]
+    means = values.reshape(80, 6).mean(axis=1)
+    between, within = 6 * means.var(ddof=1), values.reshape(80, 6).var(axis=1, ddof=1).mean()
+    icc = (between - within) / (between + 5 * within)
+    assert design_effect(values, templates) == pytest.approx(1 + 5 * icc, rel=0.02), "exact as the templates grow in number"
+    assert np.isnan(design_effect(np.ones(6), templates[:6]))
+
+
+def test_the_order_of_items_and_the_names_of_templates_do_not_matter():
+    rng = _rng(42)
+    answers, names = _world(rng, 3, 30, 5, 0.5), np.repeat(np.arange(30), 5)
+    order = rng.permutation(150)
+    one = bootstrap(answers, None, _rng(43), templates=[f"x{name}" for name in names])
+    other = bootstrap(answers[:, order], None, _rng(43), templates=names[order])
+    assert one.design_effect == pytest.approx(other.design_effect, rel=1e-12) and one.value == pytest.approx(other.value)
+    assert one.low == pytest.approx(other.low, abs=0.01) and one.high == pytest.approx(other.high, abs=0.01)
+
+
+def test_equal_within_is_the_far_end_of_the_interval():
+    estimate = bootstrap(np.tile(np.r_[np.ones(80), np.zeros(20)], (3, 1)), np.full((1, 100), 0.75), _rng(44))
+    assert estimate.equal_within == max(-estimate.low, estimate.high) == estimate.scaled(100).equal_within / 100
+
+
+def test_a_p_value_at_the_floor_reads_as_a_bound():
+    """It was printed as p = 0.0005, which is no more than the number of resamples."""
+    a, b = np.ones((3, 50)), (_rng(45).random((3, 50)) < 0.2).astype(float)
+    p = bootstrap(a, b, _rng(46)).p
+    assert p == 2 / 4001 and p_text(p, at_floor=True) == "≤ 0.0005" and p_text(0.0213) == "0.021" and p_text(float("nan")) == ""

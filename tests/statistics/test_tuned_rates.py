@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from replication.ablations import TRAINED
 from replication.config import load_profile, profile_plan
-from replication.runs.provenance import ROOT
-from replication.statistics.judging import TUNED_WITHIN
-from replication.tables.build import read_tables
+from replication.names import ROOT, TRAINED
+from replication.statistics import TUNED_WITHIN
+from replication.tables import read_tables
 
 RESULTS = ROOT / "results" / "nano"
 pytestmark = pytest.mark.skipif(not (RESULTS / "runs.csv").exists(), reason="no committed results")

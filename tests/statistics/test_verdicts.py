@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,17 +10,10 @@ import pytest
 import synthetic_tables
 
 from replication.errors import UserError
-from replication.report import style, summaries
-from replication.statistics import verdicts
-from replication.statistics.claims import Claim, load_claims
-from replication.statistics.comparisons import VERDICTS
-from replication.statistics.estimates import difference
-from replication.statistics.evidence import Evidence
-from replication.statistics.intervals import holm
-from replication.tables.build import read_tables
+from replication.names import CLAIMS, RESULTS
+from replication.statistics import VERDICTS, Claim, accuracy, difference, headline_runs, holm, load_claims, verdicts
+from replication.tables import read_tables
 
-ROOT = Path(__file__).resolve().parent.parent
-CLAIMS = ROOT / "data" / "claims.yaml"
 CONTRACT = ["claim", "paper_value", "value", "low", "high", "seeds", "items", "verdict"]
 
 
@@ -213,7 +205,7 @@ def test_a_clear_failure_at_the_tuned_rate_decides_whatever_the_other_task():
 
 
 def test_the_committed_results_are_at_their_tuned_rates():
-    tables = read_tables(ROOT / "results" / "nano")
+    tables = read_tables(RESULTS / "nano")
     notes = _judge(tables, "N4", "N9", "N9m")["note"]
     assert len(notes) == 3 and not notes.str.contains("tuned rate").any()
 
@@ -345,20 +337,63 @@ def test_holm_runs_over_every_difference_that_a_scale_judges_shown_or_not():
     result = _judge(tables)
     judged = result[result["p"].notna()]
     assert judged.index.tolist() == ["N4", "N7", "N9", "N9m"]
-    evidence = Evidence(tables, "nano")
+    by_name = {key: own for key, own in headline_runs(tables, "nano").groupby(["task", "method"])}
     pairs = [("word_problems", "grpo", "base"), ("multiplication", "grpo", "base"), ("multiplication", "t_spmo", "base")]
     pairs += [(task, sparse, "grpo") for task in ("word_problems", "multiplication") for sparse in ("s_grpo", "t_spmo")]
-    every = [difference(evidence, *pair).p for pair in pairs]
+    every = [difference(tables, by_name[task, a], by_name[task, b]).p for task, a, b in pairs]
     adjusted = dict(zip(every, holm(every), strict=True))
     assert len(every) == 7 and judged["p_holm"].tolist() == [pytest.approx(adjusted[p]) for p in judged["p"]]
 
 
-def test_one_number_has_one_interval_wherever_it_is_shown():
+def test_a_verdict_shows_the_interval_that_everybody_shows():
     tables = synthetic_tables.headline()
-    row = _judge(tables, "N2").loc["N2"]
-    shown = summaries.headline_table(tables, "nano").set_index(["task", "method"]).loc[("word_problems", "s_grpo")]
-    runs = tables["runs"][(tables["runs"]["task"] == "word_problems") & (tables["runs"]["method"] == "s_grpo")]
-    assert (row["low"], row["high"]) == (shown["low"], shown["high"]) == style.accuracy_interval(tables, runs)[1:]
+    row, runs = _judge(tables, "N2").loc["N2"], headline_runs(tables, "nano")
+    found = accuracy(tables, runs[(runs["task"] == "word_problems") & (runs["method"] == "s_grpo")]).scaled(100)
+    assert (row["value"], row["low"], row["high"]) == (found.value, found.low, found.high)
+
+
+def test_of_two_failures_the_row_shows_the_clearer_one():
+    """It compared lower ends: the method with the wider interval was shown, though the other one was clearly behind."""
+    accuracy = synthetic_tables.ACCURACY | {"word_problems": {"base": 0.46, "grpo": 0.94, "s_grpo": 0.84, "t_spmo": 0.85}}
+    tables = synthetic_tables.tuned(synthetic_tables.headline(accuracy=accuracy, seeds=5))
+    runs, items = tables["runs"], tables["items"]
+    # T-SPMO's seeds lie far apart: its interval reaches further down, and further up.
+    for seed, change in enumerate((-0.1, -0.05, 0.0, 0.05, 0.1)):
+        name = synthetic_tables.run_id("nano", "word_problems", "t_spmo", seed)
+        mine = items["run_id"] == name
+        right = items.loc[mine, "correct"].sort_values(ascending=False, kind="stable").index
+        count = round((0.85 + change) * len(right))
+        items.loc[right[:count], "correct"], items.loc[right[count:], "correct"] = 1, 0
+        runs.loc[runs["run_id"] == name, "accuracy"] = count / len(right)
+    row = _judge(tables, "N9").loc["N9"]
+    assert row["verdict"] == "not supported" and "shown: S-GRPO on word problems" in row["note"]
+    lows = [float(part.split("[")[1].split(",")[0]) for part in row["note"].split("all: ")[1].split("; ")[0].split("], ")]
+    assert lows[1] < lows[0], "the wider interval reaches further down"
+
+
+def test_a_p_value_at_the_floor_is_marked():
+    result = _judge(synthetic_tables.tuned(_with("grpo", 0.90)))
+    assert result.loc["N4", "p_at_floor"] and result["p"].min() == result.loc["N4", "p"]
+    assert not result.loc[result["p"].isna(), "p_at_floor"].any()
+
+
+def test_conditions_of_a_task_are_judged_apart():
+    """Runs of several conditions keep one task name; a claim is about one of them and never pools their items."""
+    tables = synthetic_tables.headline(items=60)
+    other = synthetic_tables.headline(items=60, accuracy={task: dict.fromkeys(rates, 0.1) for task, rates in
+                                                          synthetic_tables.ACCURACY.items()})  # fmt: skip
+    for frame in other.values():
+        frame["run_id"] = "x" + frame["run_id"]
+    conditions = {"after": tables, "none": other}
+    pooled = {
+        name: pd.concat([part[name].assign(asides=asides) for asides, part in conditions.items()], ignore_index=True)
+        for name in ("runs", "items", "curves")
+    }
+    alone = tables | {"runs": tables["runs"].assign(asides="after")}
+    pd.testing.assert_frame_equal(verdicts(CLAIMS, pooled), verdicts(CLAIMS, alone))
+    claim = {"id": "Z", "mark": "own", "scale": "nano", "text": "t", "measure": "accuracy", "methods": ["grpo"],
+             "tasks": ["word_problems"], "rule": "below", "threshold": 30, "asides": "none"}  # fmt: skip
+    assert verdicts([claim], pooled)["verdict"].tolist() == ["supported"]
 
 
 def test_a_method_with_failed_runs_is_not_judged_by_those_that_lasted():
