@@ -11,7 +11,7 @@ import pytest
 import synthetic_tables
 
 from replication.errors import UserError
-from replication.report import style, summaries
+from replication.report import EXHIBITS
 from replication.statistics import verdicts
 from replication.statistics.claims import Claim, load_claims
 from replication.statistics.comparisons import VERDICTS
@@ -356,9 +356,9 @@ def test_holm_runs_over_every_difference_that_a_scale_judges_shown_or_not():
 def test_one_number_has_one_interval_wherever_it_is_shown():
     tables = synthetic_tables.headline()
     row = _judge(tables, "N2").loc["N2"]
-    shown = summaries.headline_table(tables, "nano").set_index(["task", "method"]).loc[("word_problems", "s_grpo")]
-    runs = tables["runs"][(tables["runs"]["task"] == "word_problems") & (tables["runs"]["method"] == "s_grpo")]
-    assert (row["low"], row["high"]) == (shown["low"], shown["high"]) == style.accuracy_interval(tables, runs)[1:]
+    table = EXHIBITS["full_vs_sparse"].tabulate(tables, "nano")
+    shown = table.set_index(["task", "method"]).loc[("word_problems", "s_grpo")]
+    assert (row["low"], row["high"]) == (shown["accuracy_low"], shown["accuracy_high"])
 
 
 def test_a_method_with_failed_runs_is_not_judged_by_those_that_lasted():

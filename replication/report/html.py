@@ -145,7 +145,7 @@ def _output(output: Any, ansi2html: Any, figures: Path | None) -> Markup | None:
     content = output.data[kind]
     text = "".join(content) if isinstance(content, list) else content
     if kind == "text/html":
-        text = _stored(text, figures) if figures else text
+        text = _NOTEBOOK_LINK.sub(r'href="\1.html"', _stored(text, figures) if figures else text)
         return Markup('<div class="wide">{}</div>').format(Markup(text))
     if kind == "image/png":
         details = output.get("metadata", {}).get("image/png", {})

@@ -247,9 +247,9 @@ def _favour(claim: Claim, case: Case) -> tuple[int, float]:
     """How much a case speaks for the claim; the least goes into the row."""
     low = case.estimate.value if np.isnan(case.estimate.low) else case.estimate.low
     high = case.estimate.value if np.isnan(case.estimate.high) else case.estimate.high
-    # The end of the interval that decided: of a case that holds the one nearer to the threshold, of one that fails the other,
-    # or a wide interval that fails narrowly would stand for a narrow one that fails by far.
-    if case.holds is False:
+    # An interval that fails the rule is compared at its other end, the one nearer to the threshold. Otherwise a wide interval that
+    # fails narrowly would be shown in place of a narrow one that fails clearly.
+    if _holds(claim, case.estimate.low, case.estimate.high) is False:
         low, high = high, low
     margin = {
         "above": low - claim.threshold,
