@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from benchmarks import bench_gpu, bench_in_trl, bench_memory, bench_runs, common, figures, text, trl_side
+from replication.names import RESULTS
 from replication.scoring.log_probs import token_log_probs
 
 
@@ -138,7 +139,7 @@ def test_the_text_of_trls_loop_takes_medians_and_says_what_was_not_measured():
     assert "Medians of 3 steps; 50 % of the groups tie" in said
 
 
-COMMITTED = Path(__file__).parent.parent / "results" / "bench"
+COMMITTED = RESULTS / "bench"
 
 
 @pytest.mark.skipif(not (COMMITTED / "ratios.csv").exists(), reason="no committed benchmark")
