@@ -54,7 +54,7 @@ $(STAMP): pyproject.toml
 		|| { echo "error: "$(call q,$(PYTHON))" is older than Python 3.11: set PYTHON=python3.11 or newer" >&2; exit 2; }
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet torch==2.13.0
-	$(PY) -m pip install --quiet -e '.[dev]'
+	$(PY) -m pip install --quiet -e '.[dev,gguf]'
 	touch $@
 
 # A failed run (status 1) is shown in tables and report, and makes the whole end with 1; anything else stops at once.

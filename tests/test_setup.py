@@ -16,7 +16,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-TARGETS = ["help", "setup", "all", "smoke", "test", "test-full", "test-browser"]
+TARGETS = ["help", "setup", "all", "smoke", "test", "test-full", "test-browser", "test-real"]
 TARGETS += ["figures", "report", "verify", "publish", "paper", "prompts", "paper-dryrun", "base", "bench", "lab", "lint", "clean"]
 
 
@@ -30,7 +30,7 @@ def test_every_direct_dependency_is_pinned_exactly():
     pins = PROJECT["dependencies"] + [pin for extra in extras.values() for pin in extra]
     assert all(re.fullmatch(r"[A-Za-z0-9_.-]+==[0-9][0-9a-z.]*", pin) for pin in pins), pins
     assert len({name_of(pin) for pin in pins}) == len(pins)
-    assert set(PROJECT["optional-dependencies"]) == {"bench", "browser", "cluster", "dev", "trl"}
+    assert set(PROJECT["optional-dependencies"]) == {"bench", "browser", "cluster", "dev", "gguf", "trl"}
 
 
 def test_conda_users_get_the_same_pins():
@@ -72,7 +72,7 @@ def test_make_installs_the_pinned_torch_by_plain_pip():
     makefile = (ROOT / "Makefile").read_text()
     (torch,) = [pin for pin in PROJECT["dependencies"] if pin.startswith("torch==")]
     assert f"pip install --quiet {torch}\n" in makefile
-    assert makefile.index(f"install --quiet {torch}") < makefile.index("-e '.[dev]'")
+    assert makefile.index(f"install --quiet {torch}") < makefile.index("-e '.[dev,gguf]'")
 
 
 def make(*words: str) -> subprocess.CompletedProcess:
