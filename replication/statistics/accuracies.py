@@ -122,7 +122,7 @@ def answers(tables: Tables, runs: pd.DataFrame) -> pd.DataFrame:
         template = rows["template"].astype(object).fillna("") if "template" in rows else ""
         parts.append(rows[["run_id", "item_id", "correct"]].astype(str).assign(template=template))
     items = pd.concat(parts)
-    items["right"] = items["correct"].str.lower().map(_RIGHT)
+    items["right"] = items["correct"].str.lower().map(_RIGHT).astype(float)
     if (bad := items["right"].isna()).any():
         raise UserError(f"items.csv has correct = {items['correct'][bad].iloc[0]!r}: it must be 0 or 1")
     if (twice := items.duplicated(["run_id", "item_id"])).any():

@@ -37,9 +37,9 @@ class Estimate:
     high: float
     seeds: int
     items: int
-    p: float = float("nan")
+    p: float = np.nan
     templates: int = 0
-    design_effect: float = float("nan")
+    design_effect: float = np.nan
 
     @property
     def equal_within(self) -> float:
@@ -57,7 +57,7 @@ class Estimate:
 def wilson(correct: int, n: int, level: float = LEVEL) -> tuple[float, float]:
     """Wilson score interval of a proportion (Wilson 1927); n = 0 gives (NaN, NaN), since nothing was observed."""
     if n == 0:
-        return float("nan"), float("nan")
+        return np.nan, np.nan
     interval = stats.binomtest(int(correct), int(n)).proportion_ci(confidence_level=level, method="wilson")
     return float(interval.low), float(interval.high)
 
@@ -142,7 +142,7 @@ def bootstrap(
         answers = answers - other
     seeds, items = answers.shape
     if items == 0:
-        return Estimate(float("nan"), float("nan"), float("nan"), seeds, 0)
+        return Estimate(np.nan, np.nan, np.nan, seeds, 0)
     groups = _groups(templates, items)
     known = bool(groups.max() > 0)
     about = {"templates": int(groups.max()) + 1, "design_effect": design_effect(answers.mean(axis=0), groups)} if known else {}
@@ -166,7 +166,7 @@ def bootstrap(
         beyond = min(np.sum(stretched <= 0), np.sum(stretched >= 0))
         p = min(1.0, 2 * (int(beyond) + 1) / (resamples + 1))
     least = 0.0 if b is None else -1.0
-    p = p if b is not None else float("nan")
+    p = p if b is not None else np.nan
     return Estimate(value, max(float(low), least), min(float(high), 1.0), seeds, items, p, **about)
 
 
@@ -182,7 +182,7 @@ def design_effect(values: ArrayLike, templates: Sequence[Any]) -> float:
     """
     values = np.asarray(values, dtype=np.float64)
     if len(values) < 2 or np.ptp(values) == 0:
-        return float("nan")
+        return np.nan
     return sum(v for v, _ in _over_items(values, _groups(templates, len(values)))) / (float(values.var(ddof=1)) / len(values))
 
 
@@ -193,7 +193,7 @@ def mean_over_items(values: ArrayLike, templates: Sequence[Any] | None = None) -
     """
     values = np.asarray(values, dtype=np.float64)
     components = _over_items(values, _groups(templates, len(values)))
-    half = float(_t(components) * np.sqrt(sum(v for v, _ in components))) or float("nan")
+    half = float(_t(components) * np.sqrt(sum(v for v, _ in components))) or np.nan
     mean = float(values.mean())
     return Estimate(mean, mean - half, mean + half, 1, len(values))
 
@@ -204,7 +204,7 @@ def mean_over_seeds(values: ArrayLike) -> Estimate:
     mean ± t(S − 1) · sd / sqrt(S). One seed has no interval: ``low`` and ``high`` are NaN. NaN values must be left out before.
     """
     values = np.asarray(values, dtype=np.float64)
-    nan = float("nan")
+    nan = np.nan
     if len(values) < 2:
         return Estimate(float(values[0]) if len(values) else nan, nan, nan, len(values), 0)
     half = stats.t.ppf(0.5 + LEVEL / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))

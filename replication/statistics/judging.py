@@ -44,6 +44,8 @@ def verdicts(claims: str | PathLike[str] | Mapping[str, Any] | Sequence[Any], ta
         UserError: for unreadable claims, a missing column, another schema_version, or tables that contradict each other.
     """
     parsed = load_claims(claims)
+    for name in ("items", "curves", "timings"):  # what is wrong with a table is said even where no claim needs it
+        table(tables, name, ("run_id",))
     runs = {scale: judged_runs(tables, scale) for scale in ("paper", "nano")}
     found = []
     for claim in parsed:

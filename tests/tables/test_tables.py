@@ -391,7 +391,7 @@ def test_a_report_written_while_credit_is_measured_is_not_lost(tmp_path, monkeyp
         return {"credit": pd.DataFrame({"task": ["word_problems"]})}, {"seconds": 60.0}
 
     write_tables({}, tmp_path, {"commit": "of before"})
-    monkeypatch.setattr("replication.measure.credit.diagnose", measured)
+    monkeypatch.setattr("replication.measure.diagnose", measured)
     assert main(["diagnose", "--out", str(tmp_path)]) == 0
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     assert manifest["commit"] == "of the report" and "credit.csv" in manifest["tables"]
