@@ -148,7 +148,7 @@ def _curves(
         rows.append((name, step, "kept_fraction", KEPT[method] * (1 + 0.03 * rng.normal())))
         rows.append((name, step, "tokens_in_loss", 128 * 30 * 0.7 * KEPT[method]))
         rows.append((name, step, "tokens_forwarded", 1500 * (0.3 + 0.7 * KEPT[method])))
-        rows.append((name, step, "predicted_flops", 4e10 * (1 + KEPT[method])))
+        rows.append((name, step, "tokens_generated", 128 * 30))
         if step % 25 == 0:
             rows.append((name, step, "validation_accuracy", float(np.clip(level + 0.02 * rng.normal(), 0, 1))))
     return rows

@@ -9,7 +9,8 @@ import pytest
 import synthetic_tables as synthetic
 
 from replication.config import ExperimentConfig
-from replication.report import page, summaries
+from replication.report import build
+from replication.report.appendix import gain_table, prompt_table
 from replication.tables import KINDS, frame, write_tables
 
 
@@ -42,15 +43,15 @@ RIGHT, WRONG, NOTHING, CUT = (1, 0, 1), (0, 0, 1), (0, 0, 0), (0, 1, 1)
     ],
 )
 def test_a_gain_is_split_by_hand(before, after, form, correctness):
-    (row,) = summaries.gain_table(items({"base": before, "grpo": after}), "nano").to_dict("records")
+    (row,) = gain_table(items({"base": before, "grpo": after}), "nano").to_dict("records")
     assert row["method"] == "grpo"
     assert row["gain_of_form"] == pytest.approx(form) and row["gain_of_correctness"] == pytest.approx(correctness)
     assert row["gain"] == pytest.approx(form + correctness)
 
 
 def test_without_parsed_in_the_items_nothing_is_split():
-    assert summaries.gain_table(synthetic.headline(seeds=1), "nano").empty
-    assert summaries.gain_table({}, "nano").empty and summaries.prompt_table({}, "nano").empty
+    assert gain_table(synthetic.headline(seeds=1), "nano").empty
+    assert gain_table({}, "nano").empty and prompt_table({}, "nano").empty
 
 
 class Text(HTMLParser):
@@ -66,10 +67,10 @@ class Text(HTMLParser):
         return " ".join(" ".join(self.words).split())
 
 
-def test_the_page_shows_the_prompts_or_says_that_they_were_not_run(tmp_path):
+def test_the_page_shows_prompts_gains_and_settings(tmp_path):
     tables = items({"base": [RIGHT, WRONG, NOTHING, CUT], "grpo": [RIGHT, RIGHT, WRONG, WRONG]})
     write_tables(tables, tmp_path, {"commit": "0" * 40})
-    assert "Not run ( python -m replication prompts )" in str(Text(page.build(tmp_path, "nano").read_text()))
+    assert "Prompt templates" not in str(Text(build(tmp_path, "nano").read_text()))
 
     common = {"profile": "nano", "model": "nano", "task": "word_problems"}
     shares = {f"{name}{end}": 0.25 for name in ("accuracy", "parsable_share", "truncated_share") for end in ("", "_low", "_high")}
@@ -78,8 +79,8 @@ def test_the_page_shows_the_prompts_or_says_that_they_were_not_run(tmp_path):
         common | {"template": "chat", "chosen": False, "status": "not run", "reason": "no <chat> template"},
     ]
     write_tables({"prompts": frame(rows, KINDS["prompts"], ["profile"])}, tmp_path)
-    text = str(Text(page.build(tmp_path, "nano").read_text()))
-    assert "plain (used) 8 25.0 [25.0, 25.0]" in text and "not run: no <chat> template" in text
-    assert "a parsable answer" in text and "25.0 25.0 0.0" in text
+    text = str(Text(build(tmp_path, "nano").read_text()))
+    assert "plain yes 8 25.0 [25.0, 25.0]" in text and "not run: no <chat> template" in text
+    assert "GRPO 50 100 25 25 0" in text
     for name in ExperimentConfig.model_fields:
         assert f" {name} " in text
