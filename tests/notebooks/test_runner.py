@@ -224,7 +224,8 @@ def test_a_token_that_is_a_script_stays_text_in_a_page() -> None:
     """The sentence that names the most decisive token was once Markdown, through which HTML passes as it is."""
     token = "<script>alert(1)</script>"
     row = {"profile": "nano", "correct": 1, "completion": 0, "position": 0, "worth": 0.5, "token": token, "decisive": 0}
-    table = pd.DataFrame([row | {"method": "grpo", "selector": "all", "credit": 1.0}])
+    group = {"prompt": "a question", "right_in_group": 1, "group_size": 4}
+    table = pd.DataFrame([row | group | {"method": "grpo", "selector": "all", "credit": 1.0}])
     shown = EXHIBITS["worked_example"].show({"worked_example": table}, "nano")
     assert token in shown.sentences[0]
     outputs = []
