@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-PARTS = ("side_by_side", "memory", "scaling", "dense_vs_packed")
+PARTS = ("side_by_side", "memory", "scaling", "dense_vs_packed", "in_trl")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -20,7 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-    from benchmarks import bench_memory, bench_runs, bench_scaling, bench_trl, figures
+    from benchmarks import bench_in_trl, bench_memory, bench_runs, bench_scaling, bench_trl, figures
     from replication.errors import UserError
 
     try:
@@ -37,6 +37,9 @@ def main(arguments: list[str] | None = None) -> int:
             if "dense_vs_packed" in options.parts:
                 print("whole runs, dense against packed ...", flush=True)
                 bench_runs.main(options.out, quick=options.quick)
+            if "in_trl" in options.parts:
+                print("TRL as it is, and with our trainer ...", flush=True)
+                bench_in_trl.main(options.out, quick=options.quick)
         figures.write_all(options.out)
         print((options.out / "summary.md").read_text())
     except UserError as error:

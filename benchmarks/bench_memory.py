@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks import common, trl_side
-from benchmarks.common import METHODS, SPARSE, TRL
+from benchmarks.common import IN_TRL, METHODS, SPARSE, TRL
 
 #: Processes for each case; two are enough where one takes longer than SLOW seconds, as little but the allocator differs.
 REPETITIONS = 3
@@ -50,8 +50,9 @@ def measure(implementation: str, method: str, shape: dict[str, Any]) -> dict[str
     policy = common.random_policy(vocabulary=vocabulary, width=width)
     groups = common.synthetic_groups(**shape)
     small = common.synthetic_groups(**{**shape, "completion_length": 8, "prompt_length": 4})
-    if implementation.startswith(TRL):
-        work = _trl_work(config, policy, small, groups, checkpointing=implementation != TRL)
+    if implementation == IN_TRL or implementation.startswith(TRL):
+        credit = config.build_method() if implementation == IN_TRL else None
+        work = _trl_work(config, policy, small, groups, checkpointing=implementation not in (TRL, IN_TRL), credit=credit)
     else:
         optimizer = common.optimizer_of(config, policy)
         common.update(config, policy, optimizer, small)  # loads what is loaded once, and makes the optimizer's moments
@@ -63,20 +64,21 @@ def measure(implementation: str, method: str, shape: dict[str, Any]) -> dict[str
     return {"peak_bytes": peak, "tokens_in_loss": sum(map(len, common.credits_of(config, groups)))}
 
 
-def _trl_work(config, policy, small, groups, *, checkpointing: bool):
+def _trl_work(config, policy, small, groups, *, checkpointing: bool, credit: Any = None):
     from replication.models import load_base
 
     # The trainer wants a tokenizer and problems, though neither is used: the batches are ready.
     _, tokenizer = load_base(config.model_path)
     base = policy.model.unload()
-    trainer = trl_side.make_trainer(
-        config, base, tokenizer, config.load_task().train[:1], steps=1, max_new_tokens=128, checkpointing=checkpointing
-    )
+    problems = config.load_task().train[:1]
+    how = {"steps": 1, "max_new_tokens": 128, "checkpointing": checkpointing, "credit": credit}
+    trainer = trl_side.make_trainer(config, base, tokenizer, problems, **how)
     trainer.current_gradient_accumulation_steps = 1
     optimizer = trainer.create_optimizer()
 
     def update(batch) -> None:
-        trl_side.update(trainer, optimizer, trl_side.inputs_of(batch, policy.pad_token_id), config.max_grad_norm)
+        inputs = trl_side.inputs_of(batch, policy.pad_token_id) if credit is None else trl_side.credited_inputs_of(config, batch)
+        trl_side.update(trainer, optimizer, inputs, config.max_grad_norm)
 
     update(small)
     return lambda: update(groups)

@@ -126,7 +126,7 @@ def _our_rows(config, policy, optimizer, task, groups, batch, step) -> list[dict
     rows.append(_row(config, policy, "own rollout", "step", ended - started, own))
     # What the training loop adds for its record: entropy, KL to the base.
     started = time.perf_counter()
-    step_metrics(policy, config, own, credits_of(config, own))
+    step_metrics(policy, config, task, own, credits_of(config, own))
     rows.append(_row(config, policy, "own rollout", "diagnostics", time.perf_counter() - started, own))
     return rows
 

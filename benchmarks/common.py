@@ -36,6 +36,8 @@ METHODS = TRAINED
 SPARSE = {"cutoff": 4, "keep_probability": 0.4, "max_kept_tokens": None}
 #: TRL's GRPOTrainer on the same work; needs the extra ``bench``.
 TRL = "trl"
+#: TRL's trainer with this project's credit and packed scoring.
+IN_TRL = "packed in trl"
 
 
 def nano_config(method: str, **overrides: Any) -> ExperimentConfig:

@@ -13,7 +13,7 @@ from replication import report as p
 from replication.names import METHOD_LABELS, TRAINED
 from replication.runs import atomic_write, read_json
 
-TABLES = ("side_by_side", "ratios", "memory", "scaling", "dense_vs_packed", "gpu")
+TABLES = ("side_by_side", "ratios", "memory", "scaling", "dense_vs_packed", "in_trl", "in_trl_memory", "gpu")
 _TRL_COLOUR, _TRL_MARKER = "#000000", "x"
 
 

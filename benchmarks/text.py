@@ -79,6 +79,8 @@ def summary(tables: Bench, manifest: dict) -> str:
             *whole_runs(tables),
             "",
         ]
+    if "in_trl" in tables:
+        lines += [*_in_trl(tables), ""]
     for part, about in manifest.items():
         if part in tables and about.get("cases_done", 0) < about.get("cases", 0):
             lines += [f"{part}: stopped after {about['cases_done']} of {about['cases']} cases; the others were not run.", ""]
@@ -87,6 +89,30 @@ def summary(tables: Bench, manifest: dict) -> str:
     if "gpu" not in tables:
         lines += ["On a GPU: not run. With one at hand: `python -m benchmarks.bench_gpu --out results/bench`.", ""]
     return "\n".join(lines)
+
+
+def _in_trl(tables: Bench) -> list[str]:
+    """A row for stock TRL and for each method in TRL's loop: medians over the measured steps, and memory where it was measured."""
+    steps = tables["in_trl"].groupby(["implementation", "method"], sort=False)
+    middle = steps[["rollout_s", "update_s", "step_s", "tokens_forwarded"]].median()
+    memory = tables.get("in_trl_memory", pd.DataFrame(columns=["implementation", "method", "peak_bytes"]))
+    peaks = memory.set_index(["implementation", "method"])["peak_bytes"] / 1e6
+    lines = [
+        "TRL's GRPOTrainer as it is and with `TokenCreditTrainer`, each in TRL's own loop and with TRL's sampling, in turns, one "
+        f"thread (in_trl.csv). Medians of {steps.size().min()} steps; {100 * tables['in_trl']['tied_groups'].mean():.0f} % of the "
+        "groups tie; peak memory of an update as above:",
+        "",
+        "| trainer | method | rollout (s) | update (s) | step (s) | tokens through the model | peak (MB) |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for (implementation, method), row in middle.iterrows():
+        trainer = "GRPOTrainer" if implementation == "trl" else "TokenCreditTrainer"
+        peak = f"{peaks[implementation, method]:.0f}" if (implementation, method) in peaks else "not run"
+        lines.append(
+            f"| {trainer} | {method} | {row.rollout_s:.3f} | {row.update_s:.3f} | {row.step_s:.3f} | "
+            f"{row.tokens_forwarded:.0f} | {peak} |"
+        )
+    return lines
 
 
 def _growth(table: pd.DataFrame) -> list[str]:

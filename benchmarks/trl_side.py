@@ -36,8 +36,11 @@ def make_trainer(
     checkpointing: bool = False,
     on_rewards: Callable[[list[float]], None] | None = None,
     callbacks: Sequence[Any] = (),
+    credit: Any = None,
 ):
     """A GRPOTrainer for the base model: loss_type grpo, beta 0, one iteration, no top-k or top-p, plain AdamW.
+
+    With ``credit`` it is a TokenCreditTrainer, otherwise the same.
 
     One optimizer step sees all completions of ``prompts_per_step`` problems at once, in the order given.
     ``checkpointing`` is TRL's default but trades time for memory, so the timings leave it off.
@@ -45,6 +48,8 @@ def make_trainer(
     from datasets import Dataset
     from peft import LoraConfig
     from trl import GRPOConfig, GRPOTrainer
+
+    from replication.integrations.trl import TokenCreditTrainer
 
     def exact_match(prompts, completions, completion_ids, index, **_) -> list[float]:
         values = []
@@ -86,7 +91,9 @@ def make_trainer(
         disable_tqdm=True,
         seed=config.seed,
     )
-    return GRPOTrainer(
+    trainer, extra = (GRPOTrainer, {}) if credit is None else (TokenCreditTrainer, {"credit": credit})
+    return trainer(
+        **extra,
         model=model,
         reward_funcs=exact_match,
         args=arguments,
@@ -123,6 +130,18 @@ def inputs_of(groups: Sequence[Group], pad_token_id: int, device: torch.device |
         "num_items_in_batch": completion_mask.sum(),
     }
     return {name: tensor.to(device) for name, tensor in inputs.items()}
+
+
+def credited_inputs_of(config: ExperimentConfig, groups: Sequence[Group]) -> dict[str, Any]:
+    """The batch that TokenCreditTrainer's ``compute_loss`` would get for these groups."""
+    from benchmarks.common import credits_of
+    from replication.integrations.trl import micro_batch
+
+    prompts = [group.prompt for group in groups for _ in group.samples]
+    completions = [completion for group in groups for completion in group.completions]
+    size = len(groups[0].samples)
+    batch = micro_batch(range(len(completions)), 0, size, prompts, completions, credits_of(config, groups), {})
+    return {"micro_batch": [batch]}
 
 
 def _padded(sequences: Sequence[Sequence[int]], fill: int, *, left: bool) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 import traceback
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from replication.console import say
 from replication.errors import Stopped, UserError
-from replication.runs import read_json
+from replication.runs import explained, read_json
 
 if TYPE_CHECKING:
     from replication.ablations import PlannedRun
@@ -73,6 +74,13 @@ def _results(options: argparse.Namespace) -> Path:
 
     profile_plan(options.profile)  # an unknown profile is said to be one, before anything else
     return options.out or Path("results/local") / options.profile
+
+
+def _check_writable(out: Path) -> None:
+    """Raise UserError now, not after minutes of measuring, if nothing can be written into ``out``."""
+    with explained(out):
+        out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out).close()
 
 
 def _plan(options: argparse.Namespace, names: Sequence[str] | None = None) -> list[PlannedRun]:
@@ -171,12 +179,10 @@ def _manifest(folder: Path) -> dict[str, Any]:
 def diagnose(options: argparse.Namespace) -> int:
     out = _results(options)
     from replication.measure import diagnose as measure
-    from replication.runs import manifest, now, peak_memory, read_summary
+    from replication.runs import manifest, now, peak_memory
     from replication.tables import write_tables
 
-    for run_dir in options.run:
-        if read_summary(run_dir) is None:
-            raise UserError(f"--run {run_dir}: there is no finished run")
+    _check_writable(out)
     tables, took = measure(
         options.profile, task=options.task, problems=options.problems, redraws=options.redraws, run_dirs=options.run,
         **parse_settings(options.set),
@@ -198,11 +204,12 @@ def prompts(options: argparse.Namespace) -> int:
     from replication.measure import measure_prompts
     from replication.sweep import check_needs
 
+    _check_writable(out)
     # What the runs that follow need is missing now, not after the base was measured.
     sweep_of = argparse.Namespace(profile=options.profile, plan="default", seeds=None, set=options.set, svamp=options.svamp)
     check_needs([run.config for run in _plan(sweep_of)], out / "runs")
     table = measure_prompts(options.profile, out, **overrides)
-    shares = ["accuracy", "parsable_share", "accuracy_of_parsable", "truncated_share"]
+    shares = ["accuracy", "parsable_share", "accuracy_of_parsable", "truncated_share", "stopped_share"]
     shown = table[["task", "template", "chosen", "items", *shares, "reason"]].astype({"items": "Int64"})
     print(shown.to_string(index=False, na_rep="", float_format="{:.3f}".format))
     say(f"{out / 'prompts.csv'}")
@@ -222,7 +229,7 @@ def figures(options: argparse.Namespace) -> int:
 
 def notebooks(options: argparse.Namespace) -> int:
     out = _results(options)
-    from replication.notebooks.runner import notebook_names, parameters, run_all
+    from replication.notebooks import notebook_names, parameters, run_all
 
     given = parse_settings(options.set)
     names = options.names or notebook_names()

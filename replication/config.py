@@ -19,6 +19,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from replication.algorithms import GRPO, SELECTORS, SGRPO, TSPMO, BranchGRPO, SelectedGRPO
+from replication.base_files import base_fingerprint, is_local
 from replication.errors import UserError
 from replication.names import METHODS, NANO_BASE, PROFILES, TASKS
 from replication.tasks import Task, completion_limit, get_task, with_template
@@ -53,12 +54,14 @@ class ExperimentConfig(BaseModel):
     svamp_source: str | None = Field(
         None, min_length=1, description="path to the official SVAMP.json; none = download from the Hub"
     )
-    model: str = Field("nano", min_length=1, description='"nano", a folder, or a name on the Hub; Qwen2-1.5B in the paper [P]')
+    model: str = Field("nano", min_length=1, description='"nano", a folder, a GGUF file, a Hub name; Qwen2-1.5B in the paper [P]')
     prompt_template: Literal["plain", "question_answer", "chat"] | None = Field(
         None, description="how a question is put to the model (replication/tasks/prompts.py); none = the task's own [R]"
     )
     revision: str | None = Field(None, min_length=1, description="commit, tag or branch on the Hub; none = its main branch")
-    dtype: Literal["float32", "bfloat16"] = Field("float32", description="dtype of the frozen weights; adapters are float32")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "float32", description="dtype of the frozen weights, adapters are float32; auto = by what the device computes fast [R]"
+    )
     method: Literal["base", "grpo", "s_grpo", "t_spmo"] = Field(description="base = evaluation only")
     seed: int = Field(0, ge=0, description="the one seed; all streams are derived from it")
 
@@ -157,9 +160,20 @@ class ExperimentConfig(BaseModel):
         return json.dumps(self.model_dump(mode="json", exclude_none=True), sort_keys=True, separators=(",", ":"))
 
     @property
+    def identity(self) -> dict[str, Any]:
+        """The config without the paths of local files: the run id covers their bytes, however the path is written."""
+        values = self.model_dump(mode="json", exclude_none=True, exclude={"svamp_source"})
+        if Path(self.model_path).resolve() == NANO_BASE:
+            values["model"] = "nano"
+        elif is_local(self.model):
+            del values["model"]
+        return values
+
+    @property
     def run_id(self) -> str:
-        """16 hex digits over the canonical config, the base weights and the task's content."""
-        parts = [self.canonical, base_fingerprint(self.model, self.revision), self.load_task().version]
+        """16 hex digits over the config's identity, the base weights and the task's content."""
+        config = json.dumps(self.identity, sort_keys=True, separators=(",", ":"))
+        parts = [config, base_fingerprint(self.model, self.revision), self.load_task().version]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
     @property
@@ -310,33 +324,3 @@ def load_profile(
 def profile_plan(name: str) -> dict[str, Any]:
     """The ``plan`` section of a profile: seeds, tasks and grids of the ablations."""
     return _profile_file(name)["plan"]
-
-
-@functools.lru_cache(maxsize=8)
-def _folder_fingerprint(folder: Path, stamps: tuple) -> str:
-    digest = hashlib.sha256()
-    for name, *_ in stamps:
-        digest.update(name.encode())
-        digest.update((folder / name).read_bytes())
-    return digest.hexdigest()
-
-
-def base_fingerprint(model: str, revision: str | None) -> str:
-    """What the run id knows of the base: the bytes of a local folder's weights, config and tokenizer, or the Hub's name@revision.
-
-    Raises:
-        UserError: if the shipped base is not there or has no weights.
-    """
-    folder = NANO_BASE if model == "nano" else Path(model)
-    if not folder.is_dir():
-        if model == "nano":
-            raise UserError(f"the shipped base is missing: {folder} (it is in the repository, not in an installed package)")
-        return f"{model}@{revision or 'main'}"
-    # Older tokenizers lie in vocab.json and merges.txt, or in *.model.
-    own = ("config.json", "vocab.json", "merges.txt")
-    files = sorted(path for path in folder.iterdir() if path.is_file() and path.suffix != ".md")
-    files = [p for p in files if p.name in own or "token" in p.name or p.suffix in (".safetensors", ".model")]
-    if not any(path.suffix == ".safetensors" for path in files):
-        raise UserError(f"no *.safetensors weights in {folder}: point MODEL at a folder that from_pretrained can read")
-    stamps = tuple((path.name, path.stat().st_mtime_ns, path.stat().st_size) for path in files)
-    return _folder_fingerprint(folder, stamps)

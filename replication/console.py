@@ -7,6 +7,7 @@ import errno
 import io
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from typing import Any, TextIO
 
@@ -58,9 +59,9 @@ def open_closed_streams() -> None:
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
-    for name in ("stdout", "stderr"):
+    for descriptor, name in ((1, "stdout"), (2, "stderr")):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (open for as long as the process lives)
+            setattr(sys, name, open(descriptor, "w", buffering=1, closefd=False))  # noqa: SIM115 (open for as long as the process lives)
 
 
 @contextlib.contextmanager
@@ -94,3 +95,17 @@ def to_nowhere(descriptor: int) -> None:
     """Lead a descriptor to the null device: what is left in its stream's buffer would fail again when Python ends."""
     with contextlib.suppress(OSError), open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), descriptor)
+
+
+def quiet_libraries() -> None:
+    """Hide what a reader cannot act on: the bar over the loading of weights, and warnings that one library addresses to another.
+
+    PEFT and transformers announce names that will change in later versions; the versions are pinned. The bars of downloads and all
+    other warnings stay.
+    """
+    from huggingface_hub.utils import enable_progress_bars
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    enable_progress_bars()  # those of downloads, which the line above turned off too
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|accelerate|torch)\.")

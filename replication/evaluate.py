@@ -10,7 +10,7 @@ import torch
 
 from replication.algorithms import every_token
 from replication.config import ExperimentConfig
-from replication.groups import Group, reward, sample_in_chunks
+from replication.groups import Group, reward, sample_in_chunks, stopped_share
 from replication.models import Policy
 from replication.objective import k3
 from replication.randomness import stream
@@ -32,7 +32,11 @@ class ItemResult:
     prompt: list[int]
     sample: Completion
     text: str
-    correct: bool
+    reward: float
+
+    @property
+    def correct(self) -> bool:
+        return bool(self.reward)
 
     @property
     def parsed(self) -> bool:
@@ -69,7 +73,7 @@ def _answers(
     results = []
     for problem, prompt, (sample,) in zip(batch, prompts, completions, strict=True):
         text = policy.decode(sample.tokens)
-        results.append(ItemResult(problem, prompt, sample, text, bool(reward(text, sample.truncated, problem))))
+        results.append(ItemResult(problem, prompt, sample, text, reward(text, sample.truncated, problem)))
     return results
 
 
@@ -85,6 +89,7 @@ def validate(policy: Policy, config: ExperimentConfig, task: Task, record: RunDi
             "validation_accuracy": accuracy(greedy),
             "validation_sampled_accuracy": accuracy(sampled),
             "validation_truncated": sum(result.sample.truncated for result in greedy) / max(len(greedy), 1),
+            **stopped_share(task, [result.sample for result in greedy], "validation_stopped"),
         }
     )
     record.append_samples(
@@ -165,7 +170,9 @@ def final_evaluation(policy: Policy, config: ExperimentConfig, task: Task) -> tu
         {
             "split": split,
             "item_id": result.problem.id,
+            "template": result.problem.meta.get("template"),
             "correct": int(result.correct),
+            "reward": result.reward,
             "truncated": int(result.sample.truncated),
             "parsed": int(result.parsed),
         }

@@ -71,9 +71,20 @@ def sample_groups(policy: Policy, config: ExperimentConfig, task: Task, problems
 
 
 def sample_in_chunks(
-    policy: Policy, config: ExperimentConfig, task: Task, prompts, *, group_size: int, temperature: float, generators
+    policy: Policy,
+    config: ExperimentConfig,
+    task: Task,
+    prompts,
+    *,
+    group_size: int,
+    temperature: float,
+    generators,
+    begun: bool = False,
 ) -> list[list[Completion]]:
-    """``generate`` for as many prompts at a time as the token budget holds, with the task's limit and stop strings."""
+    """``generate`` for as many prompts at a time as the token budget holds, with the task's limit and stop strings.
+
+    begun: the prompts end inside an answer, so that a stop string may come at once.
+    """
     limit = config.max_new_tokens or task.max_new_tokens
     longest = max(map(len, prompts), default=0)
     chunk = max(1, config.token_budget // ((longest + limit) * group_size))
@@ -88,17 +99,40 @@ def sample_in_chunks(
             eos_token_ids=policy.eos_token_ids,
             pad_token_id=policy.pad_token_id,
             generators=generators[start : start + chunk] if generators else None,
-            stop=stop_criterion(policy, task),
+            stop=stop_criterion(policy, task, begun=begun),
         )
     return result
 
 
-def stop_criterion(policy: Policy, task: Task):
-    """What ends a completion besides EOS, or None."""
+def stopped_share(task: Task, samples: Sequence[Completion], name: str = "stopped") -> dict[str, float]:
+    """Share of completions that a stop string ended, neither EOS nor the limit; no entry for a task without stop strings."""
+    return {name: sum(sample.stopped for sample in samples) / max(len(samples), 1)} if task.stop_strings else {}
+
+
+def stop_criterion(policy: Policy, task: Task, *, begun: bool = False):
+    """What ends a completion besides EOS, or None: a function of the generated ids (rows, t) that gives (rows,) bool.
+
+    A stop string ends an answer only after other text (or where it has ``begun`` before): one that a model writes first would
+    leave an empty answer. A stop string that is a token of its own (the end of a chat turn) ends an empty answer too, as EOS.
+    """
     if not task.stop_strings:
         return None
     criterion = StopStringCriteria(policy.tokenizer, list(task.stop_strings))
-    return lambda tokens: criterion(tokens, None)
+    own_tokens = policy.tokenizer.get_added_vocab()
+
+    def ends_an_answer(tokens: Tensor) -> bool:
+        text = policy.tokenizer.decode(tokens.tolist())
+        found = [stop for stop in task.stop_strings if stop in text]
+        return any(stop in own_tokens or text.rpartition(stop)[0].strip() for stop in found)
+
+    def stop(tokens: Tensor) -> Tensor:
+        matched = criterion(tokens, None)
+        if not begun:
+            for row in matched.nonzero().flatten().tolist():
+                matched[row] = ends_an_answer(tokens[row])
+        return matched
+
+    return stop
 
 
 def _with_replays(policy: Policy, config: ExperimentConfig, task: Task, group: Group, step: int) -> Group:
@@ -118,7 +152,8 @@ def _with_replays(policy: Policy, config: ExperimentConfig, task: Task, group: G
     forced = [group.samples[i].tokens[:start] for i, start in zip(chosen, starts, strict=True)]
     generators = [stream(config.seed, "replay", step, group.problem.id, index) for index in range(len(chosen))]
     prompts = [group.prompt + prefix for prefix in forced]
-    fresh = sample_in_chunks(policy, config, task, prompts, group_size=1, temperature=config.temperature, generators=generators)
+    how = {"group_size": 1, "temperature": config.temperature, "generators": generators, "begun": True}
+    fresh = sample_in_chunks(policy, config, task, prompts, **how)
     samples, texts, rewards = [], [], []
     for prefix, source, (new,) in zip(forced, chosen, fresh, strict=True):
         room = limit - len(prefix)
@@ -129,6 +164,7 @@ def _with_replays(policy: Policy, config: ExperimentConfig, task: Task, group: G
                 log_probs=old.log_probs[: len(prefix)] + new.log_probs[:room],
                 entropies=old.entropies[: len(prefix)] + new.entropies[:room],
                 truncated=new.truncated or len(new.tokens) > room,
+                stopped=new.stopped and len(new.tokens) <= room,
             )
         )
         texts.append(policy.decode(samples[-1].tokens))

@@ -11,19 +11,21 @@ import torch
 from replication.algorithms import TokenCredit
 from replication.config import ExperimentConfig
 from replication.evaluate import group_kl
-from replication.groups import Group
+from replication.groups import Group, stopped_share
 from replication.models import Policy
+from replication.tasks import Task
 
 
 def step_metrics(
-    policy: Policy, config: ExperimentConfig, groups: Sequence[Group], credits: Sequence[TokenCredit]
+    policy: Policy, config: ExperimentConfig, task: Task, groups: Sequence[Group], credits: Sequence[TokenCredit]
 ) -> dict[str, float | int | None]:
     """The metrics of one step's rollouts and credits.
 
     reward: mean over the originals (replays aside). tied_groups: share of groups whose rewards are all equal. kept_fraction:
     credited over generated tokens of the groups that do not tie; None if all tie. kept_share_all: the same over all groups.
     entropy: mean over generated tokens, in nats. kl_to_base: k3 on all tokens of the step's first group, a cheap and noisy
-    estimate, in nats. truncated: share of completions cut at the length limit.
+    estimate, in nats. truncated: share of completions cut at the length limit. stopped: share that a stop string ended, for a
+    task that has stop strings.
     """
     originals = [sample for group in groups for sample, start in zip(group.samples, group.replay_starts, strict=True) if not start]
     rewards = [group.rewards[[i for i, start in enumerate(group.replay_starts) if not start]] for group in groups]
@@ -39,6 +41,7 @@ def step_metrics(
         "entropy": sum(entropies) / len(entropies),
         "kl_to_base": group_kl(policy, config, groups[0]),
         "truncated": sum(sample.truncated for sample in originals) / len(originals),
+        **stopped_share(task, originals),
         "tokens_generated": generated,
         "tokens_untied": untied,
         "tokens_in_loss": in_loss,

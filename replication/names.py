@@ -22,8 +22,8 @@ TRAINED = METHODS[1:]
 #: The ablation whose runs the claims are judged by.
 HEADLINE = "full_vs_sparse"
 ABLATIONS = (HEADLINE, "token_fraction", "lora_rank", "learning_rate")
-#: Statuses of a run that has an end result.
-ENDED = ("done", "diverged")
+#: Statuses of a run that has an end result; a collapsed one is done, with an accuracy under a tenth of its base's.
+ENDED = ("done", "diverged", "collapsed")
 #: Of the CSV tables and of summary.json.
 SCHEMA_VERSION = 1
 

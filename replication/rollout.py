@@ -26,6 +26,7 @@ class Completion:
     log_probs: list[float]
     entropies: list[float]
     truncated: bool
+    stopped: bool = False  # ended by a stop string, not by EOS: a cut that is not truncation either
 
 
 @torch.no_grad()
@@ -74,6 +75,7 @@ def generate(
     entropies_CT = torch.zeros((completions, max_new_tokens), device=device)
     lengths_C = torch.full((completions,), max_new_tokens, device=device)
     ended_C = torch.zeros(completions, dtype=torch.bool, device=device)
+    stopped_C = torch.zeros_like(ended_C)
     eos = torch.tensor(list(eos_token_ids), device=device)
     if temperature > 0:
         draws_CT = torch.cat([torch.rand((group_size, max_new_tokens), generator=g, dtype=torch.float64) for g in generators])
@@ -104,7 +106,9 @@ def generate(
         entropies_CT[active_A, t] = entropy_R[row_A].float()
         done_A = torch.isin(token_A, eos)
         if stop is not None:
-            done_A |= stop(tokens_CT[active_A, : t + 1])
+            stopped_A = stop(tokens_CT[active_A, : t + 1]) & ~done_A
+            stopped_C[active_A[stopped_A]] = True
+            done_A |= stopped_A
         ended_C[active_A[done_A]] = True
         lengths_C[active_A[done_A]] = t + 1
         active_A, row_A, token_A = active_A[~done_A], row_A[~done_A], token_A[~done_A]
@@ -114,7 +118,7 @@ def generate(
         prefix_R, row_A = torch.unique(row_A * vocabulary + token_A, return_inverse=True)
         parent_R, token_R = prefix_R // vocabulary, prefix_R % vocabulary
         if len(parent_R) != len(mask) or (parent_R != torch.arange(len(mask), device=device)).any():
-            cache.batch_select_indices(parent_R)
+            cache.reorder_cache(parent_R)
             mask, prompt_lengths_R = mask[parent_R], prompt_lengths_R[parent_R]
         mask = torch.cat([mask, mask.new_ones((len(mask), 1))], 1)
         logits_RV = causal_lm(
@@ -125,7 +129,7 @@ def generate(
             use_cache=True,
         ).logits[:, -1]
 
-    return _split_groups(tokens_CT, log_probs_CT, entropies_CT, lengths_C, ended_C, group_size)
+    return _split_groups(tokens_CT, log_probs_CT, entropies_CT, lengths_C, ended_C, stopped_C, group_size)
 
 
 def _check(prompts, temperature: float, generators) -> None:
@@ -155,11 +159,10 @@ def _prefill(causal_lm: nn.Module, prompts, pad_token_id: int) -> tuple[Tensor, 
     return logits, cache, mask
 
 
-def _split_groups(tokens_CT, log_probs_CT, entropies_CT, lengths_C, ended_C, group_size: int) -> list[list[Completion]]:
+def _split_groups(tokens_CT, log_probs_CT, entropies_CT, lengths_C, ended_C, stopped_C, group_size: int) -> list[list[Completion]]:
+    columns = (tokens_CT, log_probs_CT, entropies_CT, lengths_C, ended_C, stopped_C)
     samples = [
-        Completion(tokens[:length], log_probs[:length], entropies[:length], not ended)
-        for tokens, log_probs, entropies, length, ended in zip(
-            tokens_CT.tolist(), log_probs_CT.tolist(), entropies_CT.tolist(), lengths_C.tolist(), ended_C.tolist(), strict=True
-        )
+        Completion(tokens[:length], log_probs[:length], entropies[:length], not ended, stopped)
+        for tokens, log_probs, entropies, length, ended, stopped in zip(*(column.tolist() for column in columns), strict=True)
     ]
     return [samples[start : start + group_size] for start in range(0, len(samples), group_size)]

@@ -7,10 +7,9 @@ The method enters at one call, ``method.assign``; nothing else knows a method by
 from __future__ import annotations
 
 import functools
-import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -18,18 +17,22 @@ from torch import Tensor
 from tqdm import tqdm
 
 from replication.algorithms import TokenCredit
-from replication.config import ExperimentConfig, base_fingerprint
+from replication.base_files import base_fingerprint
+from replication.config import ExperimentConfig
+from replication.console import say
 from replication.errors import Diverged, Stopped, UserError
 from replication.evaluate import final_evaluation, validate
 from replication.groups import Group, sample_groups
 from replication.metrics import run_totals, step_metrics
-from replication.models import Policy, load_policy, model_card
+from replication.models import Policy, check_sizes, load_policy, model_card
 from replication.objective import l2_penalty, surrogate_loss
 from replication.randomness import numpy_stream, stream
 from replication.runs import RunDirectory, RunSummary, forget_peak_memory, peak_memory
 from replication.scoring import micro_batches, score
+from replication.scoring_check import require_sampled_equals_scored
 from replication.signals import raise_if_stopped
 from replication.tasks import Problem, Task
+from replication.training_state import TrainingState
 
 
 def run(config: ExperimentConfig, run_dir: str | Path, *, progress: bool | None = None) -> RunSummary:
@@ -68,7 +71,10 @@ def run(config: ExperimentConfig, run_dir: str | Path, *, progress: bool | None 
             seed=config.seed,
         )
         policy = load_policy(config)
-        _note_commit_of_model(record, config, policy)
+        _note_model(record, config, policy)
+        for tested in (task, config.other_task(), config.longer_task()):
+            if tested is not None:
+                check_sizes(policy, config, tested)
         status, reason = "done", None
         state = TrainingState(policy, config.learning_rate)
         started = time.perf_counter()
@@ -90,49 +96,6 @@ def run(config: ExperimentConfig, run_dir: str | Path, *, progress: bool | None 
         if policy.trainable:
             record.write_adapter(policy.model, model_card(config, record.manifest, outcome))
         return record.finish(outcome)
-
-
-class TrainingState:
-    """All that changes during training: the trainable parameters, the optimizer, and the last parameters that were validated.
-
-    Random streams are not part of it: they are functions of (seed, step).
-    """
-
-    def __init__(self, policy: Policy, learning_rate: float) -> None:
-        self.policy = policy
-        parameters = list(policy.trainable.values())
-        self.optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0) if parameters else None
-        self.validated: dict[str, Tensor] = {}
-
-    def note_validated(self) -> None:
-        """Remember the parameters of now: a validation showed that they give finite numbers."""
-        self.validated = {name: value.detach().to("cpu", copy=True) for name, value in self.policy.trainable.items()}
-
-    def go_back_to_validated(self) -> None:
-        """Put the parameters of the last validation back."""
-        with torch.no_grad():
-            for name, value in self.validated.items():
-                self.policy.trainable[name].copy_(value)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Everything a checkpoint needs, by name."""
-        found = {f"finite/{name}": value for name, value in self.validated.items()}
-        for name, parameter in self.policy.trainable.items():
-            found[f"parameter/{name}"] = parameter
-            for key, value in self.optimizer.state.get(parameter, {}).items():
-                found[f"optimizer/{key}/{name}"] = value
-        return found
-
-    def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Put back what ``tensors`` returned."""
-        self.validated = {key.removeprefix("finite/"): value for key, value in tensors.items() if key.startswith("finite/")}
-        with torch.no_grad():
-            for name, parameter in self.policy.trainable.items():
-                parameter.copy_(tensors[f"parameter/{name}"])
-                for key in ("step", "exp_avg", "exp_avg_sq"):
-                    if (saved := tensors.get(f"optimizer/{key}/{name}")) is not None:
-                        # AdamW counts steps on the CPU; its moments live where the parameter does.
-                        self.optimizer.state[parameter][key] = saved if key == "step" else saved.to(parameter.device)
 
 
 def _train(config: ExperimentConfig, record: RunDirectory, task: Task, state: TrainingState, progress: bool | None) -> None:
@@ -160,6 +123,8 @@ def _train(config: ExperimentConfig, record: RunDirectory, task: Task, state: Tr
             # Sample: one group for each problem, from exactly the distribution that is scored below.
             groups = sample_groups(policy, config, task, training_batch(config, task, step), step)
             clock.append(time.perf_counter())
+            if step == first:
+                require_sampled_equals_scored(policy, config, groups)
 
             # Credit: the only place where the methods differ.
             credits = [
@@ -174,24 +139,24 @@ def _train(config: ExperimentConfig, record: RunDirectory, task: Task, state: Tr
 
             # Score and differentiate, a part of the groups at a time; the gradient is the sum over the parts.
             state.optimizer.zero_grad(set_to_none=True)
-            loss, forwarded, scored = backward(config, policy, groups, credits)
+            loss, forwarded, scored = backward(config, policy, groups, credits, state.scaler.scale)
             clock.append(time.perf_counter())
 
             # Step, unless no group taught anything: momentum alone would still move the weights.
-            norm = None
             rate = config.learning_rate * min(1.0, (step + 1) / max(config.warmup_steps, 1))
-            if any(len(credit) for credit in credits):
-                norm = torch.nn.utils.clip_grad_norm_(list(policy.trainable.values()), config.max_grad_norm).item()
-                if not math.isfinite(loss) or not math.isfinite(norm):
-                    raise Diverged(f"loss {loss} or gradient norm {norm} is not finite at step {step + 1}: lower the learning rate")
-                for group in state.optimizer.param_groups:
-                    group["lr"] = rate
-                state.optimizer.step()
+            learns = any(len(credit) for credit in credits)
+            norm = state.step(loss, rate, config.max_grad_norm) if learns else None
+            overflow = learns and norm is None
+            if overflow and not state.sixteen_bits:
+                raise Diverged(f"loss {loss} or its gradient is not finite at step {step + 1}: lower the learning rate")
+            if overflow:
+                say(f"step {step + 1} is skipped: its gradient is not finite in {policy.dtype}")
             clock.append(time.perf_counter())
 
             # Record.
             row = {"step": step + 1, "loss": loss, "grad_norm": norm, "clipped": int((norm or 0.0) > config.max_grad_norm)}
-            row |= {"skipped": int(norm is None), "learning_rate": rate, **step_metrics(policy, config, groups, credits)}
+            row |= {"skipped": int(norm is None), "learning_rate": rate, **step_metrics(policy, config, task, groups, credits)}
+            row |= {"overflow": int(overflow)} if state.sixteen_bits else {}
             record.append_metrics(row | {"tokens_forwarded": forwarded, "tokens_scored": scored})
             record.append_timings({"step": step + 1, **_durations(clock), **peak_memory()})
             bar.set_postfix(reward=f"{row['reward']:.2f}", refresh=False)
@@ -203,9 +168,17 @@ def _train(config: ExperimentConfig, record: RunDirectory, task: Task, state: Tr
 
 
 def backward(
-    config: ExperimentConfig, policy: Policy, groups: Sequence[Group], credits: Sequence[TokenCredit]
+    config: ExperimentConfig,
+    policy: Policy,
+    groups: Sequence[Group],
+    credits: Sequence[TokenCredit],
+    scaled: Callable[[Tensor], Tensor] = lambda loss: loss,
 ) -> tuple[float, int, int]:
-    """Accumulate the gradient of the batch's loss; returns the loss, and the tokens that the trunk and the head computed."""
+    """Accumulate the gradient of the batch's loss, or of ``scaled`` of it.
+
+    Returns:
+        The loss itself, and the tokens that the trunk and the head computed.
+    """
     prompts = [group.prompt for group in groups]
     completions = [group.completions for group in groups]
     how = {"strategy": config.scoring, "temperature": config.temperature, "token_budget": config.token_budget}
@@ -223,14 +196,14 @@ def backward(
         loss, _ = surrogate_loss(
             scores.log_probs, batch[2], groups=len(groups), reference_log_probs=reference, beta=config.beta
         )
-        loss.backward()
+        scaled(loss).backward()
         total += loss.item()
         forwarded += scores.tokens_forwarded
         scored += scores.tokens_scored
     policy.model.eval()
     if config.l2 > 0 and any(len(credit) for credit in credits):
         penalty = config.l2 * l2_penalty(policy.trainable.values(), policy.initial)
-        penalty.backward()
+        scaled(penalty).backward()
         total += penalty.item()
     return total, forwarded, scored
 
@@ -248,15 +221,21 @@ def _epoch_order(seed: int, size: int, epoch: int) -> list[int]:
     return numpy_stream(seed, "data", epoch).permutation(size).tolist()
 
 
-def _note_commit_of_model(record: RunDirectory, config: ExperimentConfig, policy: Policy) -> None:
-    """Write the model's Hub commit into the manifest; a run that started on another one is refused."""
+def _note_model(record: RunDirectory, config: ExperimentConfig, policy: Policy) -> None:
+    """Write the model's Hub commit and its dtype into the manifest; a run that started with others is refused."""
     before = record.manifest.get("model_commit")
     if before not in (None, policy.commit):
         raise UserError(
             f"{record.path} started on commit {before} of {config.model}, which is now at {policy.commit}: "
             f"set revision={before}, or choose another folder"
         )
-    record.write_manifest(model_commit=policy.commit)
+    before = record.manifest.get("dtype")
+    if before not in (None, policy.dtype):
+        raise UserError(
+            f"{record.path} started in {before}, and dtype={config.dtype} is {policy.dtype} here: resume it where it started, "
+            "or choose another folder"
+        )
+    record.write_manifest(model_commit=policy.commit, dtype=policy.dtype)
 
 
 def _durations(clock: Sequence[float]) -> dict[str, float]:

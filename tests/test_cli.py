@@ -18,7 +18,7 @@ from replication import commands
 from replication.__main__ import main
 from replication.errors import UserError
 from replication.runs import read_failure, read_summary
-from replication.tables.build import read_tables, write_tables
+from replication.tables import read_tables, write_tables
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -114,6 +114,10 @@ BAD = {
     "keep probability 2": (["run", "METHOD=s_grpo", "--set", "keep_probability=2"], "keep_probability: Input should be less"),
     "nothing there": (["report", "--out", "/nonexistent-results"], "no tables in /nonexistent-results"),
     "no tables": (["figures", "--out", "/nonexistent-results"], "no tables in /nonexistent-results"),
+    "no truth there": (["diagnose", "--task", "svamp"], "--task: invalid choice: 'svamp'"),
+    "no such run": (["diagnose", "--run", "/nonexistent-run"], "--run /nonexistent-run: there is no finished run"),
+    "a path for a notebook": (["notebooks", "../notebooks/00_overview"], "a name without folder and suffix"),
+    "threads nobody has": (["run", "--set", "threads=1000"], "threads: Input should be less than or equal to 256"),
     "unknown notebook": (["notebooks", "77_nothing", "--no-train"], "there is no notebook 77_nothing"),
 }
 

@@ -114,6 +114,8 @@ def test_the_final_evaluation_covers_every_split_once(policy, random_base, monke
     for split, items in by_split.items():
         problems = getattr(task, split)[: 6 if split == "test" else 4]
         assert [row["item_id"] for row in items] == [problem.id for problem in problems]
+        assert [row["template"] for row in items] == [problem.meta["template"] for problem in problems]
+        assert all(row["reward"] == row["correct"] for row in items), "this reward is exact match"
         name = "accuracy" if split == "test" else f"{split}_accuracy"
         assert summary[name] == sum(row["correct"] for row in items) / len(items)
         assert all({row["correct"], row["truncated"], row["parsed"]} <= {0, 1} for row in items)

@@ -80,7 +80,7 @@ def test_a_base_that_cannot_be_read_is_named_in_one_line(base, fault):
 
 
 def test_a_name_that_is_not_cached_is_a_user_error_offline():
-    with pytest.raises(UserError, match="cannot load the model 'nobody/nothing'.*give a local folder or a name on the Hub"):
+    with pytest.raises(UserError, match="cannot load the model 'nobody/nothing'.*a name on the Hub"):
         load_base("nobody/nothing")
 
 

@@ -82,7 +82,7 @@ def test_prompts_are_measured_without_streams(random_base, tmp_path, redirection
 def test_a_second_signal_ends_a_run_at_once(tmp_path, first, second):
     """A run with an absurd number of prompts a step was still at work 38 minutes after two SIGTERMs."""
     body = "signal_came = __import__('replication.signals').signals.stop_requested; print('at work', flush=True)\n"
-    body += "        while True: time.sleep(0.1); signal_came() and print('noted', flush=True)"
+    body += "    while True: time.sleep(0.1); signal_came() and print('noted', flush=True)"
     code = ["env", "--default-signal=HUP", *words(tmp_path / "run", body)]  # the tests may run under nohup, which is passed on
     process = subprocess.Popen(code, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "at work\n"

@@ -24,8 +24,8 @@ from replication.tables import read_tables
 COMMITTED = RESULTS / "nano"
 BENCH = RESULTS / "bench"
 #: Top-level modules in the order in which one run goes through them; those that serve all others come last.
-SPINE = ("config", "ablations", "train", "rollout", "groups", "objective", "evaluate", "metrics")
-SERVICES = ("names", "errors", "randomness", "console", "signals", "__main__", "commands")
+SPINE = ("config", "ablations", "train", "rollout", "groups", "objective", "evaluate", "metrics", "training_state", "scoring_check")
+SERVICES = ("base_files", "names", "errors", "randomness", "console", "signals", "__main__", "commands")
 
 
 def verdict_table(committed: Path = COMMITTED) -> str:

@@ -17,6 +17,7 @@ import pandas as pd
 import torch
 
 from replication.algorithms import SELECTORS, TokenCredit, build_trie
+from replication.base_files import base_fingerprint
 from replication.config import ExperimentConfig, load_profile
 from replication.errors import UserError
 from replication.groups import Group, sample_groups
@@ -246,13 +247,14 @@ def diagnose(
     config = load_profile(profile, task=task, method="grpo", **overrides)
     if redraws < 2 or problems < config.prompts_per_step:
         raise UserError(f"redraws must be 2 or more and problems {config.prompts_per_step} or more (an update's)")
+    saved = {run_dir: _config_of(run_dir, config) for run_dir in run_dirs}  # before the base is measured for a minute
     torch.set_num_threads(config.threads)
     started = time.perf_counter()
     chosen = config.load_task().validation[:problems]
     rules = list(contenders(profile, task))
     rows, example = [], []
     for run_dir in (None, *run_dirs):
-        policy = load_policy(config) if run_dir is None else _trained(config, run_dir)
+        policy = load_policy(config) if run_dir is None else _trained(saved[run_dir], run_dir)
         measured = measure(policy, config, config.load_task(), chosen, redraws=redraws, audit=audit)
         rows += credit_table(measured, rules, config, policy="base" if run_dir is None else Path(run_dir).name)
         example = example or measured.example
@@ -263,18 +265,28 @@ def diagnose(
     return tables, {"seconds": round(time.perf_counter() - started, 1), "problems": len(chosen), "redraws": redraws, "audit": audit}
 
 
-def _trained(config: ExperimentConfig, run_dir: Path) -> Policy:
+def _config_of(run_dir: Path, config: ExperimentConfig) -> ExperimentConfig:
+    """The config of a finished run whose adapter is whole and is one of this model, for this task."""
+    from replication.runs import check_files, read_json, read_summary
+
+    if read_summary(run_dir) is None:
+        raise UserError(f"there is no finished run in {run_dir}: name another run")
+    saved = ExperimentConfig(**read_json(Path(run_dir) / "config.json", "a config"))
+    same_base = base_fingerprint(saved.model, saved.revision) == base_fingerprint(config.model, config.revision)
+    if not saved.lora_rank or saved.task != config.task or not same_base:
+        raise UserError(f"{run_dir} holds no adapter of {config.model} for {config.task}: name another run")
+    check_files(run_dir, ["adapter/adapter_model.safetensors"])
+    return saved
+
+
+def _trained(saved: ExperimentConfig, run_dir: Path) -> Policy:
     """The policy at the end of a finished run."""
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
 
-    from replication.runs import check_files, explained, read_json
+    from replication.runs import explained
 
-    saved = ExperimentConfig(**read_json(Path(run_dir) / "config.json", "a config"))
-    if not saved.lora_rank or (saved.task, saved.model) != (config.task, config.model):
-        raise UserError(f"{run_dir} holds no adapter of {config.model} for {config.task}: name another run")
     policy = load_policy(saved)
-    check_files(run_dir, ["adapter/adapter_model.safetensors"])
     file = Path(run_dir) / "adapter" / "adapter_model.safetensors"
     with explained(file):
         set_peft_model_state_dict(policy.model, load_file(file))

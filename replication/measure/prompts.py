@@ -16,7 +16,7 @@ import pandas as pd
 from replication.config import ExperimentConfig, load_profile, profile_plan
 from replication.errors import UserError
 from replication.evaluate import ItemResult, evaluate
-from replication.models import Policy, load_policy
+from replication.models import Policy, check_sizes, load_policy
 from replication.statistics import wilson
 from replication.tables import KINDS, frame, read_tables, write_tables
 from replication.tasks import PROMPT_TEMPLATES as TEMPLATES
@@ -63,6 +63,7 @@ def measure_prompts(profile: str, out: str | Path, *, load: Callable[[Experiment
             continue
         policy = policy or load(config)
         task = config.load_task()
+        check_sizes(policy, config, task)
         rows.append(row | {"status": "done"} | shares(evaluate(policy, config, task, task.validation[: config.eval_items])))
         write_tables({"prompts": _frame(rows)}, out)
         print(f"{config.task} {row['template']}: accuracy {rows[-1]['accuracy']:.3f} on {rows[-1]['items']} items", file=sys.stderr)
@@ -78,6 +79,7 @@ def shares(results: Sequence[ItemResult]) -> dict[str, float | int]:
         "parsable_share": (len(parsable), len(results)),
         "accuracy_of_parsable": (sum(result.correct for result in parsable), len(parsable)),
         "truncated_share": (sum(result.sample.truncated for result in results), len(results)),
+        "stopped_share": (sum(result.sample.stopped for result in results), len(results)),
     }
     row: dict[str, float | int] = {"items": len(results)}
     for name, (count, n) in parts.items():

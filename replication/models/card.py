@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
+
+from replication.base_files import is_gguf
 
 if TYPE_CHECKING:
     from replication.config import ExperimentConfig
@@ -17,7 +20,7 @@ _SETTINGS += ("lora_targets", "selector", "cutoff", "keep_probability", "max_kep
 
 
 def base_name(config: ExperimentConfig) -> str:
-    """What others know the base by: its name on the Hub or its folder; the shipped one by its folder in this repository."""
+    """What others know the base by: its name on the Hub, its folder or GGUF file; for the shipped one its folder here."""
     return "data/nano-base" if config.model == "nano" else config.model
 
 
@@ -52,11 +55,17 @@ def model_card(config: ExperimentConfig, manifest: Mapping[str, Any], summary: M
     rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items() if value not in (None, ""))
     packages = ", ".join(f"{name} {version}" for name, version in (manifest.get("packages") or {}).items() if version)
     what = "A LoRA adapter" if adapter else "A causal language model"
+    fits = ""
+    if adapter and is_gguf(config.model):
+        fits = (
+            f"It fits the weights of the one file `{Path(config.model).name}` (its sha256 is below), dequantised by transformers. "
+            "On another quantisation of the same model it was not measured.\n\n"
+        )
     return (
         f"---\n{yaml.safe_dump(header, sort_keys=False)}---\n"
         f"# {config.method} on {config.task}, seed {config.seed}\n\n"
         f"{what} from one run of a replication of Token-Efficient RL for LLM Reasoning (Lee & Tong, arXiv 2504.20834). "
-        f"{_LICENCE_OF_BASE}\n\n"
+        f"{_LICENCE_OF_BASE}\n\n{fits}"
         f"| | |\n|---|---|\n{rows}\n\n"
         f"```python\n{_usage(config)}```\n\n"
         f"Made by:\n\n```sh\n{manifest.get('command')}\n```\n\n"
@@ -68,10 +77,13 @@ def _usage(config: ExperimentConfig) -> str:
     transformers = "from transformers import AutoModelForCausalLM\n\n"
     if not config.lora_rank:
         return f'{transformers}model = AutoModelForCausalLM.from_pretrained("PATH OF THIS FOLDER")\n'
-    revision = f", revision={config.revision!r}" if config.revision else ""
+    if is_gguf(config.model):
+        folder, more = str(Path(config.model).parent), f", gguf_file={Path(config.model).name!r}"
+    else:
+        folder, more = base_name(config), f", revision={config.revision!r}" if config.revision else ""
     return (
         f"from peft import PeftModel\n{transformers}"
-        f"base = AutoModelForCausalLM.from_pretrained({base_name(config)!r}{revision})\n"
+        f"base = AutoModelForCausalLM.from_pretrained({folder!r}{more})\n"
         'model = PeftModel.from_pretrained(base, "PATH OF THIS FOLDER")\n'
     )
 

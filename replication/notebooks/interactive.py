@@ -1,4 +1,4 @@
-"""Controls that redraw a picture in JupyterLab, with the same picture standing still wherever there is no kernel."""
+"""Controls that redraw a picture in JupyterLab; a page without a kernel shows the first picture."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from replication.notebooks.display import picture
 
 
 class Explorer:
-    """A picture with controls: one output with two faces, the widget for a live front end and an image for everything else."""
+    """A picture with controls: one output that is a widget in a live front end and an image everywhere else."""
 
     def __init__(self, box: widgets.Widget, image: Any) -> None:
         self.box, self.image = box, image
@@ -29,10 +29,10 @@ def explore(draw: Callable[..., Figure], alt: str, **controls: widgets.Widget) -
     """Show ``draw(**values)`` and draw it again whenever a control changes.
 
     Args:
-        draw: takes the value of each control by its name. A ValueError (a setting that the rule refuses) is shown in words, and
-            the picture stays as it was.
-        alt: what the picture shows, in words.
-        controls: widgets with a ``value``; the still picture is that of their first values.
+        draw: takes the value of each control by its name. A ValueError (the rule refuses the setting) is shown as text, and the
+            picture stays as it was.
+        alt: the alternative text of the picture.
+        controls: widgets with a ``value``; the image shows their first values.
     """
     first = picture(draw(**{name: control.value for name, control in controls.items()}), alt)
     shown = widgets.Image(value=first.data, format="png", layout={"max_width": "100%", "width": f"{first.width}px"})

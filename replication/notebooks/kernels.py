@@ -1,4 +1,4 @@
-"""The kernels that notebooks are executed in: this very Python, ended when a signal comes."""
+"""The kernels of executed notebooks: they run this very Python, and a signal to the runner ends them."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ def kernel_manager() -> type:
 
 @contextlib.contextmanager
 def ended_by_signals(manager: Any) -> Iterator[None]:
-    """Within it a signal to this process ends the kernel: by SIGTERM, on which a sweep in it saves, and if need be by SIGKILL.
+    """Within it a signal to this process ends the kernel: first by SIGTERM, on which a sweep in it saves, then by SIGKILL.
 
-    A Ctrl-C does not reach a kernel, which has a session of its own, and papermill itself waits for the cell.
+    A kernel has a session of its own, so Ctrl-C does not reach it, and papermill waits for the running cell.
     """
     over = threading.Event()
 
@@ -54,7 +54,7 @@ def ended_by_signals(manager: Any) -> Iterator[None]:
                 if told is None:
                     told = time.monotonic()
                     os.kill(manager.pid, signal.SIGTERM)
-                elif time.monotonic() > told + GRACE + 5:  # more than its own sweep gives its workers
+                elif time.monotonic() > told + GRACE + 5:  # its own sweep gives its workers GRACE seconds
                     os.kill(manager.pid, signal.SIGKILL)
 
     watcher = threading.Thread(target=watch, daemon=True)

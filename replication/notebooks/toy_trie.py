@@ -9,7 +9,8 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from replication.algorithms import TokenCredit, build_trie
-from replication.notebooks.toy_group import CREDIT_COLOURS, ShownGroup
+from replication.notebooks.toy_figures import CREDIT_COLOURS
+from replication.notebooks.toy_group import ShownGroup
 from replication.report import figure_style
 
 

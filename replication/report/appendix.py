@@ -14,7 +14,7 @@ from replication.config import ExperimentConfig
 from replication.names import DEVIATIONS, HEADLINE, METHOD_LABELS
 from replication.report.select import in_order, runs_of
 from replication.statistics import Tables, table
-from replication.tasks import svamp
+from replication.tasks import MADE_UP
 
 _PROMPT_SHARES = ("accuracy", "parsable_share", "accuracy_of_parsable", "truncated_share")
 
@@ -27,6 +27,7 @@ def gain_table(tables: Tables, profile: str) -> pd.DataFrame:
     the two answers nothing parsable its c does not exist, and the whole gain is one of form. Empty without ``parsed`` in the items.
     """
     items = table(tables, "items", ("run_id", "item_id", "correct"))
+    items = items[items["split"] == "test"] if "split" in items else items
     items = items.merge(runs_of(tables, HEADLINE, profile)[["run_id", "task", "method"]], on="run_id")
     if items.empty or "parsed" not in items or items["parsed"].isna().any():
         return pd.DataFrame()
@@ -70,7 +71,7 @@ def svamp_split(tables: Tables, profile: str) -> str:
     if runs.empty or "svamp_source" not in runs:
         return ""
     items = table(tables, "items", ("run_id", "item_id"))
-    if items.loc[items["run_id"].isin(runs["run_id"]), "item_id"].astype(str).str.startswith(svamp.MADE_UP).any():
+    if items.loc[items["run_id"].isin(runs["run_id"]), "item_id"].astype(str).str.startswith(MADE_UP).any():
         return "SVAMP: items made up for a dry run, not SVAMP itself."
     from_file = int(runs["svamp_source"].notna().sum())
     names = {"a 700/300 split of the official file by content hash": from_file}

@@ -12,7 +12,7 @@ from replication.report.exhibits import EXHIBITS
 from replication.runs import atomic_write, dirty, explained, make_folder, read_json
 from replication.statistics import Tables
 from replication.tables import read_tables
-from replication.tasks import svamp
+from replication.tasks import MADE_UP
 
 #: What is committed of a results folder: never run directories, never executed notebooks, only their pages.
 _PUBLISHED = ("*.csv", "*.csv.gz", "manifest.json", "report.html", "figures/*.png", "figures/*.svg", "notebooks/*.html")
@@ -66,4 +66,4 @@ def _is_dry_run(runs: pd.DataFrame, tables: Tables) -> bool:
     if any(path.exists() and read_json(path, "a config").get("dry_run") for path in configs):
         return True
     items = tables.get("items")
-    return items is not None and bool(items["item_id"].astype(str).str.startswith(svamp.MADE_UP).any())
+    return items is not None and bool(items["item_id"].astype(str).str.startswith(MADE_UP).any())

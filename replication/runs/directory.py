@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("replication")
 
-ITEM_COLUMNS = ("split", "item_id", "correct", "truncated", "parsed")
+ITEM_COLUMNS = ("split", "item_id", "template", "correct", "reward", "truncated", "parsed")
 _GROWING = ("metrics.jsonl", "timings.jsonl", "samples.jsonl")
 #: What may lie in the folder of a run before its first start.
 _BEFOREHAND = {"run.log", "failure.json"}
@@ -62,7 +62,8 @@ class RunDirectory:
         earlier = read_json(path / "manifest.json", "a manifest") if (path / "manifest.json").exists() else {}
         settings = json.loads(to_json(config.model_dump(mode="json")))
         begun = self._has_begun()
-        if begun and (path / "config.json").exists():
+        # A config.json without a run's manifest is somebody's file, a model's for instance, and is never written over.
+        if (path / "config.json").exists() and (begun or "run_id" not in earlier):
             self._refuse_another(settings, earlier)
         else:
             atomic_write(path / "config.json", to_json(settings, indent=2) + "\n")
@@ -93,7 +94,7 @@ class RunDirectory:
         strangers = {entry.name for entry in path.iterdir() if not entry.name.startswith(".")} - _BEFOREHAND
         if strangers and not (path / "config.json").exists():
             raise UserError(f"{path} holds {min(strangers)} but no config.json, so it is no run: choose another folder")
-        lock = FileLock(path / ".lock", timeout=_PATIENCE)
+        lock = FileLock(path / ".lock", timeout=_PATIENCE, thread_local=False)
         with explained(path / ".lock"):
             try:
                 lock.acquire()
@@ -112,6 +113,8 @@ class RunDirectory:
     def _refuse_another(self, here: dict[str, Any], earlier: Mapping[str, Any]) -> None:
         there = read_json(self.path / "config.json", "the config of a run")
         names = [name for name in {**here, **there} if there.get(name) != here.get(name)]
+        if earlier.get("run_id") == self.run_id and set(names) <= {"model", "svamp_source"}:
+            return  # another path to the same bytes, which the run id covers
         if names:
             first = "; ".join(f"{name} is {there.get(name)!r} there and {here.get(name)!r} here" for name in names[:3])
             raise UserError(f"{self.path} holds a run of another config ({first}): choose another folder")
@@ -124,7 +127,7 @@ class RunDirectory:
             log.warning("%s started at commit %s and goes on at %s", self.path, earlier["commit"], self.manifest["commit"])
         start = {name: earlier[name] for name in ("started", "commit", "dirty")}
         start |= {name: earlier[name] for name in ("python", "packages") if earlier[name] != self.manifest[name]}
-        self.manifest["model_commit"] = earlier.get("model_commit")
+        self.manifest |= {name: earlier.get(name) for name in ("model_commit", "dtype")}
         self.manifest["earlier_starts"] = [*earlier["earlier_starts"], start]
 
     # Growing files ----------------------------------------------------------------------------------------------------
@@ -194,12 +197,15 @@ class RunDirectory:
 
     def write_adapter(self, model: Any, card: str) -> None:
         """Save the trained weights with their card into adapter/, in safetensors; they reach the disk before summary.json."""
+        from peft import PeftModel
         from safetensors import SafetensorError
 
         folder = self.path / "adapter"
+        # The embedding is never trained. Asked to find that out, PEFT looks for the base's config, also on the Hub.
+        how = {"save_embedding_layers": False} if isinstance(model, PeftModel) else {}
         with explained(folder):
             try:
-                model.save_pretrained(folder)
+                model.save_pretrained(folder, **how)
             except SafetensorError as error:  # it carries the system's message as text
                 raise OSError(0, str(error)) from None
             atomic_write(folder / "README.md", card)  # in place of the empty form that PEFT leaves there
@@ -210,14 +216,14 @@ class RunDirectory:
             sync(folder)
 
     def write_items(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Write items.csv: a row per evaluated item with split, item_id, correct, truncated and parsed (None = empty)."""
+        """Write items.csv: a row per evaluated item, with the keys of ITEM_COLUMNS; None is an empty cell."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["schema_version", *ITEM_COLUMNS])
         for row in rows:
-            correct, truncated = int(row["correct"]), int(row["truncated"])
-            parsed = "" if row.get("parsed") is None else int(row["parsed"])
-            writer.writerow([SCHEMA_VERSION, row["split"], row["item_id"], correct, truncated, parsed])
+            # 1.0 is written as 1 and True as 1, so that a reward of whole numbers reads like the other counts.
+            cells = [f"{value:g}" if isinstance(value, bool | float) else value for value in map(row.get, ITEM_COLUMNS)]
+            writer.writerow([SCHEMA_VERSION, *cells])
         atomic_write(self.path / "items.csv", text.getvalue())
 
     def write_manifest(self, **extra: Any) -> None:

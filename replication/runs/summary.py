@@ -39,7 +39,6 @@ class RunSummary(BaseModel):
     tokens_generated: int | None = None
     tokens_in_loss: int | None = None
     tokens_forwarded: int | None = None
-    predicted_flops: int | None = None
     kept_fraction: float | None = None
     kept_share_all: float | None = None
     kl_to_base: float | None = None

@@ -1,40 +1,84 @@
 """Intervals, paired comparisons, the choice of a learning rate, and a verdict for each claim.
 
-In: the tables. Out: numbers with intervals, and verdicts. Nothing here draws or formats.
-Start with ``intervals`` for the mathematics and ``judging`` for the verdicts.
+In: the tables. Out: numbers with intervals, and verdicts; nothing here draws. ``accuracy`` gives an accuracy with its interval,
+``difference`` a paired difference with its interval, and everything else is made of the two. Start with ``intervals`` for the
+mathematics, ``accuracies`` for what counts, ``judging`` for the verdicts.
 """
 
 from __future__ import annotations
 
-from replication.statistics.claims import load_claims
-from replication.statistics.comparisons import compare_tables, detectable_differences, paired_tests, seed_spread
-from replication.statistics.contrasts import rank_gap_table, selection_gap_table
-from replication.statistics.estimates import accuracy, answers
-from replication.statistics.evidence import PAPER_MODEL, Evidence, Tables, counts_for, rows_of, table
-from replication.statistics.intervals import bootstrap, detectable_gap, mean_over_seeds, wilson
+from replication.statistics.accuracies import (
+    PAPER_MODEL,
+    Tables,
+    accuracy,
+    answers,
+    counts_for,
+    ended,
+    headline_runs,
+    per_seed,
+    rows_of,
+    seed_spread,
+    table,
+)
+from replication.statistics.agreement import compare_tables
+from replication.statistics.claims import Claim, load_claims
+from replication.statistics.intervals import (
+    Estimate,
+    bootstrap,
+    design_effect,
+    detectable_gap,
+    holm,
+    mcnemar,
+    mean_over_items,
+    mean_over_seeds,
+    p_text,
+    wilson,
+)
 from replication.statistics.judging import VERDICTS, verdicts
-from replication.statistics.rates import best_rate, tuning
+from replication.statistics.measures import TUNED_WITHIN
+from replication.statistics.paired import (
+    CORRECTION,
+    detectable_differences,
+    difference,
+    paired_tests,
+    rank_gap_table,
+    selection_gap_table,
+)
+from replication.statistics.rates import at_best_rate, best_rate, tuning
 
 __all__ = [
-    "Evidence",
+    "CORRECTION",
     "PAPER_MODEL",
-    "Tables",
+    "TUNED_WITHIN",
     "VERDICTS",
+    "Claim",
+    "Estimate",
+    "Tables",
     "accuracy",
     "answers",
+    "at_best_rate",
     "best_rate",
     "bootstrap",
     "compare_tables",
     "counts_for",
+    "design_effect",
     "detectable_differences",
     "detectable_gap",
+    "difference",
+    "ended",
+    "headline_runs",
+    "holm",
     "load_claims",
+    "mcnemar",
+    "mean_over_items",
     "mean_over_seeds",
+    "p_text",
     "paired_tests",
+    "per_seed",
     "rank_gap_table",
+    "rows_of",
     "seed_spread",
     "selection_gap_table",
-    "rows_of",
     "table",
     "tuning",
     "verdicts",

@@ -7,6 +7,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
+import pandas as pd
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -44,6 +45,7 @@ class Claim(BaseModel):
     upper: float | None = Field(None, description="upper end, for the rule between")
     resolution: float | None = Field(None, gt=0, description="widest half-width that still counts, for the rule agrees")
     by_design: bool = False
+    asides: Literal["none", "before", "after"] = Field("after", description="condition of the word problems, where runs have one")
     tuned: bool = Field(False, description="judged only where the ablation learning_rate confirms the headline's learning rates")
 
     @model_validator(mode="after")
@@ -64,6 +66,32 @@ class Claim(BaseModel):
     def unit(self) -> str:
         """Unit of value, low, high and threshold."""
         return _UNITS[self.measure]
+
+    @property
+    def subjects(self) -> tuple[Method, ...]:
+        """The methods that are measured, against the last one where the measure compares."""
+        if self.measure == "peak_gpu_memory":
+            return self.methods
+        return self.methods[:-1] if self.measure == "regularisation" else self.methods[:1]
+
+    def of_condition(self, runs: pd.DataFrame) -> pd.DataFrame:
+        """Those of the runs that were made under the claim's condition, or have none."""
+        return runs[runs["asides"].isna() | (runs["asides"] == self.asides)] if "asides" in runs else runs
+
+    def holds(self, low: float, high: float) -> bool | None:
+        """The rule on a 95 % interval; None where the interval leaves it open or does not exist."""
+        t, upper = self.threshold, self.upper or 0.0
+        if low != low or high != high:
+            return None
+        if self.rule == "above":
+            return True if low > t else False if high <= t else None
+        if self.rule == "below":
+            return True if high < t else False if low >= t else None
+        if self.rule == "between":
+            return True if t <= low and high <= upper else False if high < t or low > upper else None
+        if not low <= t <= high:
+            return False
+        return True if (high - low) / 2 <= (self.resolution or 0.0) else None
 
     @property
     def rule_text(self) -> str:

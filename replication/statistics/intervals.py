@@ -1,14 +1,16 @@
 """Intervals and exact tests on arrays: no tables, no claims, no files.
 
 Greedy answers form a matrix, seeds × test items, of 0 and 1. Both axes are samples: another seed trains another policy, and
-another test set asks other questions. The seed × item bootstrap resamples both; methods answer the same items, and mostly
-run under the same seeds, so a difference between two methods is taken pair by pair.
+another test set asks other questions. Questions of one template are answered alike, so the templates are sampled, and the items
+within them. The bootstrap resamples seeds, then templates, then items within a template. Two methods answer the same items under
+the same seeds, so a difference is taken pair by pair.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -16,13 +18,18 @@ from scipy import stats
 
 LEVEL = 0.95
 RESAMPLES = 4000
+#: The smallest p-value that so many resamples can give.
+P_FLOOR = 2 / (RESAMPLES + 1)
 
 
 @dataclass(frozen=True)
 class Estimate:
     """A point value and its 95 % interval; ``low`` and ``high`` are NaN where nothing was sampled to make one from.
 
-    ``p``: two-sided p-value of no difference at all, for a difference (see ``bootstrap``); NaN for anything else.
+    Attributes:
+        p: two-sided p-value of no difference at all, for a difference (see ``bootstrap``); NaN for anything else.
+        templates: among which the items fall; 0 where they are not known, and items then count as independent.
+        design_effect: see ``design_effect``; NaN where templates are not known.
     """
 
     value: float
@@ -31,6 +38,16 @@ class Estimate:
     seeds: int
     items: int
     p: float = float("nan")
+    templates: int = 0
+    design_effect: float = float("nan")
+
+    @property
+    def equal_within(self) -> float:
+        """The smallest d for which the whole interval of a difference lies within ±d: two methods are equal within d.
+
+        Two one-sided tests at 2.5 % each (Schuirmann 1987). NaN without an interval.
+        """
+        return max(abs(self.low), abs(self.high))
 
     def scaled(self, factor: float) -> Estimate:
         """The same estimate in another unit, for example 100 for percent."""
@@ -77,67 +94,108 @@ def detectable_gap(rate: float, n: int, power: float = 0.8, level: float = LEVEL
     return float(z * np.sqrt(2 * rate * (1 - rate) / n))
 
 
+def p_text(p: float, at_floor: bool = False) -> str:
+    """A p-value for a reader: "≤ 0.0005" where no resample was on the other side (``at_floor``), else two digits; empty for NaN."""
+    return "" if np.isnan(p) else f"{'≤ ' * at_floor}{p:.2g}"
+
+
 def bootstrap(
-    a: ArrayLike, b: ArrayLike | None, rng: np.random.Generator, *, paired_seeds: bool = True, resamples: int = RESAMPLES
+    a: ArrayLike,
+    b: ArrayLike | None,
+    rng: np.random.Generator,
+    *,
+    templates: Sequence[Any] | None = None,
+    resamples: int = RESAMPLES,
 ) -> Estimate:
-    """Mean of ``a``, or of ``a`` minus ``b``, with a 95 % seed × item bootstrap interval.
+    """Mean of ``a``, or of ``a`` minus ``b``, with a 95 % bootstrap interval over seeds, templates and items within a template.
 
-    ``a``, ``b``: seeds × items, 0 or 1; column i is the same item in both, and with ``paired_seeds`` (and equally many rows)
-    row s is the same seed. Items are always resampled jointly, seeds jointly if paired, otherwise on their own. One row
-    means that seeds are not resampled at all and the interval speaks for that one seed (or for a method without chance).
+    value* = value + Σ_s Σ_i u_s w_i (x_si − value), with u_s and w_i from how often each seed, template and item was drawn with
+    replacement. Plain counts give too narrow an interval for few seeds or templates, and count the noise within a template twice,
+    since the mean of a resampled template holds that of its items (Davison and Hinkley 1997, section 3.8). So the deviations of
+    the counts from 1 are scaled until the variance of each level is its unbiased estimate (our choice): seeds by sqrt(S / (S − 1)),
+    items within a template of n by sqrt(n / (n − 1)), templates by what makes the variance over items and templates the greater of
+    the two in ``_over_items``. The quantiles are stretched around the value by t(df) / z, with Satterthwaite's df of the variances.
 
-    Plain percentile bootstraps are too narrow for few seeds (3 seeds that really differ: 80 % coverage instead of 95 %), so
-    deviations of the seed weights are multiplied by sqrt(S / (S − 1)), which makes the variance unbiased, and the quantiles
-    are stretched around the point by t(df) / z with Satterthwaite's degrees of freedom from the two variance components.
-    One seed of one method has Wilson's interval, which needs no resampling. Where every resample agrees (all right, all
-    wrong, no discordant item) the interval is Wilson's at that count too, since n equal answers do not prove that the next
-    one is equal. Clipped to what is possible: [0, 1] or [−1, 1].
+    Where every resample agrees (all right, all wrong, no discordant item) the interval is Wilson's at that count of templates (of
+    items, where templates are not known): n equal answers do not prove that the next is equal. One seed of one method without
+    templates has Wilson's interval too. Clipped to what is possible: [0, 1] or [−1, 1].
 
     The p-value of a difference is that of the same stretched resamples: twice the share of them on the other side of 0, each
-    side with one more (so never under 2 / (resamples + 1)). It is under 0.05 where the interval leaves 0 out.
+    side with one more, so never under 2 / (resamples + 1). It is under 0.05 where the interval leaves 0 out.
+
+    Args:
+        a, b: seeds × items, 0 or 1, computed in float64. Column i is the same item in both and row s the same seed; a single row
+            stands beside every row of the other. One row: seeds are not resampled, the interval speaks for that policy alone.
+        rng: every draw comes from it.
+        templates: of each item. None, or one for all: items count as independent.
+
+    Raises:
+        ValueError: a and b differ in items, or in seeds where both have several.
     """
-    a = np.atleast_2d(np.asarray(a, dtype=np.float64))
-    parts = [(a, 1.0)]
+    answers = np.atleast_2d(np.asarray(a, dtype=np.float64))
     if b is not None:
-        b = np.atleast_2d(np.asarray(b, dtype=np.float64))
-        if a.shape[1] != b.shape[1]:
-            raise ValueError(f"a has {a.shape[1]} items and b {b.shape[1]}: give both methods the same items")
-        paired = paired_seeds and a.shape[0] == b.shape[0]
-        parts = [(a - b, 1.0)] if paired else [(a, 1.0), (b, -1.0)]
-    items = a.shape[1]
-    seeds = max(matrix.shape[0] for matrix, _ in parts)
+        other = np.atleast_2d(np.asarray(b, dtype=np.float64))
+        if answers.shape[1] != other.shape[1]:
+            raise ValueError(f"a has {answers.shape[1]} items and b {other.shape[1]}: give both methods the same items")
+        if 1 not in (len(answers), len(other)) and len(answers) != len(other):
+            raise ValueError(f"a has {len(answers)} seeds and b {len(other)}: give both methods the same seeds")
+        answers = answers - other
+    seeds, items = answers.shape
     if items == 0:
         return Estimate(float("nan"), float("nan"), float("nan"), seeds, 0)
+    groups = _groups(templates, items)
+    known = bool(groups.max() > 0)
+    about = {"templates": int(groups.max()) + 1, "design_effect": design_effect(answers.mean(axis=0), groups)} if known else {}
+    value = float(answers.mean())
+    if b is None and seeds == 1 and not known:
+        return Estimate(value, *wilson(round(answers.sum()), items), 1, items)
 
-    if b is None and seeds == 1:
-        return Estimate(float(a.mean()), *wilson(round(a.sum()), items), 1, items)
-
-    weight_items = _counts(rng, resamples, items) / items
-    draws = np.zeros(resamples)
-    item_means = np.zeros(items)
-    components: list[tuple[float, int]] = []
-    for matrix, sign in parts:
-        rows = matrix.shape[0]
-        weight_seeds = np.full((resamples, rows), 1 / rows)
-        if rows > 1:
-            weight_seeds += np.sqrt(rows / (rows - 1)) * (_counts(rng, resamples, rows) - 1) / rows
-            components.append((float(matrix.mean(axis=1).var(ddof=1)) / rows, rows - 1))
-        draws += sign * np.einsum("bs,si,bi->b", weight_seeds, matrix, weight_items, optimize=True)
-        item_means += sign * matrix.mean(axis=0)
-    value = float(item_means.mean())
+    components = _over_items(answers.mean(axis=0), groups)
+    weight_items = _item_weights(rng, resamples, groups, components)
+    weight_seeds = np.full((resamples, seeds), 1 / seeds)
+    if seeds > 1:
+        weight_seeds += np.sqrt(seeds / (seeds - 1)) * (_counts(rng, resamples, np.array([seeds])) - 1) / seeds
+        components = [(float(answers.mean(axis=1).var(ddof=1)) / seeds, seeds - 1), *components]
+    draws = value + np.einsum("bs,si,bi->b", weight_seeds, answers - value, weight_items, optimize=True)
     if np.ptp(draws) < 1e-12:
-        low, high = _no_spread(value, items, difference=b is not None)
+        low, high = _no_spread(value, about.get("templates", items), difference=b is not None)
         p = 1.0
     else:
-        if items > 1:
-            components.append((float(item_means.var(ddof=1)) / items, items - 1))
-        stretched = value + _stretch(components) * (draws - value)
+        stretched = value + _t(components) / stats.norm.ppf(0.5 + LEVEL / 2) * (draws - value)
         low, high = np.quantile(stretched, [0.5 - LEVEL / 2, 0.5 + LEVEL / 2])
         beyond = min(np.sum(stretched <= 0), np.sum(stretched >= 0))
         p = min(1.0, 2 * (int(beyond) + 1) / (resamples + 1))
-    if b is None:
-        return Estimate(value, max(float(low), 0.0), min(float(high), 1.0), seeds, items)
-    return Estimate(value, max(float(low), -1.0), min(float(high), 1.0), seeds, items, p)
+    least = 0.0 if b is None else -1.0
+    p = p if b is not None else float("nan")
+    return Estimate(value, max(float(low), least), min(float(high), 1.0), seeds, items, p, **about)
+
+
+def design_effect(values: ArrayLike, templates: Sequence[Any]) -> float:
+    """How many times larger the variance of a mean over items is because items come in templates; items / this are independent.
+
+    The greater of the two variances in ``_over_items``, divided by s² / n, that of n independent items. About 1 + (m − 1) · ICC
+    for templates of m items each (Kish 1965). NaN where all values are equal or there is one item.
+
+    Args:
+        values: one number per item, for example its mean over seeds.
+        templates: of each item.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    if len(values) < 2 or np.ptp(values) == 0:
+        return float("nan")
+    return sum(v for v, _ in _over_items(values, _groups(templates, len(values)))) / (float(values.var(ddof=1)) / len(values))
+
+
+def mean_over_items(values: ArrayLike, templates: Sequence[Any] | None = None) -> Estimate:
+    """Mean of one number per item with its t interval over templates and items (see ``_over_items``); seeds count as fixed.
+
+    mean ± t(df) · sqrt(variance), df by Satterthwaite. Without variance ``low`` and ``high`` are NaN.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    components = _over_items(values, _groups(templates, len(values)))
+    half = float(_t(components) * np.sqrt(sum(v for v, _ in components))) or float("nan")
+    mean = float(values.mean())
+    return Estimate(mean, mean - half, mean + half, 1, len(values))
 
 
 def mean_over_seeds(values: ArrayLike) -> Estimate:
@@ -154,25 +212,72 @@ def mean_over_seeds(values: ArrayLike) -> Estimate:
     return Estimate(float(mean), float(mean - half), float(mean + half), len(values), 0)
 
 
-def _counts(rng: np.random.Generator, resamples: int, n: int) -> np.ndarray:
-    """How often each of n was drawn in n draws with replacement, a row per resample; several times faster than a multinomial."""
-    draws = rng.integers(0, n, size=(resamples, n))
-    draws += n * np.arange(resamples)[:, None]
-    return np.bincount(draws.ravel(), minlength=resamples * n).reshape(resamples, n)
+def _groups(templates: Sequence[Any] | None, items: int) -> np.ndarray:
+    """Templates numbered from 0 on, one number per item; all 0 where they are not known."""
+    if templates is None:
+        return np.zeros(items, dtype=np.int64)
+    return np.unique(np.asarray(templates, dtype=str), return_inverse=True)[1]
 
 
-def _stretch(components: Sequence[tuple[float, int]]) -> float:
-    """t(df) / z, Satterthwaite's df = (sum v)² / sum(v² / f) for variance components v with f degrees of freedom each."""
+def _over_items(values: np.ndarray, groups: np.ndarray) -> list[tuple[float, int]]:
+    """Variance of the mean of one number per item, as components (variance, degrees of freedom): templates, items within them.
+
+    Two unbiased estimates: V_T = T / (T − 1) · Σ_t (Σ_i x_ti − n_t x̄)² / N², which holds the noise within templates too, and
+    V_I = Σ_t n_t / (n_t − 1) · Σ_i (x_ti − x̄_t)² / N², that noise alone. The components are max(V_T − V_I, 0) and V_I, so that
+    templates which differ less than chance allows make no interval narrower. One template: s² / N alone.
+    """
+    sizes = np.bincount(groups)
+    deviations = values - values.mean()
+    sums = np.bincount(groups, deviations)
+    squares = np.bincount(groups, (deviations - (sums / sizes)[groups]) ** 2)
+    count, several = len(sizes), sizes > 1
+    within = float((squares[several] * sizes[several] / (sizes[several] - 1)).sum()) / len(values) ** 2
+    components = [(within, len(values) - count)] if several.any() else []
+    if count > 1:
+        total = float(count / (count - 1) * (sums**2).sum()) / len(values) ** 2
+        components.insert(0, (max(total - within, 0.0), count - 1))
+    return components
+
+
+def _item_weights(
+    rng: np.random.Generator, resamples: int, groups: np.ndarray, components: Sequence[tuple[float, int]]
+) -> np.ndarray:
+    """Resamples × items: what each item counts for, divided by the number of items, once templates and items were drawn."""
+    sizes = np.bincount(groups)
+    order = np.argsort(groups, kind="stable")
+    weights = np.ones((resamples, len(groups)))
+    if len(sizes) > 1:
+        whole = sum(v for v, _ in components)
+        scale = np.sqrt(len(sizes) / (len(sizes) - 1) * (components[0][0] / whole if whole else 0.0))
+        weights += scale * (_counts(rng, resamples, np.array([len(sizes)])) - 1)[:, groups]
+    several = sizes > 1
+    if several.any():
+        scale = np.sqrt(np.where(several, sizes / np.maximum(sizes - 1, 1), 0.0))
+        weights[:, order] += scale[groups[order]] * (_counts(rng, resamples, sizes) - 1)
+    return weights / len(groups)
+
+
+def _counts(rng: np.random.Generator, resamples: int, sizes: np.ndarray) -> np.ndarray:
+    """How often each of n was drawn in n draws with replacement, for each n of ``sizes`` apart, side by side: resamples × Σ n.
+
+    Several times faster than a multinomial.
+    """
+    total, first = int(sizes.sum()), np.repeat(np.cumsum(sizes) - sizes, sizes)
+    draws = first + (rng.random((resamples, total)) * np.repeat(sizes, sizes)).astype(np.int64)
+    draws += total * np.arange(resamples)[:, None]
+    return np.bincount(draws.ravel(), minlength=resamples * total).reshape(resamples, total)
+
+
+def _t(components: Sequence[tuple[float, int]]) -> float:
+    """The t quantile with Satterthwaite's df = (sum v)² / sum(v² / f) for variances v with f degrees of freedom each."""
     total = sum(v for v, _ in components)
-    if total <= 0:
-        return 1.0
-    df = total**2 / sum(v**2 / f for v, f in components)
-    return float(stats.t.ppf(0.5 + LEVEL / 2, df) / stats.norm.ppf(0.5 + LEVEL / 2))
+    df = total**2 / sum(v**2 / f for v, f in components) if total > 0 else np.inf
+    return float(stats.t.ppf(0.5 + LEVEL / 2, df))
 
 
-def _no_spread(value: float, items: int, difference: bool) -> tuple[float, float]:
-    """Interval where every resample gave the same number: Wilson at 0 or n of n, or at no discordant item of n."""
+def _no_spread(value: float, n: int, difference: bool) -> tuple[float, float]:
+    """Interval where every resample gave the same number: Wilson at 0 or n of n, or at nothing discordant of n."""
     if not difference and value in (0.0, 1.0):
-        return wilson(round(value * items), items)
-    margin = wilson(0, items)[1]
+        return wilson(round(value * n), n)
+    margin = wilson(0, n)[1]
     return value - margin, value + margin

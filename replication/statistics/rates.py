@@ -1,42 +1,41 @@
-"""Which learning rate the ablation learning_rate chooses, on the validation split alone."""
+"""Choosing a learning rate, on the validation split alone."""
 
 from __future__ import annotations
 
 import pandas as pd
 
-from replication.statistics.evidence import Tables, table
+from replication.names import ENDED
+from replication.statistics.accuracies import RUN_COLUMNS, Tables, table
+
+#: A rate is about as good as the best if its validation accuracy is lower by at most this.
+NEAR = 0.05
 
 
 def tuning(tables: Tables) -> pd.DataFrame:
     """What the ablation learning_rate chose: every method at every rate, judged on the validation split alone.
 
-    Columns task, method, learning_rate, seeds, diverged, validation_accuracy, accuracy (means over seeds, fractions), chosen
-    (highest mean validation accuracy; at a tie the lower rate, which drifts less), and forgiving: highest divided by lowest
-    rate of the unbroken stretch of the grid around the chosen one that stays within 5 points of it on validation.
-    Diverged runs count at their last finite checkpoint; points without any validation accuracy cannot be chosen.
+    Columns task, method, learning_rate, seeds, diverged, validation_accuracy, accuracy (means over seeds, fractions), chosen (see
+    ``best_rate``), and forgiving: highest divided by lowest rate of the unbroken stretch of the grid around the chosen one that
+    stays within ``NEAR`` of it on validation. Diverged runs count at their last finite checkpoint; points without any validation
+    accuracy cannot be chosen.
     """
-    needed = ("ablation", "task", "method", "learning_rate", "seed", "status", "validation_accuracy", "accuracy")
-    runs = table(tables, "runs", ("run_id", *needed))
-    runs = runs[(runs["ablation"] == "learning_rate") & runs["status"].isin(["done", "diverged"])].copy()
+    runs = table(tables, "runs", (*RUN_COLUMNS, "learning_rate", "validation_accuracy"))
+    runs = runs[(runs["ablation"] == "learning_rate") & runs["status"].isin(ENDED)]
     columns = ["task", "method", "learning_rate", "seeds", "diverged", "validation_accuracy", "accuracy", "chosen", "forgiving"]
     if runs.empty:
         return pd.DataFrame(columns=columns)
-    for column in ("learning_rate", "validation_accuracy", "accuracy"):
-        runs[column] = pd.to_numeric(runs[column], errors="coerce")
-    runs["diverged"] = runs["status"] == "diverged"
-    points = runs.groupby(["task", "method", "learning_rate"], as_index=False).agg(
+    points = runs.assign(diverged=runs["status"] == "diverged").groupby(["task", "method", "learning_rate"], as_index=False).agg(
         seeds=("seed", "nunique"),
         diverged=("diverged", "sum"),
         validation_accuracy=("validation_accuracy", "mean"),
         accuracy=("accuracy", "mean"),
-    )
-    # Equal means must be equal to the last digit, or the order of adding up would break the tie.
-    points["validation_accuracy"] = points["validation_accuracy"].round(9)
+    )  # fmt: skip
     points["chosen"], points["forgiving"] = False, float("nan")
-    for _, group in points.groupby(["task", "method"]):
+    for (task, method), group in points.groupby(["task", "method"]):
         if group["validation_accuracy"].notna().any():
-            best = group["validation_accuracy"].idxmax()  # the first of equals, and rates are in rising order
-            near = group["validation_accuracy"] >= group.loc[best, "validation_accuracy"] - 0.05
+            chosen = group["learning_rate"] == best_rate(runs[(runs["task"] == task) & (runs["method"] == method)])
+            best = group.index[chosen][0]
+            near = group["validation_accuracy"] >= group.loc[best, "validation_accuracy"] - NEAR
             # Stretches of neighbours that are all near share a number.
             stretch = (near != near.shift()).cumsum()
             rates = group.loc[stretch == stretch[best], "learning_rate"]
@@ -56,5 +55,11 @@ def best_rate(runs: pd.DataFrame) -> float:
     """
     values = runs.pivot_table(index="learning_rate", columns="seed", values="validation_accuracy", dropna=False).astype(float)
     common = runs.groupby("seed")["learning_rate"].nunique() == runs["learning_rate"].nunique()
+    # Equal means must be equal to the last digit, or the order of adding up would break the tie.
     means = (values[common.index[common]] if common.any() else values).mean(axis=1).round(9).sort_index()
     return float(means.idxmax() if means.notna().any() else means.index[0])
+
+
+def at_best_rate(runs: pd.DataFrame) -> pd.DataFrame:
+    """Those of the runs that have their best rate."""
+    return runs[runs["learning_rate"] == best_rate(runs)]

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from replication.base_files import check_gguf, is_gguf
 from replication.errors import UserError
 from replication.names import CLAIMS
 from replication.runs import read_summary
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 SMALL_MODEL = 2**29
 #: Seconds to wait for the Hub's answer.
 HUB_TIMEOUT = 5.0
-_MODEL_ADVICE = "with make: MODEL=folder or MODEL=name on the Hub (and REVISION=), or run once where the Hub can be reached"
+_MODEL_ADVICE = "with make: MODEL=folder, file.gguf or name on the Hub (and REVISION=), or run once where the Hub can be reached"
 
 
 def check_needs(configs: Sequence[ExperimentConfig], runs_dir: str | Path | None = None, *, here: bool = True) -> None:
@@ -104,8 +105,11 @@ def _model_problems(configs: Iterable[ExperimentConfig]) -> list[str]:
     problems = []
     for path, revision in dict.fromkeys((config.model_path, config.revision) for config in configs):
         try:
+            if is_gguf(path):
+                check_gguf(path)
+                continue
             names = _files_of(path, revision)
-        except FileNotFoundError as error:
+        except (OSError, ValueError, ImportError) as error:
             problems.append(f"model weights and tokenizer: {error}; {_MODEL_ADVICE}")
             continue
         parts = {
@@ -145,4 +149,6 @@ def _has_gpu() -> bool:
 
 def _is_small(config: ExperimentConfig) -> bool:
     folder = Path(config.model_path)
+    if is_gguf(config.model_path):
+        return folder.is_file() and 4 * folder.stat().st_size < SMALL_MODEL  # 4 bits a weight become 16
     return folder.is_dir() and sum(path.stat().st_size for path in folder.glob("*.safetensors")) < SMALL_MODEL

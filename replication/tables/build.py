@@ -1,7 +1,6 @@
-"""Run directories to tidy tables and back: named columns, a schema version, the same bytes for the same runs.
+"""Run directories to tidy tables: a row for every planned run, also those that are missing (pending) or failed.
 
-runs.csv has a row for every planned run of every ablation, also of those that are missing (status pending) or failed, so that
-nothing can be left out unseen. A missing value is empty, never 0. What varies from machine to machine is in timings.csv alone.
+A missing value is empty, never 0. What varies from machine to machine (seconds, memory) is in timings.csv alone.
 """
 
 from __future__ import annotations
@@ -15,35 +14,25 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from replication.errors import UserError
+from replication.names import HEADLINE
 from replication.runs import RunSummary, check_files, explained, manifest, now, read_failure, read_json, read_summary
-from replication.statistics import best_rate
-from replication.tables.csv_files import (
-    KINDS,
-    PEAKS,
-    SECONDS,
-    as_text,
-    frame,
-    read_csv,
-    read_tables,
-    run_columns,
-    write_tables,
-)
+from replication.tables.csv_files import KINDS, PEAKS, SECONDS, as_text, frame, parse, run_columns
 
 if TYPE_CHECKING:
     from replication.ablations import PlannedRun
 
-__all__ = ["build_tables", "read_tables", "tables_manifest", "write_tables"]
-
-HEADLINE = "full_vs_sparse"
 #: Of these ablations curves.csv has the validation alone: every metric of every step of 600 runs would be 30 MB.
 BRIEF = ("token_fraction", "lora_rank", "learning_rate")
+#: A run with less than this share of its base's accuracy has collapsed.
+COLLAPSED_UNDER = 0.1
+#: What the base shares with the runs that it is the base of, where a config has it.
+_TASK_FIELDS = ("task", "asides", "digits", "svamp_source", "model", "revision", "prompt_template")
 
 
 def build_tables(planned: Sequence[PlannedRun], runs_dir: str | Path) -> dict[str, pd.DataFrame]:
     """The tables runs, curves, items, ablation_items and timings of a plan, from what lies under ``runs_dir``/<run_id>.
 
-    items has the answers of the headline runs on the test items, ablation_items the right and wrong of those other runs that a
-    comparison rests on: every setting of the token fraction, and of the rest what stands at the rate that validation chooses.
+    items has every evaluated item of the headline runs, ablation_items the test items of all other finished runs.
 
     Args:
         planned: ablation and config of each run; a config in several ablations gets a row in each.
@@ -53,51 +42,32 @@ def build_tables(planned: Sequence[PlannedRun], runs_dir: str | Path) -> dict[st
         UserError: if a file of a finished run is damaged.
     """
     runs_dir = Path(runs_dir)
-    rows: list[dict[str, Any]] = []
-    found: dict[str, RunSummary | None] = {}
-    headline, whole = set(), set()
-    for run in planned:
-        run_id = run.config.run_id
-        if run_id not in found:
-            found[run_id] = read_summary(runs_dir / run_id)
-        if run.ablation == HEADLINE:
-            headline.add(run_id)
-        if run.ablation not in BRIEF:
-            whole.add(run_id)
-        rows.append(_run_row(run.ablation, run.config, run_id, found[run_id], runs_dir))
-    columns = run_columns(type(planned[0].config)) if planned else KINDS["runs"]
-    finished = sorted(run_id for run_id, summary in found.items() if summary is not None)
+    configs = {run.config.run_id: run.config for run in planned}
+    summaries = {run_id: read_summary(runs_dir / run_id) for run_id in configs}
+    rows = [_run_row(run.ablation, run.config, summaries[run.config.run_id], runs_dir) for run in planned]
+    _mark_collapsed(rows)
+    headline = {run.config.run_id for run in planned if run.ablation == HEADLINE}
+    whole = {run.config.run_id for run in planned if run.ablation not in BRIEF}
+    finished = sorted(run_id for run_id, summary in summaries.items() if summary is not None)
     for run_id in finished:
         check_files(runs_dir / run_id)
-    table = frame(rows, columns, ["ablation", "task", "method", "seed", "run_id"])
-    compared = _compared(table) - headline
-    curves = [row for run_id in finished for row in _curve_rows(found[run_id], runs_dir / run_id, brief=run_id not in whole)]
-    items = {run_id: list(_item_rows(run_id, runs_dir / run_id)) for run_id in finished if run_id in headline | compared}
-    timings = [_timing_row(run_id, runs_dir / run_id) for run_id in finished]
+    curves = [row for run_id in finished for row in _curve_rows(summaries[run_id], runs_dir / run_id, brief=run_id not in whole)]
+    items = {True: [], False: []}
+    for run_id in finished:
+        found = _item_rows(run_id, runs_dir / run_id)
+        items[run_id in headline] += found if run_id in headline else [row for row in found if row["split"] == "test"]
+    columns = run_columns(type(planned[0].config)) if planned else KINDS["runs"]
     return {
-        "runs": table,
+        "runs": frame(rows, columns, ["ablation", "task", "method", "seed", "run_id"]),
         "curves": frame(curves, KINDS["curves"], ["run_id", "step", "metric"]),
-        "items": frame(_of(items, headline), KINDS["items"], ["run_id", "item_id"]),
-        "ablation_items": frame(_of(items, compared), KINDS["ablation_items"], ["run_id", "item_id"]),
-        "timings": frame(timings, KINDS["timings"], ["run_id"]),
+        "items": frame(items[True], KINDS["items"], ["run_id", "split", "item_id"]),
+        "ablation_items": frame(items[False], KINDS["ablation_items"], ["run_id", "split", "item_id"]),
+        "timings": frame([_timing_row(run_id, runs_dir / run_id) for run_id in finished], KINDS["timings"], ["run_id"]),
     }
 
 
-def _compared(runs: pd.DataFrame) -> set[str]:
-    """Run ids of the ablations' ended runs that are compared item by item."""
-    runs = runs[runs["status"].isin(["done", "diverged"])]
-    found = set(runs.loc[runs["ablation"] == "token_fraction", "run_id"])
-    tuned = runs[runs["ablation"].isin(["lora_rank", "learning_rate"])]
-    for _, own in tuned.groupby([name for name in ("ablation", "task", "method", "lora_rank") if name in tuned], dropna=False):
-        found |= set(own.loc[own["learning_rate"] == best_rate(own), "run_id"])
-    return found
-
-
-def _of(items: dict[str, list[dict[str, Any]]], runs: set[str]) -> list[dict[str, Any]]:
-    return [row for run_id, rows in items.items() if run_id in runs for row in rows]
-
-
-def _run_row(ablation: str, config: Any, run_id: str, summary: RunSummary | None, runs_dir: Path) -> dict[str, Any]:
+def _run_row(ablation: str, config: Any, summary: RunSummary | None, runs_dir: Path) -> dict[str, Any]:
+    run_id = config.run_id
     row = {name: as_text(value) for name, value in config.model_dump(mode="json").items()}
     # The path of a default `make all`, wherever this one is: the table must not depend on the place.
     out = f"results/local/{config.profile}/runs/{run_id}"
@@ -108,6 +78,19 @@ def _run_row(ablation: str, config: Any, run_id: str, summary: RunSummary | None
     if failure is not None:
         return row | {"status": "failed", "reason": " ".join(str(failure["reason"]).split())}
     return row | {"status": "pending"}
+
+
+def _mark_collapsed(rows: Sequence[dict[str, Any]]) -> None:
+    """Give the status ``collapsed`` to done runs with an accuracy under a tenth of their base's."""
+    measured = [row for row in rows if row["status"] == "done" and row["accuracy"] is not None]
+    bases = {_task(row): row["accuracy"] for row in measured if row["method"] == "base"}
+    for row in measured:
+        if row["accuracy"] < COLLAPSED_UNDER * bases.get(_task(row), 0.0):
+            row["status"] = "collapsed"
+
+
+def _task(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(row.get(name) for name in _TASK_FIELDS)
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
@@ -137,12 +120,11 @@ def _curve_rows(summary: RunSummary, folder: Path, *, brief: bool) -> Iterable[d
         yield {"run_id": summary.run_id, **ending}
 
 
-def _item_rows(run_id: str, folder: Path) -> Iterable[dict[str, Any]]:
-    for row in read_csv(folder / "items.csv", ("split", "item_id", "correct", "truncated")).to_dict("records"):
-        if row["split"] == "test":
-            parsed = int(row["parsed"]) if row.get("parsed") else None
-            numbers = {"correct": int(row["correct"]), "truncated": int(row["truncated"]), "parsed": parsed}
-            yield {"run_id": run_id, "item_id": row["item_id"], **numbers}
+def _item_rows(run_id: str, folder: Path) -> list[dict[str, Any]]:
+    path = folder / "items.csv"
+    with explained(path):
+        items = parse(path.read_bytes(), path, KINDS["items"], ("split", "item_id", "correct", "truncated"))
+    return items.assign(run_id=run_id).to_dict("records")
 
 
 def _timing_row(run_id: str, folder: Path) -> dict[str, Any]:
@@ -165,10 +147,9 @@ def tables_manifest(planned: Sequence[PlannedRun], runs_dir: str | Path) -> dict
         if read_summary(folder) is None or not (folder / "manifest.json").exists():
             continue
         found = read_json(folder / "manifest.json", "a manifest")
-        found = found if isinstance(found, dict) else {}
         timing = _timing_row(run_id, folder)
         earlier = found.get("earlier_starts") or []
-        starts[run_id] = [start for start in [found, *earlier] if isinstance(start, dict)]
+        starts[run_id] = [found, *earlier]
         runs[run_id] = {"seed": config.seed, "config_sha256": hashlib.sha256(config.model_dump_json().encode()).hexdigest()}
         origin = ("commit", "model_commit", "base_sha256", "task_version", "python", "packages", "cpu", "gpu", "finished")
         runs[run_id] |= {name: found.get(name) for name in origin}

@@ -1,14 +1,14 @@
-"""The CSV files of the tables: which columns there are, writing them byte for byte alike, reading them with every check."""
+"""The CSV files of the tables: their columns, written the same way every time, and read with a check that they are whole."""
 
 from __future__ import annotations
 
-import csv
+import gzip
 import hashlib
 import io
 import json
-import math
 import types
 import typing
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,9 @@ from replication.runs import RunSummary, atomic_write, explained, make_folder, r
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
+#: A table with more bytes than this is compressed: name.csv.gz.
+COMPRESSED_OVER = 2_000_000
+SUFFIXES = (".csv", ".csv.gz")
 SECONDS = ("rollout_s", "score_s", "update_s", "evaluation_s")
 PEAKS = ("peak_rss_bytes", "peak_gpu_bytes")
 #: The config fields that come first in runs.csv; the others follow in the order of the config.
@@ -41,13 +44,15 @@ def _kind(annotation: Any) -> str:
 
 
 _SUMMARY = {name: _kind(field.annotation) for name, field in RunSummary.model_fields.items()}
-_RESULTS = {name: kind for name, kind in _SUMMARY.items() if name not in ("run_id", "status", "reason")}
+RESULTS = {name: kind for name, kind in _SUMMARY.items() if name not in ("run_id", "status", "reason")}
+_ITEMS = {"run_id": "str", "split": "str", "item_id": "str", "template": "str", "correct": "int", "reward": "float",
+          "truncated": "int", "parsed": "int"}  # fmt: skip
 #: The kind of each column. Columns not listed (config fields, further columns of the verdicts) show theirs by their content.
 KINDS: dict[str, dict[str, str]] = {
-    "runs": {"run_id": "str", "ablation": "str", "seed": "int", "command": "str", "status": "str", "reason": "str", **_RESULTS},
+    "runs": {"run_id": "str", "ablation": "str", "seed": "int", "command": "str", "status": "str", "reason": "str", **RESULTS},
     "curves": {"run_id": "str", "step": "int", "metric": "str", "value": "float"},
-    "items": {"run_id": "str", "item_id": "str", "correct": "int", "truncated": "int", "parsed": "int"},
-    "ablation_items": {"run_id": "str", "item_id": "str", "correct": "int"},
+    "items": _ITEMS,
+    "ablation_items": _ITEMS,
     "timings": {"run_id": "str", "seconds": "float", **dict.fromkeys(SECONDS, "float"), **dict.fromkeys(PEAKS, "int")},
     # Optional: made by `prompts`, from the base under each prompt template.
     "prompts": {
@@ -71,12 +76,8 @@ KINDS: dict[str, dict[str, str]] = {
     },
     "verdicts": {"claim": "str", "paper_value": "str", "value": "float", "low": "float", "high": "float", "verdict": "str"},
 }
-_REQUIRED = {name: tuple(kinds) for name, kinds in KINDS.items()}
-_REQUIRED["runs"] = ("run_id", "ablation", "task", "method", "seed", "status", "accuracy")
-_REQUIRED["items"] = ("run_id", "item_id", "correct", "truncated")
-_REQUIRED["timings"] = ("run_id",)
 #: Integer columns without holes; the others are float64 in a frame, since NaN is a float.
-_WHOLE = {"schema_version", "seed", "step", "correct", "truncated"}
+_WHOLE = {"schema_version", "seed", "step", "correct"}
 
 
 def as_text(value: Any) -> Any:
@@ -89,7 +90,13 @@ def run_columns(config: type[BaseModel]) -> dict[str, str]:
     kinds = {name: _kind(field.annotation) for name, field in config.model_fields.items()} | {"selector": "str"}
     first = {name: kinds.pop(name) for name in _FIRST if name in kinds}
     head = {"run_id": "str", "ablation": "str"}
-    return {**head, **first, **kinds, "command": "str", "status": "str", "reason": "str", **_RESULTS}
+    return {**head, **first, **kinds, "command": "str", "status": "str", "reason": "str", **RESULTS}
+
+
+def _dtype(name: str, kind: str) -> str:
+    if kind == "int":
+        return "int64" if name in _WHOLE else "float64"
+    return {"float": "float64", "bool": "bool"}.get(kind, "str")
 
 
 def frame(rows: Iterable[Mapping[str, Any]], kinds: Mapping[str, str], order: list[str]) -> pd.DataFrame:
@@ -97,14 +104,8 @@ def frame(rows: Iterable[Mapping[str, Any]], kinds: Mapping[str, str], order: li
     rows = list(rows)
     columns = {"schema_version": pd.Series([SCHEMA_VERSION] * len(rows), dtype="int64")}
     for name, kind in kinds.items():
-        columns[name] = _column([row.get(name) for row in rows], name, kind)
+        columns[name] = pd.Series([row.get(name) for row in rows], dtype=_dtype(name, kind))
     return pd.DataFrame(columns).sort_values(order, kind="stable", ignore_index=True)
-
-
-def _column(values: list[Any], name: str, kind: str) -> pd.Series:
-    if kind in ("int", "float"):
-        return pd.Series(values, dtype="int64" if name in _WHOLE else "float64")
-    return pd.Series(values, dtype="bool" if kind == "bool" else "str")
 
 
 def write_tables(
@@ -113,170 +114,138 @@ def write_tables(
     manifest: Mapping[str, Any] | None = None,
     notes: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write each table to ``out_dir``/<name>.csv and its sha256 into manifest.json beside them, all of them or none.
+    """Write each table to ``out_dir``/<name>.csv (large ones to <name>.csv.gz), and their sha256 into manifest.json.
 
     Floats have six significant digits, lines end in "\\n", empty is missing: equal tables, equal bytes. Without a manifest the
-    one that is there is kept, and only ``notes`` and the checksums of these tables change in it.
-
-    The tables lie ready under other names when the manifest with their checksums is written; that is the moment they become
-    the tables. Whoever opens the folder next gives them their names if this process no longer could.
+    one that is there is kept, and only ``notes`` and the checksums of these tables change in it. A file is replaced whole; while
+    the tables are written, the manifest has no checksum of them, so that a killed writer leaves none that is stale.
 
     Raises:
-        UserError: if the folder cannot be written; the tables are then all as they were, or all new.
+        UserError: if the folder cannot be written.
     """
     out_dir = Path(out_dir)
     make_folder(out_dir)
-    texts = {name: _csv(table, name) for name, table in tables.items()}
     path = out_dir / "manifest.json"
     earlier = _earlier_manifest(path)
     whole = {**(manifest if manifest is not None else earlier), **(notes or {})}
-    sums = {name: text for name, text in _sums(earlier).items() if (out_dir / name).exists()}
     if "diagnostics" in earlier:  # what credit.csv was made from outlives a rebuilding of the tables from runs
         whole.setdefault("diagnostics", earlier["diagnostics"])
-    for name, text in texts.items():
-        atomic_write(out_dir / f"{name}.csv", text)
-        sums[f"{name}.csv"] = hashlib.sha256(text.encode()).hexdigest()
+    own = {f"{name}{suffix}" for name in tables for suffix in SUFFIXES}
+    sums = {name: value for name, value in earlier.get("tables", {}).items() if name not in own and (out_dir / name).exists()}
+    atomic_write(path, to_json(whole | {"tables": sums}, indent=2) + "\n")
+    for name, table in tables.items():
+        data = table_bytes(table, KINDS.get(name, {}))
+        suffix = SUFFIXES[len(data) > COMPRESSED_OVER]
+        if suffix == ".csv.gz":
+            data = compressed(data)
+        atomic_write(out_dir / f"{name}{suffix}", data)
+        sums[f"{name}{suffix}"] = hashlib.sha256(data).hexdigest()
+        with explained(out_dir):
+            (out_dir / f"{name}{SUFFIXES[suffix == '.csv']}").unlink(missing_ok=True)
     atomic_write(path, to_json(whole | {"tables": dict(sorted(sums.items()))}, indent=2) + "\n")
 
 
-def _sums(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    sums = manifest.get("tables")
-    return sums if isinstance(sums, dict) else {}
+def compressed(data: bytes) -> bytes:
+    """gzip without a time and a name in its header: the same bytes for the same data."""
+    buffer = io.BytesIO()
+    with gzip.GzipFile(filename="", mode="wb", fileobj=buffer, mtime=0) as file:
+        file.write(data)
+    return buffer.getvalue()
 
 
 def _earlier_manifest(path: Path) -> dict[str, Any]:
     try:
-        found = read_json(path, "a manifest") if path.exists() else {}
+        return read_json(path, "a manifest") if path.exists() else {}
     except UserError:  # damaged: it is about to be written anew
-        found = {}
-    return found if isinstance(found, dict) else {}
+        return {}
 
 
-def _csv(table: pd.DataFrame, name: str) -> str:
-    kinds = KINDS.get(name, {})
+def table_bytes(table: pd.DataFrame, kinds: Mapping[str, str]) -> bytes:
+    """A table as CSV."""
+    table = table.copy()
     if "schema_version" not in table.columns:
-        table = table.assign(schema_version=SCHEMA_VERSION)[["schema_version", *table.columns]]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(table.columns)
-    cells = [[_cell(value, kinds.get(str(column))) for value in table[column].tolist()] for column in table.columns]
-    writer.writerows(zip(*cells, strict=True))
-    return text.getvalue()
+        table.insert(0, "schema_version", SCHEMA_VERSION)
+    for name in table.columns:
+        if kinds.get(str(name)) == "int":
+            table[name] = table[name].astype("Int64")
+        elif table[name].dtype == bool:
+            table[name] = table[name].map({True: "true", False: "false"})
+    return table.to_csv(index=False, lineterminator="\n", float_format=_number).encode("utf-8", "backslashreplace")
 
 
-def _cell(value: Any, kind: str | None = None) -> str:
-    if value is None or value is pd.NA or (isinstance(value, float) and not math.isfinite(value)):
-        return ""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, float):
-        return str(int(value)) if kind == "int" or (value.is_integer() and abs(value) < 2**53) else f"{value:.6g}"
-    return str(as_text(value))
+def _number(value: float) -> str:
+    return str(int(value)) if value.is_integer() and abs(value) < 2**53 else f"{value:.6g}"
 
 
 def read_tables(folder: str | Path) -> dict[str, pd.DataFrame]:
     """The tables that lie in a folder, by name (runs, curves, items, timings, verdicts, ...), columns by name, numbers as numbers.
 
     Raises:
-        UserError: naming file and column, if there are none, or one is cut off, garbled, edited or of another schema version.
+        UserError: naming the file, if there are none, or one is cut off, garbled, edited or of another schema version.
     """
     folder = Path(folder)
-    return _read_tables(folder)
-
-
-def _read_tables(folder: Path) -> dict[str, pd.DataFrame]:
-    sums = {}
-    if (folder / "manifest.json").exists():
-        found = read_json(folder / "manifest.json", "a manifest")
-        sums = _sums(found) if isinstance(found, dict) else {}
+    sums = read_json(folder / "manifest.json", "a manifest").get("tables", {}) if (folder / "manifest.json").exists() else {}
     tables = {}
-    for path in sorted(folder.glob("*.csv")):
-        if path.name in sums and _sha256(path) != sums[path.name]:
+    for path in sorted(path for suffix in SUFFIXES for path in folder.glob(f"*{suffix}")):
+        with explained(path):
+            data = path.read_bytes()
+        if path.name in sums and hashlib.sha256(data).hexdigest() != sums[path.name]:
             raise UserError(f"{path} is not the file that manifest.json has the checksum of (cut off, edited?): {_remedy(path)}")
-        raw = read_csv(path, _REQUIRED.get(path.stem, ()))
-        tables[path.stem] = _typed(raw, path)
+        tables[_name(path)] = parse(data, path, _kinds(_name(path)))
     if not tables:
         raise UserError(f"no tables in {folder}: make them with `make all` or `make report`")
     return tables
 
 
+def _name(path: Path) -> str:
+    return path.name.split(".")[0]
+
+
+def _kinds(name: str) -> dict[str, str]:
+    if name != "runs":
+        return KINDS.get(name, {})
+    from replication.config import ExperimentConfig
+
+    return run_columns(ExperimentConfig)
+
+
 def _remedy(path: Path) -> str:
-    """How a table that is damaged is made anew: those that no run is in are measured again."""
-    if path.stem in ("credit", "worked_example"):
+    """How a damaged table is made anew: those that no run is in are measured again."""
+    if _name(path) in ("credit", "worked_example"):
         return f"measure it again with `python -m replication diagnose --out {path.parent}`"
-    if path.stem == "prompts":
+    if _name(path) == "prompts":
         return "remove it and measure it again with `make prompts`"
     return "rebuild it with `make report`"
 
 
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(_bytes(path)).hexdigest()
+def parse(data: bytes, path: Path, kinds: Mapping[str, str], required: Sequence[str] | None = None) -> pd.DataFrame:
+    """The table that a file holds.
 
+    Args:
+        data: its bytes, compressed if its name ends in .gz.
+        path: for messages.
+        kinds: of the columns that are known; the kind of the others follows from what is in them.
+        required: columns that must be there; by default all known ones, of runs those that every version has.
 
-def _bytes(path: Path) -> bytes:
-    with explained(path):
-        return path.read_bytes()
-
-
-def read_csv(path: Path, required: Sequence[str]) -> pd.DataFrame:
-    """Every cell as text, after the checks of form."""
-    data = _bytes(path)
-    if not data.endswith(b"\n"):
-        raise UserError(f"{path} is empty or cut off in its last line: {_remedy(path)}")
+    Raises:
+        UserError: with one line that names the file and says how to make it anew.
+    """
     try:
-        rows = list(csv.reader(io.StringIO(data.decode("utf-8"), newline=""), strict=True))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} is garbled ({error}): {_remedy(path)}") from None
-    header = rows[0]
+        data = gzip.decompress(data) if path.suffix == ".gz" else data
+        if not data.endswith(b"\n"):
+            raise ValueError("empty, or cut off in its last line")
+        # Every text that is not empty stays a text: an item may be called NA.
+        dtypes = {"schema_version": "int64", **{name: _dtype(name, kind) for name, kind in kinds.items()}}
+        table = pd.read_csv(io.BytesIO(data), dtype=dtypes, keep_default_na=False, na_values=[""], low_memory=False)
+    except (ValueError, OverflowError, EOFError, OSError, zlib.error) as error:  # pandas' and UTF-8's errors are ValueErrors
+        raise UserError(f"{path} is garbled ({' '.join(str(error).split())}): {_remedy(path)}") from None
+    if required is None:
+        required = ("run_id", "ablation", "task", "method", "seed", "status", "accuracy") if _name(path) == "runs" else tuple(kinds)
     for column in ("schema_version", *required):
-        if column not in header:
+        if column not in table.columns:
             raise UserError(f"{path} has no column {column}, so it is garbled or of an older schema: {_remedy(path)}")
-    if len(set(header)) < len(header):
-        raise UserError(f"{path} has a column twice: {_remedy(path)}")
-    place = header.index("schema_version")
-    for number, row in enumerate(rows[1:], start=2):
-        if len(row) != len(header):
-            raise UserError(f"{path}, row {number} has {len(row)} cells, the header {len(header)}: {_remedy(path)}")
-        if row[place] != str(SCHEMA_VERSION):
-            what = f"{row[place]!r}, this code reads {SCHEMA_VERSION}"
-            raise UserError(f"{path}, column schema_version, row {number} is {what}: {_remedy(path)}")
-    return pd.DataFrame(rows[1:], columns=header, dtype="str")
-
-
-def _typed(raw: pd.DataFrame, path: Path) -> pd.DataFrame:
-    kinds = dict(KINDS.get(path.stem, {}))
-    if path.stem == "runs":
-        from replication.config import ExperimentConfig
-
-        kinds = run_columns(ExperimentConfig) | kinds
-    kinds["schema_version"] = "int"
-    columns = {}
-    for name in raw.columns:
-        texts = [text if text != "" else None for text in raw[name].tolist()]
-        kind = kinds.get(name) or ("float" if _all_numbers(texts) else "str")
-        if kind == "bool":
-            columns[name] = pd.Series([text == "true" for text in texts], dtype="bool")
-            continue
-        if kind in ("int", "float"):
-            texts = [_number(text, path, name, number) for number, text in enumerate(texts, start=2)]
-        columns[name] = _column(texts, name, kind)
-    return pd.DataFrame(columns)
-
-
-def _all_numbers(texts: Sequence[str | None]) -> bool:
-    try:
-        return any(text is not None for text in texts) and all(text is None or math.isfinite(float(text)) for text in texts)
-    except ValueError:
-        return False
-
-
-def _number(text: str | None, path: Path, column: str, row: int) -> int | float | None:
-    if text is None and column not in _WHOLE:
-        return None
-    try:
-        value = int(text or "") if column in _WHOLE else float(text or "")
-        if abs(value) >= 2**63 and column in _WHOLE:
-            raise ValueError
-        return value
-    except ValueError:
-        raise UserError(f"{path}, column {column}, row {row} is {text!r} and should be a number: {_remedy(path)}") from None
+    for version in table["schema_version"].unique():
+        if version != SCHEMA_VERSION:
+            raise UserError(f"{path} has schema_version {version}, this code reads {SCHEMA_VERSION}: {_remedy(path)}")
+    guessed = table.columns.difference(list(dtypes))
+    return table.astype({name: "float64" for name in guessed if pd.api.types.is_integer_dtype(table[name])})

@@ -15,9 +15,10 @@ from replication.tasks.answers import extract_answer
 from replication.tasks.problem import Problem, Task
 from replication.tasks.prompts import TEMPLATES as PROMPT_TEMPLATES
 from replication.tasks.prompts import with_template
-from replication.tasks.svamp import is_made_up
+from replication.tasks.svamp import MADE_UP, is_made_up
 
 __all__ = [
+    "MADE_UP",
     "PROMPT_TEMPLATES",
     "Problem",
     "Task",

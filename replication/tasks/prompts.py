@@ -5,10 +5,13 @@ A mismatched template makes any later gain look large, so the base is measured u
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import date
 from functools import lru_cache
 
+from replication.base_files import readable
 from replication.errors import UserError
 from replication.tasks.problem import Problem, Task, content_version
 
@@ -21,13 +24,20 @@ class Template:
     stop_strings: tuple[str, ...] = ()
 
 
-#: A base model answers and then asks itself the next question; the line break is part of the template, not of an answer.
-QUESTION_ANSWER = Template("Question: {question}\nAnswer:", ("\nQuestion:", "\n\n"))
+#: A base model answers and then asks itself the next question: that question's marker ends the answer. A blank line does not,
+#: since right answers hold blank lines, often before their first word.
+NEXT_QUESTION = ("\nQuestion:",)
+QUESTION_ANSWER = Template("Question: {question}\nAnswer:", NEXT_QUESTION)
 TEMPLATES = {
-    "plain": Template("{question}\n", ("\n\n",)),
+    "plain": Template("{question}\n", NEXT_QUESTION),
     "question_answer": QUESTION_ANSWER,
     "chat": Template(None),  # what ends a turn is read off the tokenizer's template
 }
+
+#: What a template that prints the date prints: the day that Llama 3's own template falls back to.
+TODAY = date(2024, 7, 26)
+_DATE = re.compile(r"""strftime_now\(\s*(?P<quote>["'])(?P<format>.*?)(?P=quote)\s*\)""")
+_ANOTHER = "choose another prompt_template"
 
 
 def question_of(problem: Problem) -> str:
@@ -48,7 +58,7 @@ def with_template(task: Task, name: str, model_path: str, revision: str | None =
         model_path, revision: whose tokenizer has the chat template; read for ``chat`` alone.
 
     Raises:
-        UserError: the tokenizer cannot be read or has no chat template.
+        UserError: the tokenizer cannot be read or has no chat template, or its template cannot render a question or drops it.
     """
     template = TEMPLATES[name]
     stop_strings = template.stop_strings
@@ -56,15 +66,17 @@ def with_template(task: Task, name: str, model_path: str, revision: str | None =
         tokenizer = _tokenizer(model_path, revision)
         stop_strings = _end_of_turn(tokenizer)
 
-    def put(problem: Problem) -> Problem:
-        question = question_of(problem)
+    def put(question: str) -> str:
         if template.text is None:
-            turn = [{"role": "user", "content": question}]
-            return replace(problem, prompt=tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True))
-        return replace(problem, prompt=template.text.format(question=question))
+            return _rendered(tokenizer, [{"role": "user", "content": question}], add_generation_prompt=True)
+        return template.text.format(question=question)
 
     def all_put(problems: Sequence[Problem]) -> tuple[Problem, ...]:
-        return tuple(map(put, problems))
+        questions = [question_of(problem) for problem in problems]
+        prompts = [put(question) for question in questions]
+        if len(set(prompts)) < len(set(questions)):
+            raise UserError(f"the chat template of {model_path!r} gives different questions the same prompt: {_ANOTHER}")
+        return tuple(replace(problem, prompt=prompt) for problem, prompt in zip(problems, prompts, strict=True))
 
     splits = {split: all_put(getattr(task, split)) for split in ("train", "validation", "test", "held_out")}
     return replace(task, **splits, version=content_version(*splits.values()), stop_strings=stop_strings)
@@ -75,17 +87,46 @@ def _tokenizer(path: str, revision: str | None):
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read the tokenizer of {path!r} for its chat template: {str(error).splitlines()[0]}") from None
+        with readable(path) as (name, gguf):
+            tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False, **gguf)
+    except Exception as error:  # of any kind: the readers of tokenizers and GGUF trust what a file says
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UserError(f"cannot read the tokenizer of {path!r} for its chat template: {reason}") from None
+    tokenizer.name_or_path = path
     if not tokenizer.chat_template:
-        raise UserError(f"the tokenizer of {path!r} has no chat template: choose another prompt_template")
+        raise UserError(f"the tokenizer of {path!r} has no chat template: {_ANOTHER}")
     return tokenizer
 
 
+def _rendered(tokenizer, turns: list[dict[str, str]], **how: bool) -> str:
+    """The turns as the chat template writes them, on a fixed day: a prompt is the same whenever and wherever it is made.
+
+    Raises:
+        UserError: the template raises, there are several and none is the default, or it computes the format of a date.
+    """
+    try:
+        template = _DATE.sub(lambda call: repr(TODAY.strftime(call["format"])), tokenizer.get_chat_template())
+        if "strftime_now(" in template:
+            raise ValueError("it prints today's date")
+        return tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False, **how)
+    except Exception as error:  # a template is a program of the model's author, and raises what it likes
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"the chat template of {tokenizer.name_or_path!r} cannot be used ({reason}): {_ANOTHER}") from None
+
+
 def _end_of_turn(tokenizer) -> tuple[str, ...]:
-    """What the chat template writes after an answer."""
+    """What the chat template writes after an answer, up to its first token of its own.
+
+    Some templates close the conversation behind the turn ("<|end|>\\n<|endoftext|>"), which no answer waits for.
+    """
     marker = "ANSWER"
     turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": marker}]
-    end = tokenizer.apply_chat_template(turns, tokenize=False).rpartition(marker)[2].strip()
+    _, answer, end = _rendered(tokenizer, turns).rpartition(marker)
+    if not answer:  # the template drops answers, so that it does not show how they end
+        return ()
+    end = end.strip()
+    marks = [(end.index(token), -len(token)) for token in tokenizer.get_added_vocab() if token.strip() and token in end]
+    if marks:
+        position, length = min(marks)
+        end = end[: position - length]
     return (end,) if end else ()

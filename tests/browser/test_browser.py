@@ -24,7 +24,8 @@ import nbformat
 import pytest
 from papermill.parameterize import parameterize_notebook
 
-from replication.notebooks import runner
+from replication.names import ROOT
+from replication.notebooks import notebook_names, parameters
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="the extra browser is not installed: `make test-browser` does")
 from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
@@ -33,7 +34,8 @@ from selenium.webdriver.common.keys import Keys  # noqa: E402
 from selenium.webdriver.support.ui import Select  # noqa: E402
 
 pytestmark = pytest.mark.browser
-OUT = runner.ROOT / "results" / "local" / "browser"
+FOLDER = ROOT / "notebooks"
+OUT = ROOT / "results" / "local" / "browser"
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 FLAGS += ["--disable-component-update", "--disable-sync", "--hide-scrollbars"]
 #: Seconds for all cells of one notebook: a walkthrough trains for under a minute and must end within three.
@@ -68,11 +70,11 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     shutil.rmtree(OUT, ignore_errors=True)
     copies = OUT / "notebooks"
     copies.mkdir(parents=True)
-    for name in runner.notebook_names():
+    for name in notebook_names():
         profile = "smoke" if name.startswith("1") else "nano"
         given = {"results_dir": f"../{profile}"} | ({"profile": "smoke"} if profile == "smoke" else {})
-        known = {key: value for key, value in given.items() if key in runner.parameters(name)}
-        copy = nbformat.read(runner.FOLDER / f"{name}.ipynb", as_version=4)
+        known = {key: value for key, value in given.items() if key in parameters(name)}
+        copy = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
         copy.metadata["papermill"] = {}
         for cell in copy.cells:
             cell.metadata.setdefault("tags", [])
@@ -151,7 +153,7 @@ def _screenshot(browser, name: str, width: int, height: int) -> None:
     browser.save_screenshot(str(OUT / f"{name}.png"))
 
 
-@pytest.mark.parametrize("name", runner.notebook_names())
+@pytest.mark.parametrize("name", notebook_names())
 def test_a_notebook_in_jupyterlab(name: str, browser, lab: str) -> None:
     browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     browser.get(lab.replace("NAME", name))
@@ -159,7 +161,7 @@ def test_a_notebook_in_jupyterlab(name: str, browser, lab: str) -> None:
     with open(OUT / "seconds.txt", "a") as file:
         file.write(f"{name} {seconds:.0f}\n")
     assert "Error displaying widget" not in browser.page_source
-    source = (runner.FOLDER / f"{name}.ipynb").read_text()
+    source = (FOLDER / f"{name}.ipynb").read_text()
     if "explore(" in source:
         _move_a_control(browser)
         assert not browser.execute_script(ERRORS)
@@ -192,7 +194,7 @@ def _pixels(box) -> str:
     )
 
 
-PAGES = sorted((runner.ROOT / "results" / "nano").glob("**/*.html"))
+PAGES = sorted((ROOT / "results" / "nano").glob("**/*.html"))
 
 
 @pytest.mark.parametrize("width", [1280, 390])

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from tiny_runs import TRAINED, make_base, noisy_rewards, outcome, steps, tiny_config
 
 from replication import evaluate, groups, signals, train
-from replication.errors import Diverged, Stopped, UserError
+from replication.errors import Stopped, UserError
 from replication.models import load
 from replication.runs import check_files
 from replication.train import run, training_batch
@@ -51,7 +51,7 @@ def test_stopped_by_a_signal_and_resumed_is_the_same_run(random_base, tmp_path, 
         with signals.handled(), pytest.raises(Stopped) as stopped:
             run(config, tmp_path / "stopped")
         assert stopped.value.signum == number
-        assert [row["step"] for row in steps(tmp_path / "stopped")] == list(range(1, step + 2)), "the step it was in is finished"
+        assert [row["step"] for row in steps(tmp_path / "stopped")] == list(range(1, step + 1)), "its step is done again"
         assert not (tmp_path / "stopped" / "summary.json").exists()
     run(config, tmp_path / "stopped")
     assert outcome(tmp_path / "stopped") == outcome(tmp_path / "whole")
@@ -105,7 +105,7 @@ def test_killed_while_evaluating_at_the_end(random_base, tmp_path, monkeypatch):
     config = tiny_config(random_base, "t_spmo")
     run(config, tmp_path / "whole")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(train.evaluation, "final_evaluation", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(train, "final_evaluation", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         run(config, tmp_path / "killed")
     run(config, tmp_path / "killed")
     assert outcome(tmp_path / "killed") == outcome(tmp_path / "whole")
@@ -159,10 +159,17 @@ def test_a_diverged_run_that_was_stopped_before_is_the_same(random_base, tmp_pat
         return (nan_loss(loss) if now[-1] == 3 else loss), diagnostics
 
     monkeypatch.setattr(train, "surrogate_loss", poisoned)
-    monkeypatch.setattr(train, "training_batch", lambda config, task, step: now.append(step) or training_batch(config, task, step))
+    noted = lambda config, task, step: now.append(step) or training_batch(config, task, step)  # noqa: E731
+    monkeypatch.setattr(train, "training_batch", noted)
     whole = run(config, tmp_path / "whole")
-    monkeypatch.setattr(train, "stop_requested", lambda: signal.SIGTERM if now[-1] == 2 else None)
-    with pytest.raises(Stopped):
+
+    def stopping(config, task, step: int):
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return noted(config, task, step)
+
+    with monkeypatch.context() as patch, signals.handled(), pytest.raises(Stopped):
+        patch.setattr(train, "training_batch", stopping)
         run(config, tmp_path / "stopped")
     assert run(config, tmp_path / "stopped") == whole and whole.status == "diverged"
     assert outcome(tmp_path / "stopped") == outcome(tmp_path / "whole")
@@ -182,13 +189,15 @@ def test_an_absurd_learning_rate_diverges_and_says_so(random_base, tmp_path, kin
     json.loads((tmp_path / "run" / "summary.json").read_text())
 
 
-def test_a_base_that_is_not_finite_from_the_start_is_an_error(tmp_path):
+@pytest.mark.parametrize("factor", [torch.nan, 1e38])
+def test_a_base_that_is_not_finite_from_the_start_is_refused(tmp_path, factor):
+    """Weights with a NaN in them, or finite ones whose logits are not, gave a traceback in the middle of the first rollout."""
     base = make_base(tmp_path / "ruined")
     weights = load_file(base / "model.safetensors")
-    weights["model.norm.weight"] *= torch.nan
+    weights["model.norm.weight"] *= factor
     save_file(weights, base / "model.safetensors", {"format": "pt"})
     for kind in ("base", "grpo"):
-        with pytest.raises(Diverged, match="not finite"):
+        with pytest.raises(UserError, match="not finite"):
             run(tiny_config(base, kind), tmp_path / kind)
         assert not (tmp_path / kind / "summary.json").exists() and not (tmp_path / kind / "metrics.jsonl").exists()
 

@@ -18,7 +18,7 @@ from replication.errors import UserError
 from replication.runs import RunSummary
 from replication.sweep import ray, run_plan
 from replication.sweep.queue import RunQueue
-from replication.tables.build import build_tables, write_tables
+from replication.tables import build_tables, write_tables
 
 
 def tables(planned, folder: Path, out: Path) -> dict[str, bytes]:

@@ -22,7 +22,7 @@ from replication.errors import Stopped, UserError
 from replication.runs import RunDirectory, is_locked, read_failure, read_summary
 from replication.sweep import SweepResult, run_plan
 from replication.sweep.queue import RunQueue
-from replication.tables.build import build_tables
+from replication.tables import build_tables
 
 
 def go(planned: list[Planned], folder: Path, workers: int = 2) -> SweepResult:

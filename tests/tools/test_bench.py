@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from benchmarks import bench_gpu, bench_memory, bench_runs, common, figures, text, trl_side
+from benchmarks import bench_gpu, bench_in_trl, bench_memory, bench_runs, common, figures, text, trl_side
 from replication.scoring.log_probs import token_log_probs
 
 
@@ -110,6 +111,31 @@ def test_figures_and_text_say_that_nothing_was_measured(tmp_path: Path):
     expected = {f"{name}.{suffix}" for name in figures.FIGURES for suffix in ("png", "svg")}
     assert {path.name for path in (tmp_path / "figures").iterdir()} == expected
     assert "not run" in (tmp_path / "summary.md").read_text()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="TRL is not installed (the extra bench)")
+@pytest.mark.parametrize(("implementation", "method"), [(common.TRL, "grpo"), (common.IN_TRL, "t_spmo")])
+def test_a_turn_of_trls_loop(implementation: str, method: str):
+    """The seconds of one step by its parts, and what went through the model: TRL forwards its padding too."""
+    sizes = {"prompts_per_step": 2, "group_size": 4}
+    (row,) = bench_in_trl.turn(implementation, method, steps=2, warm_up=1, threads=1, **sizes)
+    assert row["step"] == 2 and row["tokens_generated"] > 0
+    assert row["step_s"] > row["rollout_s"] > 0 and row["update_s"] > 0
+    assert (row["tokens_forwarded"] > row["tokens_generated"]) == (implementation == common.TRL)
+
+
+def test_the_text_of_trls_loop_takes_medians_and_says_what_was_not_measured():
+    rows = [
+        {"implementation": name, "method": method, "rollout_s": 1.0, "update_s": update, "step_s": 1.0 + update}
+        | {"tied_groups": 0.5, "tokens_forwarded": tokens}
+        for name, method, tokens in ((common.TRL, "grpo", 6016), (common.IN_TRL, "t_spmo", 90))
+        for update in (0.1, 0.2, 9.0)
+    ]
+    peaks = pd.DataFrame([{"implementation": common.TRL, "method": "grpo", "peak_bytes": 12e6}])
+    said = text.summary({"in_trl": pd.DataFrame(rows), "in_trl_memory": peaks}, {})
+    assert "| GRPOTrainer | grpo | 1.000 | 0.200 | 1.200 | 6016 | 12 |" in said
+    assert "| TokenCreditTrainer | t_spmo | 1.000 | 0.200 | 1.200 | 90 | not run |" in said
+    assert "Medians of 3 steps; 50 % of the groups tie" in said
 
 
 COMMITTED = Path(__file__).parent.parent / "results" / "bench"

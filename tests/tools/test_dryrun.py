@@ -12,7 +12,7 @@ from replication.ablations import plan
 from replication.config import load_profile
 from replication.errors import UserError
 from replication.sweep import preflight
-from replication.tables.build import read_tables
+from replication.tables import read_tables
 from replication.tasks import get_task, svamp
 from tools import dryrun
 

@@ -1,0 +1,104 @@
+"""TRL's GRPOTrainer as it is beside TRL's trainer with our credit and scoring: whole steps in TRL's own loop, and peak memory.
+
+Each turn makes a new trainer from the same weights, seed and problems, so its first steps sample nearly the same completions.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from benchmarks import bench_memory, trl_side
+from benchmarks.common import IN_TRL, METHODS, TRL, nano_config, threads, write_manifest, write_table
+from replication import train
+from replication.models import load_base
+
+#: Turns of each trainer; the first WARM_UP of the STEPS of a turn are not counted.
+TURNS, STEPS, WARM_UP = 3, 5, 2
+MEMORY_PROCESSES = 3
+CASES = [(TRL, "grpo"), *((IN_TRL, method) for method in METHODS)]
+
+
+def turn(implementation: str, method: str, *, steps: int, warm_up: int, **overrides: Any) -> list[dict[str, Any]]:
+    """A row for each counted step of a new trainer."""
+    from transformers import TrainerCallback
+
+    config = nano_config(method, **overrides)
+    task = config.load_task()
+    problems = [problem for step in range(steps) for problem in train.training_batch(config, task, step)]
+    model, tokenizer = load_base(config.model_path, config.revision)
+    clock = trl_side.Clock()
+    rows: list[dict[str, Any]] = []
+
+    class Steps(TrainerCallback):
+        def on_step_begin(self, *_, **__) -> None:
+            self.started = time.perf_counter()
+
+        def on_step_end(self, arguments, state, control, **_) -> None:
+            step_s = time.perf_counter() - self.started
+            metrics = trainer._metrics["train"]
+            if implementation == TRL:
+                ids, completions = clock.batch["prompt_ids"], clock.batch["completion_ids"]
+                forwarded = len(ids) * (ids.shape[1] + completions.shape[1])
+            else:
+                forwarded = metrics["tokens_forwarded"][-1]
+            completions = config.prompts_per_step * config.group_size
+            rows.append(
+                {
+                    "implementation": implementation,
+                    "method": method,
+                    "step": state.global_step,
+                    "rollout_s": clock.rollout_s,
+                    "update_s": step_s - clock.rollout_s,
+                    "step_s": step_s,
+                    "tied_groups": metrics["frac_reward_zero_std"][-1],
+                    "tokens_generated": round(metrics["completions/mean_length"][-1] * completions),
+                    "tokens_forwarded": forwarded,
+                }
+            )
+
+    trainer = trl_side.make_trainer(
+        config,
+        model,
+        tokenizer,
+        problems,
+        steps=steps,
+        max_new_tokens=config.max_new_tokens or task.max_new_tokens,
+        callbacks=[Steps()],
+        credit=config.build_method() if implementation == IN_TRL else None,
+    )
+    clock.attach(trainer)
+    trainer.train()
+    return rows[warm_up:]
+
+
+def main(out: Path, *, quick: bool = False, **overrides: Any) -> pd.DataFrame:
+    """Measure and write in_trl.csv and in_trl_memory.csv, again after each case."""
+    trl_side.require_trl()
+    turns, steps, warm_up = (1, 2, 1) if quick else (TURNS, STEPS, WARM_UP)
+    rows: list[dict[str, Any]] = []
+    cases = [(repetition, *case) for repetition in range(turns) for case in CASES]
+    for done, (repetition, implementation, method) in enumerate(cases, start=1):
+        with threads(1):
+            measured = turn(implementation, method, steps=steps, warm_up=warm_up, threads=1, **overrides)
+        rows += [{"repetition": repetition, **row} for row in measured]
+        table = write_table(out, "in_trl", rows)
+        write_manifest(out, "in_trl", threads=1, cases_done=done, cases=len(cases))
+        middle = np.median([row["step_s"] for row in measured])
+        print(f"  {done} of {len(cases)}: {implementation} {method}: {middle:.2f} s a step", flush=True)
+    shape = bench_memory.SHAPE | ({"vocabulary": 4096, "completion_length": 32} if quick else {})
+    shape |= {"common": bench_memory.COMMON[0]}
+    peaks: list[dict[str, Any]] = []
+    processes = range(1 if quick else MEMORY_PROCESSES)
+    for done, (implementation, method) in enumerate(CASES, start=1):
+        bytes_ = [bench_memory.in_own_process(implementation, method, shape)["peak_bytes"] for _ in processes]
+        row = {"implementation": implementation, "method": method, **shape, "peak_bytes": float(np.median(bytes_))}
+        peaks.append(row | {"peak_bytes_low": min(bytes_), "peak_bytes_high": max(bytes_), "n": len(bytes_)})
+        write_table(out, "in_trl_memory", peaks)
+        write_manifest(out, "in_trl_memory", threads=1, cases_done=done, cases=len(CASES))
+        print(f"  {implementation} {method}: peak {np.median(bytes_) / 1e6:.0f} MB", flush=True)
+    return table

@@ -1,0 +1,92 @@
+"""The exercises of 02_s_grpo."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from replication.algorithms import SGRPO, TokenCredit
+from replication.notebooks.exercises.check import Credits, exercise, is_far
+from replication.notebooks.toy_group import TOY, keep_probabilities
+from replication.randomness import stream
+
+
+@exercise
+def third_position(answer: float) -> str | None:
+    """The chance that position 3 is kept under P = 0.5, cutoff 1, cap 2."""
+    if is_far(answer, keep_probabilities(SGRPO(1, 0.5, 2), 4)[3], 0.0005):
+        return "the cap leaves room for one random token: it must be let in, and none of those before it"
+    return None
+
+
+@exercise
+def a_rule_of_forty_percent(answer: SGRPO) -> str | None:
+    """A rule that keeps about 40 % of answers of 26 tokens, about half of them behind the cutoff."""
+    chance = keep_probabilities(answer, 26)
+    share, behind = chance.mean(), chance[answer.cutoff :].sum() / max(chance.sum(), 1e-9)
+    if abs(share - 0.4) > 0.02:
+        return f"it keeps {100 * share:.0f} %, not about 40 %"
+    if abs(behind - 0.5) > 0.06:
+        return f"{100 * behind:.0f} % of what it keeps stands behind the cutoff, not about half"
+    return None
+
+
+@exercise
+def who_loses(answer: Sequence[int]) -> str | None:
+    """Which toy answers (1 to 4) lose influence under the denominator "completion", cutoff 2, P = 0.3, cap 4, draw 0."""
+    sums = []
+    for denominator in ("kept", "completion"):
+        credit = SGRPO(2, 0.3, 4, denominator=denominator).assign(TOY.tokens, TOY.rewards, stream(0, "walkthrough", 0))
+        sums.append(torch.zeros(4).index_add_(0, credit.completion, credit.weight))
+    losing = {index + 1 for index in range(4) if sums[1][index] < sums[0][index] - 1e-6}
+    if set(answer) != losing:
+        return f"{len(losing)} of the four lose; sum the weights of each answer under both denominators"
+    return None
+
+
+@exercise
+def same_direction(answer: SGRPO) -> str | None:
+    """A rule that drops tokens, whose mean gradient over all draws points exactly along GRPO's."""
+    if answer.cutoff == 0 and answer.keep_probability in (0.0, 1.0):
+        return "this rule draws nothing: choose a keep probability between 0 and 1"
+    lengths, times = (2, 6), 4000
+    mean = _mean_weights(lambda tokens, rewards, chance: answer.assign(tokens, rewards, chance), lengths, times)
+    factors = torch.cat([mean[length] * length for length in lengths])
+    if (factors.max() - factors.min()) > 0.06:
+        return (
+            f"measured over {times} draws, a token's mean weight is between {factors.min().item():.2f} and "
+            f"{factors.max().item():.2f} of its weight in GRPO, depending on where it stands: it must be the same everywhere"
+        )
+    return None
+
+
+@exercise
+def unbiased(answer: Callable[..., TokenCredit]) -> str | None:
+    """(rule, completions, rewards, generator) -> TokenCredit, whose weights average to exactly GRPO's, also with cutoff and cap."""
+    lengths, times, rule = (2, 6), 4000, SGRPO(2, 0.3, 4, denominator="completion")
+    one = rule.assign(TOY.tokens, TOY.rewards, stream(0, "exercise"))
+    own = answer(rule, TOY.tokens, TOY.rewards, stream(0, "exercise"))
+    if len(own) != len(one):
+        return f"{len(own)} tokens are credited where the rule keeps {len(one)}: change the weights alone"
+    mean = _mean_weights(lambda tokens, rewards, chance: answer(rule, tokens, rewards, chance), lengths, times)
+    for length in lengths:
+        off = (mean[length] * length - 1).abs()
+        if off.max() > 0.15:
+            return (
+                f"at position {int(off.argmax())} of answers of {length} tokens the mean weight is "
+                f"{(mean[length] * length)[off.argmax()].item():.2f} of GRPO's"
+            )
+    return None
+
+
+def _mean_weights(assign: Credits, lengths: Sequence[int], times: int) -> dict[int, Tensor]:
+    """For answers of each length: the mean over draws of a position's weight, times the group's size."""
+    found = {}
+    for length in lengths:
+        tokens = [list(range(length))] * times
+        credit = assign(tokens, torch.arange(times) % 2.0, stream(0, "exercise", length))
+        sums = torch.zeros(length, dtype=torch.float64).index_add_(0, credit.position, credit.weight.double())
+        found[length] = sums  # times draws of weight 1 / (times · length) if all were kept
+    return found

@@ -1,0 +1,195 @@
+"""Test results: which runs count, their answers as seeds × items, and an accuracy with its interval.
+
+A run that ended counts: done, diverged (at its last finite checkpoint) or collapsed. What is missing stays missing and is named;
+it never becomes a zero.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+
+from replication.errors import UserError
+from replication.names import ENDED, HEADLINE, METHODS, SCHEMA_VERSION, TASKS
+from replication.randomness import numpy_stream
+from replication.statistics.intervals import Estimate, bootstrap, design_effect, mean_over_items, mean_over_seeds, wilson
+
+RUN_COLUMNS = ("run_id", "ablation", "profile", "task", "method", "seed", "status", "accuracy")
+Tables = Mapping[str, pd.DataFrame]
+
+#: The paper's model itself: not its Instruct or quantised siblings, and not a small stand-in of a dry run.
+PAPER_MODEL = "Qwen2-1.5B"
+_ORDER = {name: place for place, name in enumerate((*TASKS, *METHODS))}
+_RIGHT = {"1": 1.0, "1.0": 1.0, "true": 1.0, "0": 0.0, "0.0": 0.0, "false": 0.0}
+
+
+def table(tables: Tables, name: str, columns: Sequence[str]) -> pd.DataFrame:
+    """Table ``name`` with at least ``columns``; absent or without rows, it comes back empty.
+
+    Raises UserError if it has rows and lacks a column (naming it) or carries another schema_version.
+    """
+    frame = tables.get(name)
+    if frame is None or len(frame) == 0:
+        return pd.DataFrame({column: pd.Series(dtype=object) for column in columns})
+    for column in columns:
+        if column not in frame.columns:
+            raise UserError(f"{name}.csv has no column {column}: rebuild the tables with `make report`")
+    if "schema_version" in frame.columns:
+        for version in pd.unique(frame["schema_version"]):
+            if str(version) not in (str(SCHEMA_VERSION), f"{SCHEMA_VERSION}.0"):
+                raise UserError(f"{name}.csv has schema_version {version}, this code reads {SCHEMA_VERSION}: rebuild the tables")
+    return frame
+
+
+def ended(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs that have an end result, by task, method and seed."""
+    runs = runs[runs["status"].isin(ENDED) & runs["accuracy"].notna()]
+    return runs.sort_values(["task", "method", "seed", "run_id"], key=_ranks, kind="stable")
+
+
+def _ranks(column: pd.Series) -> pd.Series:
+    """Tasks and methods by their place in ``names``; those of a reader's own come after them, by name."""
+    return column.map(lambda name: (_ORDER.get(name, len(_ORDER)), name)) if column.name in ("task", "method") else column
+
+
+def rows_of(tables: Tables, ablation: str, profile: str) -> pd.DataFrame:
+    """The runs of an ablation under a profile that ended."""
+    runs = table(tables, "runs", RUN_COLUMNS)
+    return ended(runs[(runs["ablation"] == ablation) & (runs["profile"] == profile)])
+
+
+def counts_for(scale: str, model: str) -> bool:
+    """Whether runs of ``model`` (a config's: a Hub name, a folder, or nano) are evidence for the claims of a scale.
+
+    For the paper's scale the last part of the name decides; a snapshot in the Hub's cache is named by its models--owner--name.
+    """
+    if scale == "nano":
+        return model == "nano"
+    parts = [part for part in re.split(r"[/\\]", model) if part]
+    if len(parts) > 2 and parts[-2] == "snapshots" and parts[-3].startswith("models--"):
+        parts = parts[-3].split("--")
+    return bool(parts) and parts[-1].lower() == PAPER_MODEL.lower()
+
+
+def judged_runs(tables: Tables, scale: str) -> pd.DataFrame:
+    """The planned runs, ended or not, that a scale's claims may rest on: of its profile and its model."""
+    runs = table(tables, "runs", RUN_COLUMNS)
+    keep = runs["profile"] == scale
+    if "model" in runs:
+        keep &= runs["model"].astype(str).map(lambda model: counts_for(scale, model)).astype(bool)
+    headline = runs[keep & (runs["ablation"] == HEADLINE)]
+    twice = headline.duplicated([*task_keys(headline), "method", "seed"])
+    if twice.any():
+        row = headline[twice].iloc[0]
+        raise UserError(
+            f"runs.csv has two {HEADLINE} runs of {row['method']} on {row['task']} with seed {row['seed']}: "
+            "keep the one at the tuned settings"
+        )
+    return runs[keep].assign(accuracy=pd.to_numeric(runs.loc[keep, "accuracy"], errors="coerce"))
+
+
+def headline_runs(tables: Tables, scale: str) -> pd.DataFrame:
+    """The headline runs of a scale that ended."""
+    runs = judged_runs(tables, scale)
+    return ended(runs[runs["ablation"] == HEADLINE])
+
+
+def task_keys(runs: pd.DataFrame) -> list[str]:
+    """The columns that tell tasks apart: task, and asides where there are runs of several conditions."""
+    return ["task", "asides"] if "asides" in runs and runs["asides"].nunique(dropna=False) > 1 else ["task"]
+
+
+def answers(tables: Tables, runs: pd.DataFrame) -> pd.DataFrame:
+    """Seeds × test items of 0 and 1 of some runs, one for each seed, from items.csv and ablation_items.csv.
+
+    Over the items that every seed answered, columns (template, item_id), template empty where it is not known. Empty where the
+    answers are not in the tables.
+
+    Raises UserError for an item that occurs twice, a ``correct`` that is not 0 or 1, and answers that are not of these runs.
+    """
+    runs = runs.drop_duplicates("run_id")
+    names = runs["run_id"].astype(str)
+    seed_of = pd.Series(runs["seed"].to_numpy(), index=names)
+    parts = []
+    for name in ("items", "ablation_items"):
+        rows = table(tables, name, ("run_id", "item_id", "correct"))
+        rows = rows[rows["run_id"].astype(str).isin(names)]
+        rows = rows[rows["split"] == "test"] if "split" in rows else rows
+        template = rows["template"].astype(object).fillna("") if "template" in rows else ""
+        parts.append(rows[["run_id", "item_id", "correct"]].astype(str).assign(template=template))
+    items = pd.concat(parts)
+    items["right"] = items["correct"].str.lower().map(_RIGHT)
+    if (bad := items["right"].isna()).any():
+        raise UserError(f"items.csv has correct = {items['correct'][bad].iloc[0]!r}: it must be 0 or 1")
+    if (twice := items.duplicated(["run_id", "item_id"])).any():
+        row = items[twice].iloc[0]
+        raise UserError(f"items.csv has item {row['item_id']} of run {row['run_id']} twice: rebuild the tables")
+    means = items.groupby("run_id")["right"].mean()
+    for run_id, stated in zip(names, runs["accuracy"].astype(float), strict=True):
+        # Tables keep six digits; a greater difference means that the files are of different runs.
+        if run_id in means.index and abs(means[run_id] - stated) > 1e-4:
+            raise UserError(
+                f"run {run_id} has accuracy {stated:g} in runs.csv and {means[run_id]:g} in items.csv: rebuild the tables"
+            )
+    wide = items.assign(seed=items["run_id"].map(seed_of)).pivot(index="seed", columns=["template", "item_id"], values="right")
+    return wide.dropna(axis="columns").sort_index().sort_index(axis="columns")
+
+
+def templates_of(matrix: pd.DataFrame) -> list[str]:
+    """The template of each column of ``answers``."""
+    return list(matrix.columns.get_level_values("template"))
+
+
+def accuracy(tables: Tables, runs: pd.DataFrame, *, seed: int = 0) -> Estimate | None:
+    """Test accuracy of some runs, one for each seed, a fraction with its interval; None without runs.
+
+    The bootstrap draws from a stream of these very runs, so that one accuracy has one interval wherever it is shown. Where the
+    answers of a run are not in the tables, the t interval over seeds.
+    """
+    if runs.empty:
+        return None
+    matrix = answers(tables, runs)
+    if matrix.size == 0 or len(matrix) < runs["run_id"].nunique():
+        over_seeds = mean_over_seeds(runs.drop_duplicates("run_id")["accuracy"].astype(float))
+        low, high = (float(np.clip(end, 0, 1)) for end in (over_seeds.low, over_seeds.high))
+        return replace(over_seeds, low=low, high=high)
+    rng = numpy_stream(seed, "bootstrap", "accuracy", *sorted(set(runs["run_id"].astype(str))))
+    return bootstrap(matrix, None, rng, templates=templates_of(matrix))
+
+
+def per_seed(runs: pd.DataFrame, column: str) -> pd.Series:
+    """One number of runs.csv per seed, without the seeds where it is empty; empty if there is no such column."""
+    if column not in runs:
+        return pd.Series(dtype=float)
+    return pd.to_numeric(runs.set_index("seed")[column], errors="coerce").dropna()
+
+
+def seed_spread(tables: Tables, scale: str = "nano") -> pd.DataFrame:
+    """Per task and method, two kinds of uncertainty side by side instead of one undefined "±".
+
+    Columns task, method, seeds, items, mean, seed_sd, seed_min, seed_max (how much training under another seed changes the
+    accuracy; sd with ddof 1, NaN for one seed), items_low, items_high (what another test set could change for these very
+    policies: the t interval over templates and items of the items' means over seeds; one seed without templates: Wilson's),
+    design_effect, diverged. All in fractions.
+    """
+    runs, rows = headline_runs(tables, scale), []
+    for key, own in runs.groupby([*task_keys(runs), "method"], sort=False, dropna=False):
+        matrix = answers(tables, own)
+        if matrix.size == 0:
+            continue
+        seeds, items = matrix.shape
+        of_seed, of_item, templates = matrix.mean(axis=1), matrix.mean(axis=0).to_numpy(), templates_of(matrix)
+        known = len(set(templates)) > 1
+        low, high = wilson(round(of_item.sum()), items)
+        if (seeds > 1 or known) and np.ptp(of_item) > 0:
+            over_items = mean_over_items(of_item, templates)
+            low, high = max(over_items.low, 0.0), min(over_items.high, 1.0)
+        effect = design_effect(of_item, templates) if known else float("nan")
+        spread = (of_seed.mean(), of_seed.std(ddof=1), of_seed.min(), of_seed.max())
+        rows.append((*key, seeds, items, *spread, low, high, effect, int((own["status"] == "diverged").sum())))
+    columns = ["method", "seeds", "items", "mean", "seed_sd", "seed_min", "seed_max", "items_low", "items_high"]
+    return pd.DataFrame(rows, columns=[*task_keys(runs), *columns, "design_effect", "diverged"])

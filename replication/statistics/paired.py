@@ -1,0 +1,159 @@
+"""Paired comparisons: what one method or setting gains over another, seeds and items in pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from replication.names import METHOD_LABELS, METHODS
+from replication.randomness import numpy_stream
+from replication.statistics.accuracies import Tables, answers, headline_runs, rows_of, task_keys, templates_of
+from replication.statistics.intervals import Estimate, bootstrap, holm, mcnemar
+from replication.statistics.rates import at_best_rate
+
+#: For readers of the p-values and intervals.
+CORRECTION = (
+    "Holm's correction runs over all differences that the claims of one scale judge, and over the seeds of each McNemar test. "
+    "The contrasts of the ablations and the detectable differences are not corrected: each interval is 95 % on its own."
+)
+_TOKENS = {"earliest": "the earliest tokens", "latest": "the latest tokens", "entropy": "the tokens of highest entropy"}
+_GAP = ("seeds", "items", "gap", "low", "high", "equal_within", "design_effect")
+
+
+def pair(tables: Tables, left: pd.DataFrame, right: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The answers of two sets of runs over the seeds and items that both have; the untrained base goes with every seed."""
+    a, b = answers(tables, left), answers(tables, right)
+    items = a.columns.intersection(b.columns)
+    seeds_a, seeds_b = a.index, b.index
+    if not ((left["method"] == "base").any() or (right["method"] == "base").any()):
+        seeds_a = seeds_b = a.index.intersection(b.index)
+    return a.loc[seeds_a, items], b.loc[seeds_b, items]
+
+
+def difference(tables: Tables, left: pd.DataFrame, right: pd.DataFrame, *, seed: int = 0) -> Estimate | None:
+    """Test accuracy of the runs ``left`` minus ``right``, a fraction with its interval; None without seeds and items in common.
+
+    The bootstrap draws from a stream of these very runs, so that one difference has one interval wherever it is shown.
+
+    Args:
+        left, right: rows of runs.csv, one for each seed.
+    """
+    if left.empty or right.empty:
+        return None
+    a, b = pair(tables, left, right)
+    if a.size == 0 or b.size == 0:
+        return None
+    names = [sorted(set(runs["run_id"].astype(str))) for runs in (left, right)]
+    rng = numpy_stream(seed, "bootstrap", "difference", *names[0], "minus", *names[1])
+    return bootstrap(a, b, rng, templates=templates_of(a))
+
+
+def _by_task(tables: Tables, scale: str) -> Iterator[tuple[tuple[str, ...], list[str], dict[str, pd.DataFrame]]]:
+    """Key and key columns of each task of the headline, and its runs by method, in the order of ``names``."""
+    runs = headline_runs(tables, scale)
+    for key, own in runs.groupby(task_keys(runs), sort=False, dropna=False):
+        yield key, task_keys(runs), {method: mine for method, mine in own.groupby("method", sort=False)}
+
+
+def paired_tests(tables: Tables, scale: str = "nano") -> pd.DataFrame:
+    """Exact McNemar tests of every two methods on every task, seed by seed, items in pairs; Holm within a task and pair.
+
+    Columns task, a, b, seed, items, only_a, only_b, p, p_holm. A base run without a seed of its own is paired with every seed.
+    The test takes the items of one policy as independent, which those of one template are not.
+    """
+    rows: list[dict[str, Any]] = []
+    for key, names, methods in _by_task(tables, scale):
+        for a, b in combinations([method for method in METHODS if method in methods], 2):
+            left, right = pair(tables, methods[a], methods[b])
+            if left.size == 0 or right.size == 0:
+                continue
+            tests = []
+            for seed in right.index:
+                x, y = left.loc[seed if a != "base" else left.index[0]].to_numpy(), right.loc[seed].to_numpy()
+                only_a, only_b = int(np.sum(x > y)), int(np.sum(y > x))
+                test = {"a": a, "b": b, "seed": seed, "items": len(x), "only_a": only_a, "only_b": only_b}
+                tests.append(dict(zip(names, key, strict=True)) | test | {"p": mcnemar(only_a, only_b)})
+            adjusted = holm([test["p"] for test in tests])
+            rows += [test | {"p_holm": p} for test, p in zip(tests, adjusted, strict=True)]
+    return pd.DataFrame(rows, columns=None if rows else ["task", "a", "b", "seed", "items", "only_a", "only_b", "p", "p_holm"])
+
+
+def detectable_differences(tables: Tables, scale: str = "nano", power: float = 0.8) -> pd.DataFrame:
+    """The smallest difference of each sparse method to full-token GRPO that these seeds and items would show with this power.
+
+    The half-width of the 95 % interval of the paired difference, times 1 + z(power) / z(0.975): a true difference of that size
+    has an interval without 0 so often. Columns task, method, seeds, items, difference, low, high, equal_within (see
+    ``Estimate``), design_effect, detectable, in points.
+    """
+    rows = []
+    for key, names, methods in _by_task(tables, scale):
+        for method in [method for method in ("s_grpo", "t_spmo") if method in methods and "grpo" in methods]:
+            gap = _gap(tables, methods[method], methods["grpo"])
+            if gap:
+                half = (gap["high"] - gap["low"]) / 2
+                gap["detectable"] = half * (1 + stats.norm.ppf(power) / stats.norm.ppf(0.975))
+                rows.append(dict(zip(names, key, strict=True)) | {"method": method} | gap)
+    table = pd.DataFrame(rows, columns=None if rows else ["task", "method", *_GAP, "detectable"])
+    return table.rename(columns={"gap": "difference"})
+
+
+def rank_gap_table(tables: Tables, profile: str) -> pd.DataFrame:
+    """Per task, rank and sparse method: its accuracy minus that of full-token GRPO in points, each at its own best rate.
+
+    With the interval of the paired difference; that the rates were chosen is not part of it.
+    """
+    runs, out = rows_of(tables, "lora_rank", profile), []
+    for (task, rank), own in runs.groupby(["task", "lora_rank"], sort=True) if len(runs) else ():
+        at_best = {method: at_best_rate(mine) for method, mine in own.groupby("method")}
+        for method in [method for method in ("s_grpo", "t_spmo") if method in at_best and "grpo" in at_best]:
+            row = {"task": task, "rank": int(rank), "method": METHOD_LABELS[method]}
+            out.append(row | _gap(tables, at_best[method], at_best["grpo"]))
+    return pd.DataFrame(out, columns=["task", "rank", "method", *_GAP])
+
+
+def selection_gap_table(tables: Tables, profile: str) -> pd.DataFrame:
+    """What it matters which tokens are credited, and how they are weighed: contrasts of the token fraction, in points.
+
+    Columns setting, reference, share (percent of the tokens) and the gap with the interval of the paired difference: each rule
+    that picks a share of the tokens minus picking as many at random; the highest entropy minus all tokens; S-GRPO's own rule
+    minus the random share nearest to its own; and S-GRPO with the other denominator minus itself.
+    """
+    runs, out = rows_of(tables, "token_fraction", profile), []
+
+    def contrast(setting: str, reference: str, share: float, left: pd.DataFrame, right: pd.DataFrame) -> None:
+        out.append({"setting": setting, "reference": reference, "share": 100 * share, **_gap(tables, left, right)})
+
+    if len(runs) and "token_share" in runs:
+        picked, full = runs[runs["token_share"].notna()], runs[runs["method"] == "grpo"]
+        chance = {share: own for share, own in picked[picked["selector"] == "random"].groupby("token_share")}
+        for (selector, share), own in picked[picked["selector"] != "random"].groupby(["selector", "token_share"], sort=True):
+            if share in chance:
+                contrast(_TOKENS.get(selector, selector), "random ones", share, own, chance[share])
+        for share, own in picked[picked["selector"] == "entropy"].groupby("token_share") if len(full) else ():
+            contrast(_TOKENS["entropy"], "all tokens", share, own, full)
+        rule = runs[(runs["method"] == "s_grpo") & runs["token_share"].isna()]
+        # As the headline runs it: with the cap and the usual denominator.
+        usual, other = rule[(rule["denominator"] == "kept") & rule["max_kept_tokens"].notna()], rule[rule["denominator"] != "kept"]
+        if len(usual) and chance:
+            kept = usual["kept_fraction"].mean()
+            nearest = min(chance, key=lambda share: abs(share - kept))
+            contrast("the tokens of S-GRPO's rule", f"{100 * nearest:g} % at random", kept, usual, chance[nearest])
+        if len(usual) and len(other):
+            kept = other["kept_fraction"].mean()
+            contrast("S-GRPO with weights by all tokens of a completion", "by the kept ones", kept, other, usual)
+    return pd.DataFrame(out, columns=["setting", "reference", "share", *_GAP])
+
+
+def _gap(tables: Tables, left: pd.DataFrame, right: pd.DataFrame) -> dict[str, float]:
+    """The paired difference in points, as the columns ``_GAP``; empty where it was not measured."""
+    found = difference(tables, left, right)
+    if found is None:
+        return {}
+    found = found.scaled(100)
+    values = (found.seeds, found.items, found.value, found.low, found.high, found.equal_within, found.design_effect)
+    return dict(zip(_GAP, values, strict=True))

@@ -1,0 +1,76 @@
+"""All that changes during training, and one optimizer step."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from replication.models import Policy
+
+
+class TrainingState:
+    """All that changes during training: the trainable parameters, the optimizer, and the last parameters that were validated.
+
+    Random streams are not part of it: they are functions of (seed, step).
+    """
+
+    def __init__(self, policy: Policy, learning_rate: float) -> None:
+        self.policy = policy
+        parameters = list(policy.trainable.values())
+        self.optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0) if parameters else None
+        self.validated: dict[str, Tensor] = {}
+        self.sixteen_bits = policy.dtype in ("float16", "bfloat16")
+        # Without a factor on the loss, the gradient of a single token would be below the least number of float16.
+        self.scaler = torch.amp.GradScaler(policy.model.device.type, enabled=policy.model.dtype == torch.float16)
+
+    def step(self, loss: float, learning_rate: float, max_grad_norm: float) -> float | None:
+        """Clip the gradient and move the parameters; returns the norm before clipping, in units of the loss.
+
+        None if loss or gradient is not finite; the parameters then stay as they were. In 16 bits that happens in good runs too.
+        """
+        self.scaler.unscale_(self.optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(list(self.policy.trainable.values()), max_grad_norm).item()
+        finite = math.isfinite(loss) and math.isfinite(norm)
+        if finite:
+            for group in self.optimizer.param_groups:
+                group["lr"] = learning_rate
+            self.optimizer.step()
+        self.scaler.update()
+        return norm if finite else None
+
+    def note_validated(self) -> None:
+        """Remember the parameters of now: a validation showed that they give finite numbers."""
+        self.validated = {name: value.detach().to("cpu", copy=True) for name, value in self.policy.trainable.items()}
+
+    def go_back_to_validated(self) -> None:
+        """Put the parameters of the last validation back."""
+        with torch.no_grad():
+            for name, value in self.validated.items():
+                self.policy.trainable[name].copy_(value)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything a checkpoint needs, by name."""
+        found = {f"finite/{name}": value for name, value in self.validated.items()}
+        for name, parameter in self.policy.trainable.items():
+            found[f"parameter/{name}"] = parameter
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                found[f"optimizer/{key}/{name}"] = value
+        if scaling := self.scaler.state_dict():
+            found["scaler"] = torch.tensor([scaling["scale"], scaling["_growth_tracker"]], dtype=torch.float64)
+        return found
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Put back what ``tensors`` returned."""
+        self.validated = {key.removeprefix("finite/"): value for key, value in tensors.items() if key.startswith("finite/")}
+        with torch.no_grad():
+            for name, parameter in self.policy.trainable.items():
+                parameter.copy_(tensors[f"parameter/{name}"])
+                for key in ("step", "exp_avg", "exp_avg_sq"):
+                    if (saved := tensors.get(f"optimizer/{key}/{name}")) is not None:
+                        # AdamW counts steps on the CPU; its moments live where the parameter does.
+                        self.optimizer.state[parameter][key] = saved if key == "step" else saved.to(parameter.device)
+        if "scaler" in tensors:
+            scale, tracker = tensors["scaler"].tolist()
+            self.scaler.load_state_dict({**self.scaler.state_dict(), "scale": scale, "_growth_tracker": int(tracker)})

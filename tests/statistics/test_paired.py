@@ -1,0 +1,143 @@
+"""Accuracies and paired differences of made-up tables, beside what the tables say when worked out another way."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import synthetic_tables
+from scipy import stats
+
+from replication.errors import UserError
+from replication.randomness import numpy_stream
+from replication.statistics import (
+    accuracy,
+    answers,
+    at_best_rate,
+    best_rate,
+    detectable_differences,
+    difference,
+    headline_runs,
+    mean_over_seeds,
+    paired_tests,
+    seed_spread,
+    wilson,
+)  # fmt: skip
+
+
+def test_seed_spread_keeps_seeds_and_items_apart():
+    tables = synthetic_tables.headline(seeds=4)
+    spread = seed_spread(tables).set_index(["task", "method"])
+    runs = tables["runs"]
+    mine = runs[(runs["task"] == "word_problems") & (runs["method"] == "grpo")]["accuracy"]
+    row = spread.loc[("word_problems", "grpo")]
+    assert (row["seeds"], row["items"]) == (4, 300)
+    assert row["seed_sd"] == pytest.approx(mine.std(ddof=1))
+    items = tables["items"][tables["items"]["run_id"].isin(runs["run_id"][mine.index])].groupby("item_id")["correct"].mean()
+    half = stats.t.ppf(0.975, 299) * items.std(ddof=1) / np.sqrt(300)
+    assert (row["items_low"], row["items_high"]) == pytest.approx((items.mean() - half, items.mean() + half))
+    base = spread.loc[("word_problems", "base")]
+    assert (base["items_low"], base["items_high"]) == wilson(round(base["mean"] * 300), 300)
+    assert np.isnan(spread.loc[("word_problems", "base"), "seed_sd"])
+    assert seed_spread({}).empty
+
+
+def test_paired_tests_count_discordant_items_seed_by_seed():
+    tables = synthetic_tables.headline(seeds=2, items=60)
+    tests = paired_tests(tables)
+    assert len(tests) == 2 * 6 * 2  # tasks, pairs of methods, seeds (the one base run is paired with each)
+    row = tests[(tests["task"] == "word_problems") & (tests["a"] == "base") & (tests["b"] == "grpo") & (tests["seed"] == 1)].iloc[0]
+    wide = tables["items"].pivot(index="item_id", columns="run_id", values="correct")
+    base = wide[synthetic_tables.run_id("nano", "word_problems", "base", 0)].dropna()
+    grpo = wide[synthetic_tables.run_id("nano", "word_problems", "grpo", 1)].dropna()
+    assert (row["only_a"], row["only_b"]) == (((base == 1) & (grpo == 0)).sum(), ((base == 0) & (grpo == 1)).sum())
+    assert (tests["p_holm"] >= tests["p"]).all()
+
+
+def test_a_difference_of_the_detectable_size_is_found_four_times_in_five():
+    few, many = (detectable_differences(synthetic_tables.headline(seeds=n)).set_index(["task", "method"]) for n in (3, 10))
+    assert list(few.index) == [(t, m) for t in ("word_problems", "multiplication") for m in ("s_grpo", "t_spmo")]
+    half = (few["high"] - few["low"]) / 2
+    # A normal estimate with the true value at `detectable` has an interval of this half-width wholly above 0 in 80 %.
+    z = numpy_stream(0, "bootstrap", "test", 18).normal(size=20_000)
+    for name, row in few.iterrows():
+        found = row["detectable"] + z * half[name] / 1.959964 - half[name] > 0
+        assert found.mean() == pytest.approx(0.8, abs=0.01)
+    assert (many["detectable"] < few["detectable"]).all(), "more seeds show smaller differences"
+    assert set(few["seeds"]) == {3} and set(few["items"]) == {300}
+    assert detectable_differences({}).empty
+
+
+def test_the_best_rate_is_judged_on_the_seeds_that_all_rates_share():
+    def runs(*points: tuple[float, int, float]) -> pd.DataFrame:
+        return pd.DataFrame(points, columns=["learning_rate", "seed", "validation_accuracy"])
+
+    nan = float("nan")
+    assert best_rate(runs((1e-3, 0, 0.8), (3e-3, 0, 0.7), (3e-3, 1, 0.99))) == 1e-3
+    assert best_rate(runs((1e-3, 0, 0.8), (3e-3, 0, 0.7), (1e-3, 1, 0.5), (3e-3, 1, 0.9))) == 3e-3
+    assert best_rate(runs((3e-3, 0, 0.8), (1e-3, 0, 0.8))) == 1e-3, "the lower of equals"
+    assert best_rate(runs((1e-3, 0, nan), (3e-3, 0, 0.1))) == 3e-3, "without a number a rate cannot be chosen"
+    assert best_rate(runs((1e-3, 0, nan), (3e-3, 0, nan))) == 1e-3
+    assert best_rate(runs((1e-3, 0, 0.6), (3e-3, 1, 0.7))) == 3e-3, "no common seed: all count"
+    at_best = at_best_rate(runs((1e-3, 0, 0.8), (3e-3, 0, 0.7), (1e-3, 1, 0.8)))
+    assert at_best["seed"].tolist() == [0, 1] and set(at_best["learning_rate"]) == {1e-3}
+
+
+def _runs(tables, task: str, method: str) -> pd.DataFrame:
+    runs = headline_runs(tables, "nano")
+    return runs[(runs["task"] == task) & (runs["method"] == method)]
+
+
+def test_one_accuracy_has_one_interval_whoever_asks_and_whatever_else_is_in_the_tables():
+    tables = synthetic_tables.headline(items=80)
+    own = _runs(tables, "word_problems", "grpo")
+    alone = {name: frame[frame["run_id"].isin(own["run_id"])] for name, frame in tables.items()}
+    assert accuracy(tables, own) == accuracy(alone, own.iloc[::-1]) != accuracy(tables, own, seed=1)
+    assert accuracy(tables, own).value == pytest.approx(own["accuracy"].mean())
+    assert accuracy(tables, own.iloc[:0]) is None
+    # Without answers per item, what is left is the spread over seeds.
+    assert accuracy({"runs": tables["runs"]}, own) == mean_over_seeds(own["accuracy"])
+
+
+def test_templates_of_the_items_widen_the_interval_and_are_counted():
+    tables = synthetic_tables.headline(items=90)
+    own = _runs(tables, "word_problems", "grpo")
+    items = tables["items"]
+    # Right answers gathered into whole templates: each of the 30 is right or wrong as one.
+    rank = items.groupby("run_id")["correct"].rank(method="first")
+    items["template"] = ("t" + (rank // 3).astype(int).astype(str)).where(items["run_id"].isin(own["run_id"][:1]))
+    items["template"] = items.groupby("item_id")["template"].transform("first")
+    plain = accuracy({**tables, "items": items.drop(columns="template")}, own)
+    nested = accuracy(tables, own)
+    assert nested.templates >= 30 and nested.design_effect > 1.5 and np.isnan(plain.design_effect)
+    assert nested.high - nested.low > 1.2 * (plain.high - plain.low) and nested.value == plain.value
+    assert seed_spread(tables).set_index(["task", "method"]).loc[("word_problems", "grpo"), "design_effect"] == nested.design_effect
+
+
+def test_only_the_test_items_count():
+    tables = synthetic_tables.headline(items=40)
+    own = _runs(tables, "word_problems", "grpo")
+    train = tables["items"].assign(split="train", correct=1, item_id="train-" + tables["items"]["item_id"])
+    both = {**tables, "items": pd.concat([tables["items"].assign(split="test"), train])}
+    pd.testing.assert_frame_equal(answers(both, own), answers(tables, own))
+
+
+def test_a_difference_is_taken_over_the_seeds_that_both_have():
+    tables = synthetic_tables.headline(seeds=4, items=60)
+    grpo, sparse = _runs(tables, "word_problems", "grpo"), _runs(tables, "word_problems", "s_grpo")
+    fewer = sparse[sparse["seed"] != 2]
+    found = difference(tables, fewer, grpo)
+    assert found.seeds == 3 and found.items == 60
+    assert found.value == pytest.approx(fewer["accuracy"].mean() - grpo.loc[grpo["seed"] != 2, "accuracy"].mean())
+    base = _runs(tables, "word_problems", "base")
+    gain = difference(tables, grpo, base)
+    assert gain.seeds == 4 and gain.value == pytest.approx(grpo["accuracy"].mean() - base["accuracy"].mean())
+    assert difference(tables, sparse[sparse["seed"] == 0], grpo[grpo["seed"] == 1]) is None
+    assert difference(tables, sparse, grpo.iloc[:0]) is None
+
+
+def test_answers_that_are_not_of_their_run_are_refused():
+    tables = synthetic_tables.headline(items=20)
+    own = _runs(tables, "word_problems", "grpo")
+    with pytest.raises(UserError, match="rebuild the tables"):
+        answers(tables, own.assign(accuracy=0.123))
