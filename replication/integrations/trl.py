@@ -99,7 +99,7 @@ class TokenCreditTrainer(GRPOTrainer):
         if arguments.get("tools") or arguments.get("environment_factory"):
             raise UserError("leave out tools and environment_factory: a credit rule takes only tokens that the model generated")
         super().__init__(args=args, **arguments)
-        _check_engine(self)
+        check_engine(self)
         self.credit = credit
         self.scoring = scoring
         self._name = f"token credit: {credit!r}"  # for the model card
@@ -212,6 +212,8 @@ def micro_batch(
     for row in rows:
         members.setdefault(((first + row) // size, tuple(prompts[row])), []).append(row)
     reference, ratio = output.get("ref_per_token_logps"), output.get("importance_sampling_ratio")
+    if ratio is not None:  # of each token, or one for a completion
+        ratio = ratio.expand_as(output["completion_ids"]).cpu()
     parts, references = [], []
     for (group, _), chosen in members.items():
         credit = credits[group]
@@ -221,7 +223,7 @@ def micro_batch(
         completion, position, advantage = place[credit.completion[here]], credit.position[here], credit.advantage[here]
         row = torch.tensor(chosen)[completion]
         if ratio is not None:
-            advantage = advantage * ratio.expand_as(output["completion_ids"]).cpu()[row, position]
+            advantage = advantage * ratio[row, position]
         if reference is not None:
             references.append(reference[row.to(reference.device), position.to(reference.device)])
         parts.append(TokenCredit(completion, position, advantage, credit.weight[here]))
@@ -280,7 +282,8 @@ def _check_rule(credit: Any, size: int) -> None:
         raise UserError(f"credit={credit!r} does not work on completions, rewards and a generator alone: {error}") from error
 
 
-def _check_engine(trainer: GRPOTrainer) -> None:
+def check_engine(trainer: GRPOTrainer) -> None:
+    """Raise UserError for a model, or a way to distribute it, whose loss cannot be computed from the credited tokens alone."""
     if isinstance(trainer.processing_class, ProcessorMixin):
         raise UserError("pass the model's tokenizer as processing_class: vision and other inputs beside text are not scored")
     if getattr(trainer, "aux_loss_enabled", False):

@@ -46,7 +46,8 @@ def readable(frame: pd.DataFrame) -> HTML:
         for row in shown.to_dict("records")
     ]
     body = Markup("\n").join(rows)
-    return HTML(Markup("<table>\n<thead><tr>{}</tr></thead>\n<tbody>\n{}\n</tbody>\n</table>").format(head, body))
+    table = Markup("<table>\n<thead><tr>{}</tr></thead>\n<tbody>\n{}\n</tbody>\n</table>").format(head, body)
+    return HTML(str(table))
 
 
 def _tag(name: str, text: str, numeric: bool) -> Markup:
@@ -101,7 +102,7 @@ def show_source(*things: Any) -> HTML:
         name = file.relative_to(ROOT) if file.is_relative_to(ROOT) else file.name
         parts.append(Markup("<small>{} in {}</small>").format(thing.__qualname__, name.as_posix()))
         parts.append(Markup(highlight(_without_docstrings(inspect.getsource(thing)), PythonLexer(), formatter)))
-    return HTML(Markup("\n").join(parts))
+    return HTML(str(Markup("\n").join(parts)))
 
 
 def _without_docstrings(source: str) -> str:
@@ -136,7 +137,7 @@ def strip(stage: str) -> HTML:
         box = Markup('<li style="{}; {}"{}>{}. {}<br><small>{}</small></li>')
         boxes.append(box.format(frame, look, present, number, name, function))
     row = "display: flex; flex-wrap: wrap; gap: .3em; list-style: none; margin: .3em 0; padding: 0; max-width: 50em"
-    return HTML(Markup('<ol style="{}">{}</ol>').format(row, Markup("").join(boxes)))
+    return HTML(str(Markup('<ol style="{}">{}</ol>').format(row, Markup("").join(boxes))))
 
 
 def bullets(sentences: Sequence[str]) -> HTML:
@@ -144,7 +145,7 @@ def bullets(sentences: Sequence[str]) -> HTML:
     from IPython.display import HTML
 
     items = Markup("\n").join(Markup("<li>{}</li>").format(sentence) for sentence in sentences)
-    return HTML(Markup("<ul>\n{}\n</ul>").format(items))
+    return HTML(str(Markup("<ul>\n{}\n</ul>").format(items)))
 
 
 def paper_says(*claims: str) -> HTML:

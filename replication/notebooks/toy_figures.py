@@ -84,7 +84,7 @@ def computed_tokens(group: ShownGroup, credit: TokenCredit) -> tuple[set[tuple[i
     """(answer, position) of the tokens that packed scoring computes, and of those whose prefix is computed in an earlier answer."""
     prefixes: set[tuple[int, ...]] = set()
     for row in pack_groups([[0]], [[list(tokens) for tokens in group.tokens]], [credit], group.size + 1):
-        prefix: list[tuple[int, ...]] = []  # of each token of the row, behind the prompt's one token
+        prefix: list[tuple[int, ...]] = []  # the generated tokens up to each token of the row, whose prompt is one token
         for parent, token in zip(row.parent.tolist(), row.token.tolist(), strict=True):
             prefix.append((*prefix[parent], token) if parent >= 0 else ())
         prefixes.update(prefix)

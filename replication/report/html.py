@@ -158,5 +158,6 @@ def _output(output: Any, ansi2html: Any, figures: Path | None) -> Markup | None:
     if kind == "text/markdown":
         from nbconvert.filters import markdown2html
 
-        return Markup(_NOTEBOOK_LINK.sub(r'href="\1.html"', markdown2html(with_formulas(text))))
+        html = _NOTEBOOK_LINK.sub(r'href="\1.html"', markdown2html(with_formulas(text)))
+        return Markup('<div class="prose">{}</div>').format(Markup(html))
     return Markup("<pre>{}</pre>").format(Markup(ansi2html(text)))

@@ -5,43 +5,43 @@ from __future__ import annotations
 import pandas as pd
 
 from replication.names import ENDED
-from replication.statistics.accuracies import RUN_COLUMNS, Tables, table
+from replication.statistics.accuracies import RUN_COLUMNS, Tables, table, task_keys
 
 #: A rate is about as good as the best if its validation accuracy is lower by at most this.
 NEAR = 0.05
+_JUDGED = ("seeds", "diverged", "validation_accuracy", "accuracy", "chosen", "forgiving")
 
 
 def tuning(tables: Tables) -> pd.DataFrame:
     """What the ablation learning_rate chose: every method at every rate, judged on the validation split alone.
 
-    Columns task, method, learning_rate, seeds, diverged, validation_accuracy, accuracy (means over seeds, fractions), chosen (see
-    ``best_rate``), and forgiving: highest divided by lowest rate of the unbroken stretch of the grid around the chosen one that
-    stays within ``NEAR`` of it on validation. Diverged runs count at their last finite checkpoint; points without any validation
-    accuracy cannot be chosen.
+    Columns task (and asides, where there are several conditions), method, learning_rate, seeds, diverged, validation_accuracy,
+    accuracy (means over seeds, fractions), chosen (see ``best_rate``), and forgiving: highest divided by lowest rate of the
+    unbroken stretch of the grid around the chosen one that stays within ``NEAR`` of it on validation. Diverged runs count at
+    their last finite checkpoint; points without any validation accuracy cannot be chosen.
     """
     runs = table(tables, "runs", (*RUN_COLUMNS, "learning_rate", "validation_accuracy"))
     runs = runs[(runs["ablation"] == "learning_rate") & runs["status"].isin(ENDED)]
-    columns = ["task", "method", "learning_rate", "seeds", "diverged", "validation_accuracy", "accuracy", "chosen", "forgiving"]
+    keys = [*task_keys(runs), "method"]
     if runs.empty:
-        return pd.DataFrame(columns=columns)
-    points = runs.assign(diverged=runs["status"] == "diverged").groupby(["task", "method", "learning_rate"], as_index=False).agg(
+        return pd.DataFrame(columns=[*keys, "learning_rate", *_JUDGED])
+    points = runs.assign(diverged=runs["status"] == "diverged").groupby([*keys, "learning_rate"], as_index=False, dropna=False).agg(
         seeds=("seed", "nunique"),
         diverged=("diverged", "sum"),
         validation_accuracy=("validation_accuracy", "mean"),
         accuracy=("accuracy", "mean"),
     )  # fmt: skip
     points["chosen"], points["forgiving"] = False, float("nan")
-    for (task, method), group in points.groupby(["task", "method"]):
+    for (_, group), (_, own) in zip(points.groupby(keys, dropna=False), runs.groupby(keys, dropna=False), strict=True):
         if group["validation_accuracy"].notna().any():
-            chosen = group["learning_rate"] == best_rate(runs[(runs["task"] == task) & (runs["method"] == method)])
-            best = group.index[chosen][0]
+            best = group.index[group["learning_rate"] == best_rate(own)][0]
             near = group["validation_accuracy"] >= group.loc[best, "validation_accuracy"] - NEAR
             # Stretches of neighbours that are all near share a number.
             stretch = (near != near.shift()).cumsum()
             rates = group.loc[stretch == stretch[best], "learning_rate"]
             points.loc[best, "chosen"] = True
             points.loc[group.index, "forgiving"] = rates.max() / rates.min()
-    return points[columns]
+    return points[[*keys, "learning_rate", *_JUDGED]]
 
 
 def best_rate(runs: pd.DataFrame) -> float:

@@ -20,11 +20,12 @@ import trl
 import trl_runs as runs
 from packaging.version import Version
 from peft import LoraConfig
+from transformers import Qwen2VLProcessor
 from trl.trainer import grpo_trainer
 
 from replication.algorithms import GRPO, SGRPO, TSPMO, SelectedGRPO, TokenCredit
 from replication.errors import UserError
-from replication.integrations.trl import NEEDED_SETTINGS, TokenCreditTrainer
+from replication.integrations.trl import NEEDED_SETTINGS, TokenCreditTrainer, check_engine
 from replication.objective import surrogate_loss
 from replication.randomness import stream
 from replication.scoring import token_log_probs
@@ -270,6 +271,8 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(rule: str, random_ba
     again, _ = runs.make_trainer(random_base, runs.RULES[rule], lora=lora(), **named)
     resumed = weights_after(again, resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert again.state.global_step == 4
+    card = (tmp_path / "README.md").read_text()
+    assert type(runs.RULES[rule]).__name__ in card and "2402.03300" not in card  # says the rule, not GRPO's paper
     assert all(torch.equal(resumed[name], value) for name, value in whole.items())
 
 
@@ -425,6 +428,26 @@ def test_a_rule_or_argument_that_cannot_work_is_refused(named: dict[str, Any], w
     given = {"credit": TSPMO(), "model": "no such model", "reward_funcs": runs.varied, "args": runs.settings(), **named}
     with pytest.raises(UserError, match=word):
         TokenCreditTrainer(**given)
+
+
+@pytest.mark.parametrize(
+    ("facts", "word"),
+    [
+        ({"is_fsdp_enabled": True}, "FSDP"),
+        ({"is_deepspeed_enabled": True}, "ZeRO 3"),
+        ({"aux_loss_enabled": True}, "router_aux_loss_coef"),
+        ({"processing_class": Qwen2VLProcessor.__new__(Qwen2VLProcessor)}, "vision"),
+    ],
+    ids=["FSDP", "ZeRO 3", "a router's loss", "vision"],
+)
+def test_an_engine_or_model_that_cannot_work_is_refused(facts: dict[str, Any], word: str):
+    usual = {"processing_class": None, "is_fsdp_enabled": False, "is_deepspeed_enabled": False, "aux_loss_enabled": False}
+    state = SimpleNamespace(deepspeed_plugin=SimpleNamespace(zero_stage=3))
+    trainer = SimpleNamespace(accelerator=SimpleNamespace(state=state), **{**usual, **facts})
+    with pytest.raises(UserError, match=word):
+        check_engine(trainer)
+    state.deepspeed_plugin.zero_stage = 2
+    check_engine(SimpleNamespace(accelerator=trainer.accelerator, **{**usual, "is_deepspeed_enabled": True}))
 
 
 def test_tokens_of_an_environment_are_refused(random_base: Path):

@@ -31,7 +31,7 @@ WRONG = {
     "silent_start": [([1, 0, 0, 1], "still moves"), ([1, 1, 1, 1], "tie"), ([1, 0], "four")],
     "undivided": [(lambda c, r: GRPO().assign(c, r), "R - mean R"), (not_divided, "R - mean R"), (len, "cannot be checked")],
     "third_position": [(0.5, "cap"), (0.25, "cap"), (0.0625, "cap")],
-    "a_rule_of_forty_percent": [(SGRPO(10, 0.0, None), "behind the cutoff"), (SGRPO(5, 0.5, None), "about 40 %")],
+    "a_rule_of_forty_percent": [(SGRPO(10, 0.0, None), "after the cutoff"), (SGRPO(5, 0.5, None), "about 40 %")],
     "who_loses": [([4], "3 of the four"), ([1, 2], "3 of the four"), ([1, 2, 3, 4], "3 of the four")],
     "same_direction": [
         (SGRPO(0, 0.5, None), "mean weight"),
@@ -39,10 +39,13 @@ WRONG = {
         (SGRPO(0, 0.5, 3, denominator="completion"), "mean weight"),
         (SGRPO(0, 1.0, None, denominator="completion"), "draws nothing"),
     ],
-    "unbiased": [(lambda rule, c, r, g: rule.assign(c, r, g), "mean weight"), (lambda rule, c, r, g: GRPO().assign(c, r), "alone")],
+    "unbiased": [
+        (lambda rule, c, r, g: rule.assign(c, r, g), "mean weight"),
+        (lambda rule, c, r, g: GRPO().assign(c, r), "only the weights"),
+    ],
     "a_fifth_answer": [([0.5, 6], "three of five"), ([0.4, 8], "not 8")],
     "two_answers": [(["5"], "2 transitions"), (["-", "5", "6"], "2 transitions")],
-    "only_the_first": [([1, 0, 0, 1], "behind"), ([0, 0, 0, 0], "tie"), ([0.5, 0.5, 0.5, 1], "0 or 1")],
+    "only_the_first": [([1, 0, 0, 1], "begin with 9"), ([0, 0, 0, 0], "tie"), ([0.5, 0.5, 0.5, 1], "0 or 1")],
     "along_an_answer": [([0.5, -0.5, -0.5, 0.4], "answer 4"), ([1, 0, 0, 1], "answer 1"), ([0.5], "four")],
     "blind": [
         (["9 - 4 = 5 .", "9 + 4 = 13 .", "9 - 4 = 6 ."], "part at once"),

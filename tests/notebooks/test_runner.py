@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib
 import json
 import os
 import re
@@ -11,7 +10,6 @@ import signal
 import sys
 import threading
 import time
-import types
 from pathlib import Path
 
 import nbformat
@@ -19,17 +17,14 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from IPython.core.formatters import DisplayFormatter
 
-import replication
 from replication import signals
-from replication.config import ExperimentConfig
 from replication.errors import Stopped, UserError
 from replication.names import ROOT
-from replication.notebooks import contents, notebook_names, parameters, runner
+from replication.notebooks import bullets, contents, parameters, reading_order, runner
 from replication.notebooks.kernels import kernel_manager
-from replication.notebooks.parameters_cell import FOLDER, OPTIONS
-
-COMMITTED = notebook_names()
+from replication.report import EXHIBITS, notebook_page
 
 
 def write(folder: Path, name: str, *cells: str | tuple[str, ...]) -> None:
@@ -87,7 +82,7 @@ def test_one_run_of_good_and_bad(tmp_path: Path) -> None:
     assert "viewport" in page and "http" not in page.replace("http://www.w3.org", "")
 
 
-def test_whatever_befalls_one_notebook_the_others_are_run(tmp_path: Path, monkeypatch) -> None:
+def test_a_fault_of_one_notebook_does_not_stop_the_others(tmp_path: Path, monkeypatch) -> None:
     """A kernel that did not answer, and a formula that no page can set, once ended the notebooks after it too."""
     names = ["01_dead", "02_formula", "03_page", "04_good"]
     for name in names:
@@ -127,17 +122,17 @@ def test_a_signal_ends_the_notebook_that_runs(tmp_path: Path, saves: bool) -> No
     """A SIGTERM, or the first Ctrl-C, once waited for the end of the notebook; what a sweep in it has is saved first."""
     cell = (
         "from replication import signals\nimport time, pathlib\n"
-        "with signals.handled():\n    pathlib.Path('begun').touch()\n    while not signals.stop_requested(): time.sleep(0.05)\n"
+        "with signals.handled():\n    pathlib.Path('started').touch()\n    while not signals.stop_requested(): time.sleep(0.05)\n"
         "    pathlib.Path('saved').touch()\n    signals.raise_if_stopped()"
         if saves
-        else "import time, pathlib\npathlib.Path('begun').touch()\ntime.sleep(1000)"
+        else "import time, pathlib\npathlib.Path('started').touch()\ntime.sleep(1000)"
     )
     folder, sent = tmp_path / "notebooks", []
     write(folder, "01_long", PARAMETERS, cell)
     write(folder, "02_next", PARAMETERS)
 
     def interrupt() -> None:
-        while not (folder / "begun").exists():
+        while not (folder / "started").exists():
             time.sleep(0.05)
         sent.append(time.monotonic())
         os.kill(os.getpid(), signal.SIGTERM)
@@ -181,25 +176,6 @@ def test_a_notebook_parameter_stays_a_literal(value):
     assert ast.literal_eval(statement.value) == value
 
 
-@pytest.mark.parametrize("name", COMMITTED)
-def test_every_name_that_a_notebook_takes_from_the_package_exists(name: str) -> None:
-    """Functions were once moved to another module, and no quick test saw that four notebooks still used the old one."""
-    notebook = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
-    code = "\n".join(re.sub(r"(?m)^\s*[%!].*$", "pass", c.source) for c in notebook.cells if c.cell_type == "code")
-    tree, modules = ast.parse(code), {}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "replication":
-            module = importlib.import_module(node.module)
-            for alias in node.names:
-                path = f"{node.module}.{alias.name}"
-                found = getattr(module, alias.name, None) or importlib.import_module(path)
-                if isinstance(found, types.ModuleType):
-                    modules[alias.asname or alias.name] = found
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in modules:
-            assert hasattr(modules[node.value.id], node.attr), f"{node.value.id}.{node.attr}"
-
-
 def test_unknown_and_misfit_parameters_are_refused_before_anything_runs(tmp_path: Path) -> None:
     write(tmp_path, "01_good", PARAMETERS)
     for name, value in (("tempo", 1), ("rate", "fast"), ("seeds", True), ("seeds", 1.5)):
@@ -235,90 +211,31 @@ def test_results_that_cannot_be_written_are_one_clear_line(tmp_path: Path) -> No
 
 
 def test_pages_link_to_each_other(tmp_path: Path) -> None:
-    from replication.report.pages import notebook_page
-
     cell = nbformat.v4.new_markdown_cell("to [the next](02_s_grpo.ipynb), not [elsewhere](other/x.ipynb)")
-    page = notebook_page(nbformat.v4.new_notebook(cells=[cell]), "t", show_code=True)
+    data, metadata = DisplayFormatter().format(reading_order("smoke", tmp_path))
+    output = nbformat.v4.new_output("execute_result", data, metadata=metadata)
+    table = nbformat.v4.new_code_cell("reading_order(profile, results_dir)", outputs=[output])
+    page = notebook_page(nbformat.v4.new_notebook(cells=[cell, table]), "t", show_code=True)
     assert 'href="02_s_grpo.html"' in page and 'href="other/x.ipynb"' in page
+    assert 'href="20_report.html"' in page and 'href="20_report.ipynb"' not in page
 
 
 def test_a_token_that_is_a_script_stays_text_in_a_page() -> None:
     """The sentence that names the most decisive token was once Markdown, through which HTML passes as it is."""
-    from IPython.core.formatters import DisplayFormatter
-    from replication.report.pages import notebook_page
-
-    from replication.notebooks import display
-    from replication.report import readings_diagnostics
-
-    row = {"profile": "nano", "correct": 1, "completion": 0, "position": 0, "worth": 0.5, "token": "<script>alert(1)</script>"}
+    token = "<script>alert(1)</script>"
+    row = {"profile": "nano", "correct": 1, "completion": 0, "position": 0, "worth": 0.5, "token": token, "decisive": 0}
     table = pd.DataFrame([row | {"method": "grpo", "selector": "all", "credit": 1.0}])
-    sentences = readings_diagnostics.worked_example({"worked_example": table}, "nano")
-    assert row["token"] in sentences[0]
-    data, metadata = DisplayFormatter().format(display.bullets(sentences))
-    output = nbformat.v4.new_output("display_data", data, metadata=metadata)
-    cell = nbformat.v4.new_code_cell("bullets(sentences)", outputs=[output])
+    shown = EXHIBITS["worked_example"].show({"worked_example": table}, "nano")
+    assert token in shown.sentences[0]
+    outputs = []
+    for value in (bullets(shown.sentences), shown):
+        data, metadata = DisplayFormatter().format(value)
+        outputs.append(nbformat.v4.new_output("display_data", data, metadata=metadata))
+    cell = nbformat.v4.new_code_cell("bullets(shown.sentences), shown", outputs=outputs)
     page = notebook_page(nbformat.v4.new_notebook(cells=[cell]), "t", show_code=True)
-    assert "<script" not in page and "&lt;script&gt;alert(1)&lt;/script&gt;" in page and page.count("<li>") == 1
+    assert "<script" not in page and "&lt;script&gt;alert(1)&lt;/script&gt;" in page
 
 
 def test_the_kernel_is_this_python() -> None:
     manager = kernel_manager()(kernel_name="whatever is installed here")
     assert manager.kernel_spec.argv[0] == sys.executable
-
-
-def code_cells(name: str) -> list[str]:
-    cells = json.loads((FOLDER / f"{name}.ipynb").read_text())["cells"]
-    sources = [cell["source"] for cell in cells if cell["cell_type"] == "code"]
-    return [source if isinstance(source, str) else "".join(source) for source in sources]
-
-
-# The notebooks that are committed ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", COMMITTED)
-def test_committed_notebooks_are_stripped(name: str) -> None:
-    found = json.loads((FOLDER / f"{name}.ipynb").read_text())
-    assert found["nbformat"] == 4 and set(found["metadata"]) <= {"kernelspec", "language_info"}
-    for cell in found["cells"]:
-        if cell["cell_type"] == "code":
-            assert cell["outputs"] == [] and cell["execution_count"] is None
-        assert set(cell["metadata"]) <= {"tags"}
-    identifiers = [cell["id"] for cell in found["cells"]]
-    assert len(set(identifiers)) == len(identifiers)
-
-
-@pytest.mark.parametrize("name", COMMITTED)
-def test_parameters_are_fields_or_documented_options(name: str) -> None:
-    found = parameters(name)
-    assert set(found) <= set(ExperimentConfig.model_fields) | set(OPTIONS)
-    assert "profile" in found and len(found) <= 15
-    source = code_cells(name)[0]
-    assert all("#" in line for line in source.strip().splitlines()), "each parameter needs a comment that says what it is"
-
-
-@pytest.mark.parametrize("name", COMMITTED)
-def test_cells_are_short_and_define_nothing_of_the_package(name: str) -> None:
-    package = set()
-    for path in Path(replication.__file__).parent.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.FunctionDef | ast.ClassDef):
-                package.add(node.name)
-    for source in code_cells(name):
-        assert len(source.splitlines()) <= 20
-        for node in ast.walk(ast.parse(source)):
-            if isinstance(node, ast.FunctionDef | ast.ClassDef):
-                assert node.name not in package, f"{name} defines {node.name}, which the package has"
-    cells = json.loads((FOLDER / f"{name}.ipynb").read_text())["cells"]
-    for cell in cells:
-        if cell["cell_type"] == "markdown":
-            text = cell["source"] if isinstance(cell["source"], str) else "".join(cell["source"])
-            assert len(text.splitlines()) <= 24, f"a text cell of {name} is too long"
-
-
-@pytest.mark.parametrize("name", COMMITTED)
-def test_formulas_can_be_set_without_a_browser(name: str) -> None:
-    from replication.report.pages import with_formulas
-
-    for cell in json.loads((FOLDER / f"{name}.ipynb").read_text())["cells"]:
-        if cell["cell_type"] == "markdown":
-            with_formulas(cell["source"] if isinstance(cell["source"], str) else "".join(cell["source"]))

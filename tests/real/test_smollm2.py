@@ -40,11 +40,11 @@ pytestmark = pytest.mark.real
 
 FILE = RESULTS / "local" / "smollm2" / fetch.NAME
 END_OF_TURN = "<|im_end|>"
-#: One word problem of each size, so that prompts differ in length and are padded.
+#: Of unlike lengths, so that prompts are padded; the base ends its answer to the last two within 24 tokens.
 QUESTIONS = (
-    "What is 3 + 4?",
     "Tom has 12 apples and gives 5 of them to Ann. How many apples does Tom have now?",
-    "Write the word yes and nothing else.",
+    "What is the capital of France?",
+    "Is the sky blue? Answer yes or no.",
 )
 
 
@@ -147,8 +147,9 @@ def greedy(policy: Policy, prompts: list[list[int]], limit: int):
     return [group[0] for group in generate(policy.model, prompts, group_size=1, max_new_tokens=limit, temperature=0.0, **ends)]
 
 
-def test_greedy_is_generate_and_an_answer_keeps_its_eos_though_the_pad_is_the_same_id(policy):
+def test_greedy_is_generate_and_an_answer_keeps_its_eos_though_the_pad_is_the_same_id():
     """Prompts of unlike lengths in one batch, padded with the id that also ends an answer."""
+    policy = load_policy(config("base"))
     assert policy.pad_token_id in policy.eos_token_ids
     prompts = [chat(policy, question) for question in QUESTIONS]
     assert len(set(map(len, prompts))) > 1
@@ -159,7 +160,7 @@ def test_greedy_is_generate_and_an_answer_keeps_its_eos_though_the_pad_is_the_sa
         assert sample.tokens == whole[len(prompt) :]
         assert sample.truncated == (sample.tokens[-1] not in policy.eos_token_ids)
     ended = [sample for sample in found if not sample.truncated]
-    assert ended, "none of these answers ends by itself: the test needs another question"
+    assert len(ended) >= 2
     for sample in ended:
         assert sum(token in policy.eos_token_ids for token in sample.tokens) == 1
         assert END_OF_TURN not in policy.decode(sample.tokens) and policy.decode(sample.tokens).strip()
@@ -241,7 +242,7 @@ def test_a_stopped_run_is_resumed_with_the_same_bytes(runs, tmp_path, monkeypatc
 
 def test_plain_peft_gives_the_trained_policy_unmerged_and_merged(runs, policy):
     run = runs("s_grpo")
-    ids = torch.tensor([chat(policy, QUESTIONS[1])])
+    ids = torch.tensor([chat(policy, QUESTIONS[0])])
     plain = AutoModelForCausalLM.from_pretrained(FILE.parent, gguf_file=FILE.name)
     with torch.no_grad():
         expected = run.policy.model(ids).logits.log_softmax(-1)

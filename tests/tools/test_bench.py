@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from benchmarks import bench_gpu, bench_in_trl, bench_memory, bench_runs, common, figures, text, trl_side
+from replication.names import RESULTS
 from replication.scoring.log_probs import token_log_probs
 
 
@@ -138,7 +139,7 @@ def test_the_text_of_trls_loop_takes_medians_and_says_what_was_not_measured():
     assert "Medians of 3 steps; 50 % of the groups tie" in said
 
 
-COMMITTED = Path(__file__).parent.parent / "results" / "bench"
+COMMITTED = RESULTS / "bench"
 
 
 @pytest.mark.skipif(not (COMMITTED / "ratios.csv").exists(), reason="no committed benchmark")
@@ -159,6 +160,6 @@ def test_the_growth_names_the_ends_and_the_worst_point(tmp_path: Path):
         ]
     said = text.summary({"scaling": pd.DataFrame(rows)}, {})
     assert "| group size | 4 | 16 | 2.0 to 4.0 | 2.0 to 4.0 | 10.0 to 40.0 |" in said
-    assert "Least of all 3 points: GRPO, all tokens 0.8 (group size 8), S-GRPO 0.8 (group size 8), T-SPMO 10.0 (group" in said
+    assert "Least of all 3 points: GRPO 0.8 (group size 8), S-GRPO 0.8 (group size 8), T-SPMO 10.0 (group" in said
     # What a stopped run did not reach has an empty panel.
     figures.scaling({"scaling": pd.DataFrame(rows)}).savefig(tmp_path / "partial.png")

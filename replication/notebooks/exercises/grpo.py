@@ -36,7 +36,7 @@ def long_answer(answer: Sequence[float]) -> str | None:
     for given, denominator in zip(answer, ("completion", "group_tokens"), strict=True):
         credit = GRPO(denominator=denominator).assign(tokens, TOY.rewards)
         if is_far(given, credit.weight[credit.completion == 3][0].item(), 0.0005):
-            return f'the weight under "{denominator}" is another one: count what it divides by'
+            return f'the weight under "{denominator}" is different: count what it divides by'
     return None
 
 

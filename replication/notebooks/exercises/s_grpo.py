@@ -17,19 +17,19 @@ from replication.randomness import stream
 def third_position(answer: float) -> str | None:
     """The chance that position 3 is kept under P = 0.5, cutoff 1, cap 2."""
     if is_far(answer, keep_probabilities(SGRPO(1, 0.5, 2), 4)[3], 0.0005):
-        return "the cap leaves room for one random token: it must be let in, and none of those before it"
+        return "the cap leaves room for one random token: position 3 must take it, and none of the positions before it"
     return None
 
 
 @exercise
 def a_rule_of_forty_percent(answer: SGRPO) -> str | None:
-    """A rule that keeps about 40 % of answers of 26 tokens, about half of them behind the cutoff."""
+    """A rule that keeps about 40 % of answers of 26 tokens, about half of the kept ones after the cutoff."""
     chance = keep_probabilities(answer, 26)
-    share, behind = chance.mean(), chance[answer.cutoff :].sum() / max(chance.sum(), 1e-9)
+    share, after = chance.mean(), chance[answer.cutoff :].sum() / max(chance.sum(), 1e-9)
     if abs(share - 0.4) > 0.02:
         return f"it keeps {100 * share:.0f} %, not about 40 %"
-    if abs(behind - 0.5) > 0.06:
-        return f"{100 * behind:.0f} % of what it keeps stands behind the cutoff, not about half"
+    if abs(after - 0.5) > 0.06:
+        return f"{100 * after:.0f} % of the tokens it keeps are after the cutoff, not about half"
     return None
 
 
@@ -57,7 +57,7 @@ def same_direction(answer: SGRPO) -> str | None:
     if (factors.max() - factors.min()) > 0.06:
         return (
             f"measured over {times} draws, a token's mean weight is between {factors.min().item():.2f} and "
-            f"{factors.max().item():.2f} of its weight in GRPO, depending on where it stands: it must be the same everywhere"
+            f"{factors.max().item():.2f} of its weight in GRPO, depending on its position: it must be the same at every position"
         )
     return None
 
@@ -69,7 +69,7 @@ def unbiased(answer: Callable[..., TokenCredit]) -> str | None:
     one = rule.assign(TOY.tokens, TOY.rewards, stream(0, "exercise"))
     own = answer(rule, TOY.tokens, TOY.rewards, stream(0, "exercise"))
     if len(own) != len(one):
-        return f"{len(own)} tokens are credited where the rule keeps {len(one)}: change the weights alone"
+        return f"{len(own)} tokens are credited where the rule keeps {len(one)}: change only the weights"
     mean = _mean_weights(lambda tokens, rewards, chance: answer(rule, tokens, rewards, chance), lengths, times)
     for length in lengths:
         off = (mean[length] * length - 1).abs()
@@ -83,10 +83,10 @@ def unbiased(answer: Callable[..., TokenCredit]) -> str | None:
 
 def _mean_weights(assign: Credits, lengths: Sequence[int], times: int) -> dict[int, Tensor]:
     """For answers of each length: the mean over draws of a position's weight, times the group's size."""
-    found = {}
+    sums = {}
     for length in lengths:
         tokens = [list(range(length))] * times
         credit = assign(tokens, torch.arange(times) % 2.0, stream(0, "exercise", length))
-        sums = torch.zeros(length, dtype=torch.float64).index_add_(0, credit.position, credit.weight.double())
-        found[length] = sums  # times draws of weight 1 / (times · length) if all were kept
-    return found
+        # With every token kept, each of the draws adds a weight of 1 / (times · length).
+        sums[length] = torch.zeros(length, dtype=torch.float64).index_add_(0, credit.position, credit.weight.double())
+    return sums

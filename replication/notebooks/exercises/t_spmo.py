@@ -19,7 +19,7 @@ def a_fifth_answer(answer: Sequence[float]) -> str | None:
     credit = TSPMO().assign([*TOY.tokens, fifth], torch.cat([TOY.rewards, torch.ones(1)]))
     advantage, count = answer
     if is_far(advantage, credit.advantage[(credit.completion == 3) & (credit.position == 0)].item()):
-        return "the advantage is another one: now three of five answers are right"
+        return "the advantage is different: now three of five answers are right"
     if count != len(credit):
         return f"it is not {count} transitions: after 9 the choice of + or - has become one between equals"
     return None
@@ -45,27 +45,28 @@ def only_the_first(answer: Sequence[float]) -> str | None:
         return "give four rewards, each 0 or 1"
     positions = TSPMO().assign(TOY.tokens, rewards).position.tolist()
     if not positions:
-        return "these rewards tie: nothing is credited at all"
+        return "these rewards tie: nothing is credited"
     if set(positions) != {0}:
-        return f"transitions at the positions {sorted(set(positions))} are credited: behind the first choice all must fare alike"
+        found = f"transitions at the positions {sorted(set(positions))} are credited"
+        return f"{found}: all answers that begin with 9 need the same reward"
     return None
 
 
 @exercise
 def along_an_answer(answer: Sequence[float]) -> str | None:
-    """For each toy answer the sum of the advantages of all transitions on its way."""
+    """For each toy answer the sum of the advantages of all its transitions."""
     right = (TOY.rewards - TOY.rewards.mean()).tolist()  # the means telescope
     if len(answer) != 4:
         return "give four sums, one for each answer"
     off = [index + 1 for index, (given, sum_) in enumerate(zip(answer, right, strict=True)) if is_far(given, sum_)]
     if off:
-        return f"the sum along answer {off[0]} is another one; a transition that several answers share counts for each of them"
+        return f"the sum along answer {off[0]} is different; a transition that several answers share counts for each of them"
     return None
 
 
 @exercise
 def blind(answer: Sequence[str]) -> str | None:
-    """Three or more answers of at least four tokens, right (5) and wrong, of which T-SPMO credits first tokens alone."""
+    """Three or more answers of at least four tokens, right (5) and wrong, such that T-SPMO credits only first tokens."""
     words = [text.split() for text in answer]
     if len(words) < 3 or any(len(own) < 4 for own in words):
         return "give three or more answers, each a text of at least four tokens with blanks between them"

@@ -1,16 +1,11 @@
-"""The targets of tests/fuzz under hypothesis, and every input that once broke one of them."""
+"""Whatever bytes a file or an option holds: a value, or one line that says what is wrong."""
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
+from any_bytes import TARGETS
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-sys.path.insert(0, str(Path(__file__).parent / "fuzz"))
-from targets import TARGETS
 
 #: Each was a traceback once.
 FOUND = [
@@ -33,7 +28,7 @@ TEXTS = {
 
 
 @pytest.mark.parametrize(("target", "data"), FOUND)
-def test_what_was_found_stays_mended(target, data):
+def test_what_once_broke_a_promise_keeps_it(target, data):
     TARGETS[target](data)
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from replication.errors import UserError
+from replication.names import ROOT
 from replication.tasks import Task, get_task, svamp
 
-OFFICIAL = Path(__file__).parents[2] / "shared" / "data" / "svamp" / "SVAMP.json"
+OFFICIAL = ROOT.parent / "shared" / "data" / "svamp" / "SVAMP.json"
 needs_file = pytest.mark.skipif(not OFFICIAL.is_file(), reason="the official SVAMP.json is not beside this checkout")
 
 ROW = {
