@@ -128,7 +128,7 @@ def steps(out: Path, model: Path, svamp: str, workers: int | None, seeds: int) -
     sweep = ["sweep", *results, "--seeds", str(seeds), *chosen]
     sweep += ["--workers", str(workers)] if workers else []
     notebooks = ["notebooks", *results, *NOTEBOOKS, "--no-train"]
-    return [["prompts", *results, *chosen], sweep, notebooks, ["figures", *results], ["report", *results]]
+    return [["prompts", *results, *chosen], sweep, notebooks, ["report", *results]]
 
 
 def run(out: Path, svamp: str | None = None, workers: int | None = None, seeds: int = 1) -> int:

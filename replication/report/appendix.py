@@ -27,6 +27,7 @@ def gain_table(tables: Tables, profile: str) -> pd.DataFrame:
     the two answers nothing parsable its c does not exist, and the whole gain is one of form. Empty without ``parsed`` in the items.
     """
     items = table(tables, "items", ("run_id", "item_id", "correct"))
+    items = items[items["split"] == "test"] if "split" in items else items
     items = items.merge(runs_of(tables, HEADLINE, profile)[["run_id", "task", "method"]], on="run_id")
     if items.empty or "parsed" not in items or items["parsed"].isna().any():
         return pd.DataFrame()

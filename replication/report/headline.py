@@ -9,9 +9,9 @@ from matplotlib.figure import Figure
 
 from replication.names import HEADLINE, METHOD_LABELS, METHODS, TASK_LABELS, TRAINED
 from replication.report import style as p
-from replication.report.select import accuracy_interval, by_seed, curves_of, runs_of
+from replication.report.select import by_seed, curves_of, runs_of
 from replication.report.wording import counted, listing, number, percent, span
-from replication.statistics import Tables
+from replication.statistics import Tables, accuracy
 
 #: A method has levelled off if its validation accuracy rose by less than this many points in the last third of the steps.
 LEVEL = 1.0
@@ -21,15 +21,15 @@ _SHARES = ("sampled_accuracy", "accuracy_new_stories", "held_out_accuracy", "kep
 
 
 def accuracy_table(tables: Tables, profile: str) -> pd.DataFrame:
-    """Per task and method: greedy accuracy on the test items with its 95 % seed × item interval, in percent, and what it took.
+    """Per task and method: greedy accuracy on the test items with its 95 % interval, in percent, and what it took.
 
     ``kept_fraction`` counts tokens in the loss over those generated in groups that do not tie, ``kept_share_all`` over all.
     """
     runs, rows = runs_of(tables, HEADLINE, profile), []
     for (task, method), own in runs.groupby(["task", "method"], sort=False):
-        value, low, high = accuracy_interval(tables, own)
-        row = {"task": task, "method": method, "seeds": own["seed"].nunique(), "items": own["n_items"].max()}
-        row |= {"accuracy": value, "accuracy_low": low, "accuracy_high": high}
+        found = accuracy(tables, own).scaled(100)
+        row = {"task": task, "method": method, "seeds": found.seeds, "items": own["n_items"].max()}
+        row |= {"accuracy": found.value, "accuracy_low": found.low, "accuracy_high": found.high}
         row |= {name: 100 * own[name].mean() for name in _SHARES if name in own}
         rows.append(row | {"tokens_in_loss": own["tokens_in_loss"].mean(), "diverged": int((own["status"] == "diverged").sum())})
     return pd.DataFrame(rows)
@@ -54,8 +54,8 @@ def draw_accuracy(tables: Tables, profile: str, table: pd.DataFrame) -> Figure:
         axis.grid(axis="x", visible=False)
         axis.set_title(TASK_LABELS[task], loc="left")
         p.percent_axis(axis, "test accuracy (%)")
-    text = f"{p.about(profile)} Hollow: one dot per seed ({p.seeds_of(runs)}); filled: mean with its 95 % seed × item bootstrap "
-    return p.caption(figure, text + f"interval, {table['items'].max():.0f} test items a task. Dashed: the base.")
+    text = f"{p.about(profile)} Hollow: one dot per seed ({p.seeds_of(runs)}); filled: mean with its 95 % interval "
+    return p.caption(figure, text + f"over seeds and items, {table['items'].max():.0f} test items a task. Dashed: the base.")
 
 
 def _mean_and_seeds(axis: Axes, place: int, method: str, runs: pd.DataFrame, value: float, low: float, high: float) -> None:

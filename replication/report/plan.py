@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from replication.names import ENDED
 from replication.report.wording import counted, distinct
 
 if TYPE_CHECKING:
@@ -56,6 +57,6 @@ def plan_sentence(plan: pd.DataFrame) -> str:
 def state_table(runs: pd.DataFrame) -> pd.DataFrame:
     """Per ablation, how many of the distinct planned runs ended how."""
     runs = runs.drop_duplicates(["ablation", "run_id"])
-    states = pd.crosstab(runs["ablation"], runs["status"]).reindex(columns=["done", "diverged", "failed", "pending"], fill_value=0)
+    states = pd.crosstab(runs["ablation"], runs["status"]).reindex(columns=[*ENDED, "failed", "pending"], fill_value=0)
     states.insert(0, "runs", states.sum(axis=1))
     return states.reindex(runs["ablation"].unique()).reset_index().rename_axis(columns=None)

@@ -1,25 +1,24 @@
-"""The rows of the tables that an exhibit is about, in one order, and the interval of an accuracy."""
+"""The rows of the tables that an exhibit is about, in one order."""
 
 from __future__ import annotations
 
 import pandas as pd
 
 from replication.names import METHODS, TASKS
-from replication.randomness import numpy_stream
-from replication.statistics import Tables, answers, bootstrap, mean_over_seeds, rows_of, table
+from replication.statistics import Tables, rows_of, table
 
 
 def runs_of(tables: Tables, ablation: str, profile: str) -> pd.DataFrame:
     """The ended runs of an ablation under a profile, by task and method in the order of ``names``, then by seed."""
-    return in_order(rows_of(tables, ablation, profile), "task", "method", "seed", "run_id")
+    return rows_of(tables, ablation, profile).reset_index(drop=True)
 
 
 def in_order(table: pd.DataFrame, *columns: str) -> pd.DataFrame:
     """Rows sorted by columns, task and method in the order of ``names``; numbered anew."""
-    order = {"task": TASKS.index, "method": METHODS.index}
+    order = {name: place for place, name in enumerate((*TASKS, *METHODS))}
 
     def key(values: pd.Series) -> pd.Series:
-        return values.map(order[values.name]) if values.name in order else values
+        return values.map(order) if values.name in ("task", "method") else values
 
     return table.sort_values(list(columns), key=key, kind="stable", ignore_index=True)
 
@@ -35,18 +34,3 @@ def by_seed(curves: pd.DataFrame, metric: str, task: str, method: str) -> pd.Dat
     """One metric of one method on one task: a row for each step, a column for each seed."""
     own = curves[(curves["metric"] == metric) & (curves["task"] == task) & (curves["method"] == method)]
     return own.pivot(index="step", columns="seed", values="value").sort_index()
-
-
-def accuracy_interval(tables: Tables, runs: pd.DataFrame) -> tuple[float, float, float]:
-    """Mean test accuracy of one method's runs in percent, with its 95 % interval.
-
-    The seed × item bootstrap of the verdicts, on the same random stream; without answers per item the t interval over seeds.
-    """
-    matrix = answers(tables, runs)
-    if len(matrix) == runs["run_id"].nunique() and matrix.size:
-        first = runs.iloc[0]
-        rng = numpy_stream(0, "bootstrap", "accuracy", str(first["task"]), str(first["method"]))
-        estimate = bootstrap(matrix, None, rng).scaled(100)
-    else:
-        estimate = mean_over_seeds(runs["accuracy"]).scaled(100)
-    return estimate.value, max(estimate.low, 0.0), min(estimate.high, 100.0)

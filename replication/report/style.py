@@ -125,11 +125,11 @@ def base_line(axis: Axes, tables_base: float, label: str | None = "base, untrain
 
 
 def dots(axis: Axes, x: Any, y: pd.Series, runs: pd.DataFrame, colour: str, marker: str, size: float = 16) -> None:
-    """A hollow dot for each run, with a black cross on those that diverged; ``x`` is one place, or one for each run."""
+    """A hollow dot for each run, with a black cross on those that are not simply done; ``x`` is one place, or one for each run."""
     place = np.broadcast_to(np.asarray(x, dtype=float), (len(y),))
     axis.scatter(place, y, s=size, marker=marker, facecolors="white", edgecolors=colour, linewidths=0.9, zorder=3)
-    diverged = (runs["status"] == "diverged").to_numpy()
-    axis.scatter(place[diverged], y.to_numpy(dtype=float)[diverged], s=45, marker="x", color="black", lw=1.4, zorder=5)
+    broken = (runs["status"] != "done").to_numpy()
+    axis.scatter(place[broken], y.to_numpy(dtype=float)[broken], s=45, marker="x", color="black", lw=1.4, zorder=5)
 
 
 def seed_bar(axis: Axes, x: float, values: Sequence[float], colour: str, bounds: tuple[float, float] = (-np.inf, np.inf)) -> None:
@@ -160,13 +160,13 @@ def about(profile: str) -> str:
 
 
 def seeds_of(runs: pd.DataFrame, *point: str) -> str:
-    """How many seeds the points of a figure have, "5 seeds" or "3 to 5 seeds", and how many of the runs diverged."""
+    """How many seeds the points of a figure have, "5 seeds" or "3 to 5 seeds", and how many runs are crossed, and why."""
     counts = runs[runs["method"] != "base"].groupby(["task", "method", *point], dropna=False)["seed"].nunique()
     if counts.empty:
         return "no trained runs"
     text = counted(counts.max(), "seed") if counts.min() == counts.max() else f"{counts.min()} to {counts.max()} seeds"
-    diverged = int((runs["status"] == "diverged").sum())
-    return text + (f" ({counted(diverged, 'diverged run')}, crossed, at the last finite checkpoint)" if diverged else "")
+    broken = runs.loc[runs["status"] != "done", "status"].value_counts(sort=False)
+    return text + (f" (crossed: {', '.join(f'{count} {status}' for status, count in broken.items())})" if len(broken) else "")
 
 
 def png(figure: Figure) -> bytes:

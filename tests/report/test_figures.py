@@ -109,7 +109,7 @@ def test_every_diverged_run_has_a_cross_at_its_own_number(name: str, tables: dic
     ]
     expected = np.sort(100 * runs[one & (runs["ablation"] == name)][measure].to_numpy(dtype=float))
     np.testing.assert_allclose(np.sort(np.concatenate(crosses)), expected)
-    assert "diverged run" in _words(figure)
+    assert "crossed: " in _words(figure)
 
 
 def test_a_method_without_runs_is_named_as_not_run(tables: dict[str, pd.DataFrame]):
