@@ -266,7 +266,7 @@ def publish(options: argparse.Namespace) -> int:
 
 
 def base(options: argparse.Namespace) -> int:
-    from replication.nano import pretrain
+    from replication.nano import build
 
-    print(pretrain.build(options.out, steps=options.steps, threads=options.threads)["comparison"])
+    print(build(options.out, steps=options.steps, threads=options.threads)["comparison"])
     return 0
