@@ -112,8 +112,9 @@ def stopped_share(task: Task, samples: Sequence[Completion], name: str = "stoppe
 def stop_criterion(policy: Policy, task: Task, *, continues: bool = False):
     """What ends a completion besides EOS, or None: a function of the generated ids (rows, t) that gives (rows,) bool.
 
-    A stop string ends an answer only after other text (or with ``continues``, since the prompt then holds some): one that a model writes first would
-    leave an empty answer. A stop string that is a token of its own (the end of a chat turn) ends an empty answer too, as EOS.
+    A stop string ends an answer only after other text, or one that a model writes first would leave an empty answer. With
+    ``continues`` the prompt holds that text already. A stop string that is a token of its own (the end of a chat turn) ends an
+    empty answer too, as EOS does.
     """
     if not task.stop_strings:
         return None
