@@ -61,7 +61,9 @@ def headline(
                     curves += _curves(name, task, method, accuracy[task], steps, rng)
     return {
         "runs": _frame(runs),
-        "items": _frame(pd.DataFrame(item_rows, columns=["run_id", "split", "item_id", "correct", "truncated"])),
+        "items": _frame(pd.DataFrame(item_rows, columns=["run_id", "split", "item_id", "correct", "truncated"])).assign(
+            template=np.nan, reward=np.nan, parsed=np.nan
+        ),
         "curves": _frame(pd.DataFrame(curves, columns=["run_id", "step", "metric", "value"])),
     }
 

@@ -22,6 +22,7 @@ def items(answers: dict[str, list[tuple[int, int, int]]]) -> dict[str, pd.DataFr
     run_ids = dict(zip(runs["method"], runs["run_id"], strict=True))
     rows = [
         {"run_id": run_ids[method], "split": "test", "item_id": f"i{number}", "correct": c, "truncated": t, "parsed": p}
+        | {"template": None, "reward": float(c)}
         for method, own in answers.items()
         for number, (c, t, p) in enumerate(own)
     ]
