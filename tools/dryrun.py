@@ -123,7 +123,7 @@ def prepare(out: Path, svamp: str | None = None) -> tuple[Path, str]:
 def steps(out: Path, model: Path, svamp: str, workers: int | None, seeds: int) -> list[list[str]]:
     """The commands of `make paper`, with what makes them small."""
     results = ["--profile", PROFILE, "--out", str(out)]
-    settings = [f"{name}={json.dumps(value)}" for name, value in ({"model": str(model)} | SETTINGS).items()]
+    settings = [f"{name}={value}" for name, value in ({"model": str(model)} | SETTINGS).items()]
     chosen = ["--svamp", svamp, *(word for setting in settings for word in ("--set", setting))]
     sweep = ["sweep", *results, "--seeds", str(seeds), *chosen]
     sweep += ["--workers", str(workers)] if workers else []

@@ -16,7 +16,7 @@ from replication.report.select import in_order, runs_of
 from replication.statistics import Tables, table
 from replication.tasks import MADE_UP
 
-_PROMPT_SHARES = ("accuracy", "parsable_share", "accuracy_of_parsable", "truncated_share")
+_PROMPT_SHARES = ("accuracy", "parsable_share", "accuracy_of_parsable", "truncated_share", "stopped_share")
 
 
 def gain_table(tables: Tables, profile: str) -> pd.DataFrame:

@@ -60,7 +60,7 @@ KINDS: dict[str, dict[str, str]] = {
         **{"chosen": "bool", "run_id": "str", "status": "str", "reason": "str", "items": "int"},
         **{
             f"{share}{end}": "float"
-            for share in ("accuracy", "parsable_share", "accuracy_of_parsable", "truncated_share")
+            for share in ("accuracy", "parsable_share", "accuracy_of_parsable", "truncated_share", "stopped_share")
             for end in ("", "_low", "_high")
         },
     },
