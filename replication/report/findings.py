@@ -13,7 +13,7 @@ from replication.report.headline import accuracy_table
 from replication.report.html import render
 from replication.report.select import in_order
 from replication.report.wording import counted, interval, listing, number, percent, points, span
-from replication.statistics import Tables, detectable_differences, detectable_gap
+from replication.statistics import Tables, detectable_differences, detectable_gap, p_text
 
 #: A verdict as the end of a sentence about a claim.
 _PHRASES = {
@@ -111,7 +111,8 @@ def _verdict_row(row: Mapping[str, Any]) -> dict[str, str]:
     plain |= {name: "" if pd.isna(row[name]) else str(int(row[name])) for name in ("seeds", "items")}
     plain["ours"] = "" if pd.isna(row["value"]) else interval(row["value"], row["low"], row["high"], unit)
     tested = pd.notna(row["p_holm"])
-    plain["p"] = f"No difference at all: p = {row['p']:.2g}, {row['p_holm']:.2g} after Holm" if tested else ""
+    p, adjusted = (p_text(row[name], bool(row["p_at_floor"])) for name in ("p", "p_holm"))
+    plain["p"] = f"No difference at all: p {p}, {adjusted} after Holm's correction" if tested else ""
     return plain
 
 
@@ -140,6 +141,12 @@ def power(tables: Tables, profile: str) -> str:
         return text
     rows = in_order(differences, "task", "method").itertuples()
     parts = [f"{METHOD_LABELS[row.method]} on {TASK_LABELS[row.task]} {number(row.detectable)} points" for row in rows]
+    alike = differences[(differences["low"] <= 0) & (differences["high"] >= 0)]
+    within = [
+        f"{METHOD_LABELS[row.method]} on {TASK_LABELS[row.task]} within {number(row.equal_within)} points"
+        for row in in_order(alike, "task", "method").itertuples()
+    ]
+    text += f" Equal to GRPO, as far as the intervals allow: {listing(within)}." if within else ""
     return (
         f"{text} With items in pairs and {counted(differences['seeds'].min(), 'seed')}, a difference to GRPO shows four times in "
         f"five from this size on: {listing(parts)}."

@@ -15,7 +15,7 @@ from replication.report.findings import conclusions, negative_results, power, ve
 from replication.report.html import render
 from replication.report.wording import shown_table
 from replication.runs import atomic_write, read_json
-from replication.statistics import Tables, paired_tests, seed_spread, verdicts
+from replication.statistics import CORRECTION, Tables, paired_tests, seed_spread, verdicts
 from replication.tables import build_tables, read_tables, tables_manifest, write_tables
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ _SPREAD = (
 )
 _PAIRS = (
     "Test items that only one of two methods answers right under the same seed. p: McNemar's exact test, then Holm's correction "
-    "over the seeds of the pair. The verdicts rest on the intervals, not on these."
+    "over the seeds of the pair. The verdicts rest on the intervals, not on these. " + CORRECTION
 )
 _GAINS = (
     "The gain over the base on the test items in points, split into producing a parsable answer at all (it ends by itself and "
