@@ -1,5 +1,6 @@
 # The whole replication by name. `make` alone lists the targets; each makes .venv when it is missing.
-# Variables: PROFILE, PLAN, SEEDS, WORKERS, ENGINE, ADDRESS, OUT, MODEL, REVISION, SVAMP, SET, PYTHON, VENV (see README.md).
+# Variables: PROFILE, PLAN, SEEDS, WORKERS, ENGINE, ADDRESS, OUT, MODEL, REVISION, SVAMP, DATA, REWARD, METHOD, SET,
+# PYTHON, VENV (see README.md).
 
 .DEFAULT_GOAL := help
 SHELL := bash
@@ -16,6 +17,9 @@ ADDRESS ?=
 MODEL ?=
 REVISION ?=
 SVAMP ?=
+DATA ?=
+REWARD ?=
+METHOD ?=
 SET ?=
 OUT ?= results/local/$(PROFILE)
 BASE_OUT ?= results/local/nano-base
@@ -29,8 +33,9 @@ STAMP := $(VENV)/.installed
 CLI := $(PY) -m replication
 RESULTS := --profile $(call q,$(PROFILE)) --out $(call q,$(OUT))
 SETTINGS := $(if $(MODEL),--set $(call q,model=$(MODEL))) $(if $(REVISION),--set $(call q,revision=$(REVISION))) \
-	$(if $(SVAMP),--svamp $(call q,$(SVAMP))) $(foreach setting,$(SET),--set $(call q,$(setting)))
-PLAN_OPTIONS := --plan $(call q,$(PLAN)) $(if $(SEEDS),--seeds $(call q,$(SEEDS))) $(SETTINGS)
+	$(if $(SVAMP),--svamp $(call q,$(SVAMP))) $(if $(DATA),--data $(call q,$(DATA))) $(if $(REWARD),--reward $(call q,$(REWARD))) \
+	$(foreach setting,$(SET),--set $(call q,$(setting)))
+PLAN_OPTIONS := --plan $(call q,$(PLAN)) $(if $(SEEDS),--seeds $(call q,$(SEEDS))) $(if $(METHOD),--method $(call q,$(METHOD))) $(SETTINGS)
 NOTEBOOK_OPTIONS := --set $(call q,variant=$(PLAN)) $(if $(SEEDS),--set $(call q,seeds=$(SEEDS)))
 SWEEP_OPTIONS := $(PLAN_OPTIONS) $(if $(WORKERS),--workers $(call q,$(WORKERS))) \
 	$(if $(filter-out local,$(ENGINE)),--engine $(call q,$(ENGINE))) $(if $(ADDRESS),--address $(call q,$(ADDRESS)))
@@ -44,6 +49,7 @@ help: ## list the targets
 	@echo
 	@echo "  PROFILE="$(call q,$(PROFILE))" (smoke, nano, paper)  PLAN="$(call q,$(PLAN))" (default, full)  OUT="$(call q,$(OUT))
 	@echo "  SEEDS=n  WORKERS=n  ENGINE=local or ray  ADDRESS=host:port  PYTHON="$(call q,$(PYTHON))
+	@echo "  DATA=your problems.jsonl  REWARD=your module:function  METHOD=your module:object"
 	@echo "  MODEL=folder, file.gguf or Hub name  REVISION=of the Hub's model  SVAMP=path of SVAMP.json  SET='field=value ...'"
 
 setup: $(STAMP) ## make the virtual environment with the pinned packages
@@ -63,7 +69,7 @@ $(STAMP): pyproject.toml
 all: $(STAMP) ## the whole replication: train what is missing, tables, notebooks, figures, verdicts, report.html
 	@status=0; $(CLI) sweep $(RESULTS) $(SWEEP_OPTIONS) || status=$$?; \
 	if [ $$status -gt 1 ]; then exit $$status; fi; \
-	if [ $(call q,$(PROFILE)$(MODEL)) = nano ] && [ ! -e $(call q,$(OUT)/worked_example.csv) ]; then $(CLI) diagnose $(RESULTS) || exit $$?; fi; \
+	if [ $(call q,$(PROFILE)$(MODEL)$(DATA)$(REWARD)) = nano ] && [ ! -e $(call q,$(OUT)/worked_example.csv) ]; then $(CLI) diagnose $(RESULTS) || exit $$?; fi; \
 	$(CLI) notebooks $(RESULTS) --no-train $(NOTEBOOK_OPTIONS) && $(CLI) figures $(RESULTS) && $(CLI) report $(RESULTS) || exit $$?; \
 	exit $$status
 

@@ -114,7 +114,8 @@ def learning(tables: Tables) -> Figure:
         axes[0, 0].plot(reward["step"], smooth, **look | {"marker": ""})
         greedy = own[own["metric"] == "validation_accuracy"].sort_values("step")
         axes[0, 1].plot(greedy["step"], 100 * greedy["value"].astype(float), **look)
-    for axis, label in zip(axes[0], ("reward of the rollouts (%)", "validation accuracy (%)"), strict=True):
+    validation = "mean validation reward (%)" if tables["runs"]["reward"].notna().any() else "validation accuracy (%)"
+    for axis, label in zip(axes[0], ("reward of the rollouts (%)", validation), strict=True):
         percent_axis(axis, label)
         axis.set_xlabel("optimizer step")
     legend_beside(figure, axes)

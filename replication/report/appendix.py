@@ -24,11 +24,12 @@ def gain_table(tables: Tables, profile: str) -> pd.DataFrame:
 
     Accuracy is a · c, with a the share of parsable answers (ended by themselves, with a number) and c the accuracy among them.
     gain = (a − a₀)(c + c₀)/2 + (c − c₀)(a + a₀)/2: from producing a parsable answer, and from answering correctly. Where one of
-    the two answers nothing parsable its c does not exist, and the whole gain is one of form. Empty without ``parsed`` in the items.
+    the two answers nothing parsable its c does not exist, and the whole gain is one of form. Empty without ``parsed`` in the
+    items, and under a reward of one's own.
     """
     items = table(tables, "items", ("run_id", "item_id", "correct"))
     items = items.merge(runs_of(tables, HEADLINE, profile)[["run_id", "task", "method"]], on="run_id")
-    if items.empty or "parsed" not in items or items["parsed"].isna().any():
+    if items.empty or "parsed" not in items or items[["parsed", "correct"]].isna().any(axis=None):
         return pd.DataFrame()
     parsable = (items["parsed"] == 1) & (items["truncated"] == 0)
     shares = items.assign(parsable=parsable).groupby(["task", "method"])[["parsable", "correct"]].mean()

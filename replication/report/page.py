@@ -13,7 +13,7 @@ from replication.report import appendix, plan
 from replication.report.exhibits import EXHIBITS, save_figures
 from replication.report.findings import conclusions, negative_results, power, verdict_rows
 from replication.report.html import render
-from replication.report.wording import shown_table
+from replication.report.wording import listing, own_reward, shown_table
 from replication.runs import atomic_write, read_json
 from replication.statistics import Tables, paired_tests, seed_spread, verdicts
 from replication.tables import build_tables, read_tables, tables_manifest, write_tables
@@ -104,9 +104,11 @@ def _context(tables: Tables, judged: pd.DataFrame, manifest: Mapping[str, Any], 
     runs = runs[runs["profile"] == profile]
     rows = verdict_rows(judged)
     paper = {row["claim"]: row["paper"] for row in rows}
+    rewards = own_reward(tables, profile)
     done = runs[runs["status"] == "done"] if len(runs) else runs
     return {
         "profile": profile,
+        "own_reward": listing(sorted(set(runs["reward"].dropna()))) if rewards else "",
         "conclusions": conclusions(judged, tables, profile),
         # What the paper says stands beside its counterpart; claims about Qwen that were not run need no row each.
         "verdicts": [row | {"paper": row["paper"] or paper.get(row["counterpart"], "")} for row in rows if row["ours"]],
@@ -115,7 +117,7 @@ def _context(tables: Tables, judged: pd.DataFrame, manifest: Mapping[str, Any], 
         "svamp_split": appendix.svamp_split(tables, profile),
         "negative": negative_results(judged),
         "not_run": appendix.ledger()["not_run"],
-        "folded": [(title, text, shown_table(table)) for title, text, table in _folded(tables, runs, profile) if len(table)],
+        "folded": [(title, text, shown_table(one, rewards)) for title, text, one in _folded(tables, runs, profile) if len(one)],
         "plan": plan.plan_sentence(runs) if len(runs) else "Nothing was planned.",
         "provenance": appendix.provenance(manifest),
         "example": str(done.iloc[0]["command"]) if len(done) else "",
