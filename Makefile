@@ -54,13 +54,14 @@ help: ## list the targets
 
 setup: $(STAMP) ## make the virtual environment with the pinned packages
 
-# torch first and alone, so that the plain pinned wheel is what pip resolves everything else against.
-$(STAMP): pyproject.toml
+# torch first and alone, so that the plain pinned wheel is what pip resolves everything else against. The package itself takes
+# ranges; here everything is as constraints.txt pins it.
+$(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "error: "$(call q,$(PYTHON))" is older than Python 3.11: set PYTHON=python3.11 or newer" >&2; exit 2; }
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet torch==2.13.0
-	$(PY) -m pip install --quiet -e '.[dev]'
+	$(PY) -m pip install --quiet -c constraints.txt -e '.[dev]'
 	touch $@
 
 # A failed run (status 1) is shown in tables and report, and makes the whole end with 1; anything else stops at once.
@@ -84,7 +85,7 @@ test-full: $(STAMP) ## all tests, also the slow ones
 
 # Chromium comes from the system: installed where apt-get may, named where not.
 test-browser: $(STAMP) ## every notebook in a real JupyterLab in headless Chromium (installs the extra browser)
-	$(PY) -m pip install --quiet -e '.[browser]'
+	$(PY) -m pip install --quiet -c constraints.txt -e '.[browser]'
 	@command -v chromedriver >/dev/null && { command -v chromium || command -v google-chrome; } >/dev/null \
 		|| { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get -qq update && apt-get -qq install -y chromium chromium-driver; } \
 		|| { echo "error: no Chromium with its driver: install the system's packages chromium and chromium-driver, then try again" >&2; exit 2; }
@@ -120,7 +121,7 @@ base: $(STAMP) ## pre-train the nano base again into BASE_OUT and compare it wit
 	$(CLI) base --out $(call q,$(BASE_OUT))
 
 bench: $(STAMP) ## measure cost beside another implementation (installs the extra bench)
-	$(PY) -m pip install --quiet -e '.[bench]'
+	$(PY) -m pip install --quiet -c constraints.txt -e '.[bench]'
 	$(PY) -m benchmarks
 
 lab: $(STAMP) ## open JupyterLab at the overview

@@ -49,6 +49,11 @@ _SETTINGS = (
 )
 
 
+def _claims() -> Path | list[Any]:
+    """The claims of the repository; a package installed without it judges none."""
+    return CLAIMS if CLAIMS.exists() else []
+
+
 def rebuild_tables(planned: Sequence[PlannedRun], results_dir: str | Path, notes: Mapping[str, Any]) -> None:
     """Write the tables of a whole plan from the run directories, with the verdicts; what was not run is pending.
 
@@ -57,7 +62,7 @@ def rebuild_tables(planned: Sequence[PlannedRun], results_dir: str | Path, notes
     """
     runs_dir = Path(results_dir) / "runs"
     tables = build_tables(planned, runs_dir)
-    tables["verdicts"] = verdicts(CLAIMS, tables)
+    tables["verdicts"] = verdicts(_claims(), tables)
     write_tables(tables, results_dir, {**tables_manifest(planned, runs_dir), **notes})
 
 
@@ -88,7 +93,7 @@ def build(results_dir: str | Path, profile: str) -> Path:
     """
     results_dir = Path(results_dir)
     tables = read_tables(results_dir)
-    judged = verdicts(CLAIMS, tables)
+    judged = verdicts(_claims(), tables)
     write_tables({"verdicts": judged}, results_dir)
     exhibits = [exhibit.show(tables, profile) for exhibit in EXHIBITS.values()]
     save_figures(exhibits, results_dir / "figures")
