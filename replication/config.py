@@ -162,7 +162,7 @@ class ExperimentConfig(BaseModel):
             if not rule and self.token_share is None:
                 raise ValueError(f"selector {self.selector} needs token_share")
             limit = self.max_new_tokens or completion_limit(self.task, self.digits)
-            if rule and self.cutoff > limit:
+            if rule and self.cutoff is not None and self.cutoff > limit:
                 raise ValueError(f"cutoff {self.cutoff} is over the {limit} tokens a completion can have: lower the cutoff")
         if self.svamp_source is not None and self.task != "svamp":
             raise ValueError(f"svamp_source is a setting of task svamp: leave it out for {self.task}")
@@ -209,7 +209,7 @@ class ExperimentConfig(BaseModel):
     def load_task(self, name: str | None = None):
         """The task of this run, or another one (``name``) with this run's options."""
         name = name or self.task
-        options = {"multiplication": {"digits": self.digits}, "svamp": {"source": self.svamp_source}}
+        options: dict[str, dict[str, Any]] = {"multiplication": {"digits": self.digits}, "svamp": {"source": self.svamp_source}}
         options["jsonl"] = {"source": self.data}
         task = self._put(get_task(name, **options.get(name, {})))
         # What training costs another task is measured in right answers, whatever this one is rewarded for.

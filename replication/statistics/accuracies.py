@@ -150,7 +150,7 @@ def scores(items: pd.DataFrame) -> pd.Series:
     right = items["correct"].astype(str).str.lower().map(_RIGHT)
     found = right.where(items["correct"].notna(), own).astype(float)
     if (bad := found.isna()).any():
-        raise UserError(f"items.csv has correct = {items['correct'][bad].iloc[0]!r}: it must be 0 or 1")
+        raise UserError(f"items.csv has correct = {str(items['correct'][bad].iloc[0])!r}: it must be 0 or 1")
     return found
 
 
