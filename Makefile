@@ -1,5 +1,6 @@
 # The whole replication by name. `make` alone lists the targets; each makes .venv when it is missing.
-# Variables: PROFILE, PLAN, SEEDS, WORKERS, ENGINE, ADDRESS, OUT, MODEL, REVISION, SVAMP, SET, PYTHON, VENV (see README.md).
+# Variables: PROFILE, PLAN, SEEDS, WORKERS, ENGINE, ADDRESS, OUT, MODEL, REVISION, SVAMP, DATA, REWARD, METHOD, SET,
+# PYTHON, VENV (see README.md).
 
 .DEFAULT_GOAL := help
 SHELL := bash
@@ -16,6 +17,9 @@ ADDRESS ?=
 MODEL ?=
 REVISION ?=
 SVAMP ?=
+DATA ?=
+REWARD ?=
+METHOD ?=
 SET ?=
 OUT ?= results/local/$(PROFILE)
 BASE_OUT ?= results/local/nano-base
@@ -29,8 +33,9 @@ STAMP := $(VENV)/.installed
 CLI := $(PY) -m replication
 RESULTS := --profile $(call q,$(PROFILE)) --out $(call q,$(OUT))
 SETTINGS := $(if $(MODEL),--set $(call q,model=$(MODEL))) $(if $(REVISION),--set $(call q,revision=$(REVISION))) \
-	$(if $(SVAMP),--svamp $(call q,$(SVAMP))) $(foreach setting,$(SET),--set $(call q,$(setting)))
-PLAN_OPTIONS := --plan $(call q,$(PLAN)) $(if $(SEEDS),--seeds $(call q,$(SEEDS))) $(SETTINGS)
+	$(if $(SVAMP),--svamp $(call q,$(SVAMP))) $(if $(DATA),--data $(call q,$(DATA))) $(if $(REWARD),--reward $(call q,$(REWARD))) \
+	$(foreach setting,$(SET),--set $(call q,$(setting)))
+PLAN_OPTIONS := --plan $(call q,$(PLAN)) $(if $(SEEDS),--seeds $(call q,$(SEEDS))) $(if $(METHOD),--method $(call q,$(METHOD))) $(SETTINGS)
 NOTEBOOK_OPTIONS := --set $(call q,variant=$(PLAN)) $(if $(SEEDS),--set $(call q,seeds=$(SEEDS)))
 SWEEP_OPTIONS := $(PLAN_OPTIONS) $(if $(WORKERS),--workers $(call q,$(WORKERS))) \
 	$(if $(filter-out local,$(ENGINE)),--engine $(call q,$(ENGINE))) $(if $(ADDRESS),--address $(call q,$(ADDRESS)))
@@ -44,17 +49,19 @@ help: ## list the targets
 	@echo
 	@echo "  PROFILE="$(call q,$(PROFILE))" (smoke, nano, paper)  PLAN="$(call q,$(PLAN))" (default, full)  OUT="$(call q,$(OUT))
 	@echo "  SEEDS=n  WORKERS=n  ENGINE=local or ray  ADDRESS=host:port  PYTHON="$(call q,$(PYTHON))
+	@echo "  DATA=your problems.jsonl  REWARD=your module:function  METHOD=your module:object"
 	@echo "  MODEL=folder, file.gguf or Hub name  REVISION=of the Hub's model  SVAMP=path of SVAMP.json  SET='field=value ...'"
 
 setup: $(STAMP) ## make the virtual environment with the pinned packages
 
-# torch first and alone, so that the plain pinned wheel is what pip resolves everything else against.
-$(STAMP): pyproject.toml
+# torch first and alone, so that the plain pinned wheel is what pip resolves everything else against. The package itself takes
+# ranges; here everything is as constraints.txt pins it.
+$(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "error: "$(call q,$(PYTHON))" is older than Python 3.11: set PYTHON=python3.11 or newer" >&2; exit 2; }
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet torch==2.13.0
-	$(PY) -m pip install --quiet -e '.[dev,gguf]'
+	$(PY) -m pip install --quiet -c constraints.txt -e '.[dev]'
 	touch $@
 
 # A failed run (status 1) is shown in tables and report, and makes the whole end with 1; anything else stops at once.
@@ -63,7 +70,7 @@ $(STAMP): pyproject.toml
 all: $(STAMP) ## the whole replication: train what is missing, tables, notebooks, figures, verdicts, report.html
 	@status=0; $(CLI) sweep $(RESULTS) $(SWEEP_OPTIONS) || status=$$?; \
 	if [ $$status -gt 1 ]; then exit $$status; fi; \
-	if [ $(call q,$(PROFILE)$(MODEL)) = nano ] && [ ! -e $(call q,$(OUT)/worked_example.csv) ]; then $(CLI) diagnose $(RESULTS) || exit $$?; fi; \
+	if [ $(call q,$(PROFILE)$(MODEL)$(DATA)$(REWARD)) = nano ] && [ ! -e $(call q,$(OUT)/worked_example.csv) ]; then $(CLI) diagnose $(RESULTS) || exit $$?; fi; \
 	$(CLI) notebooks $(RESULTS) --no-train $(NOTEBOOK_OPTIONS) && $(CLI) report $(RESULTS) || exit $$?; \
 	exit $$status
 
@@ -78,7 +85,7 @@ test-full: $(STAMP) ## all tests, also the slow ones
 
 # Chromium comes from the system: installed where apt-get may, named where not.
 test-browser: $(STAMP) ## every notebook in a real JupyterLab in headless Chromium (installs the extra browser)
-	$(PY) -m pip install --quiet -e '.[browser]'
+	$(PY) -m pip install --quiet -c constraints.txt -e '.[browser]'
 	@command -v chromedriver >/dev/null && { command -v chromium || command -v google-chrome; } >/dev/null \
 		|| { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get -qq update && apt-get -qq install -y chromium chromium-driver; } \
 		|| { echo "error: no Chromium with its driver: install the system's packages chromium and chromium-driver, then try again" >&2; exit 2; }
@@ -114,7 +121,7 @@ base: $(STAMP) ## pre-train the nano base again into BASE_OUT and compare it wit
 	$(CLI) base --out $(call q,$(BASE_OUT))
 
 bench: $(STAMP) ## measure cost beside another implementation (installs the extra bench)
-	$(PY) -m pip install --quiet -e '.[bench]'
+	$(PY) -m pip install --quiet -c constraints.txt -e '.[bench]'
 	$(PY) -m benchmarks
 
 lab: $(STAMP) ## open JupyterLab at the overview

@@ -42,16 +42,23 @@ def _parser() -> argparse.ArgumentParser:
     def plan(added: argparse.ArgumentParser) -> None:
         added.add_argument("--plan", default="default", help="default, or full: more seeds and finer grids")
         added.add_argument("--seeds", type=int, metavar="N", help="seeds of the headline comparison (default: the profile's)")
+        added.add_argument("--method", action="append", default=[], metavar="M", help="also this rule of your own in the headline")
         settings(added)
+        task(added)
+
+    def task(added: argparse.ArgumentParser) -> None:
+        added.add_argument("--task", help="only this task, in place of the profile's (default with --data: jsonl)")
 
     def settings(added: argparse.ArgumentParser) -> None:
         added.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="another value of a config field")
         added.add_argument("--svamp", metavar="FILE", help="the official SVAMP.json (default: download from the Hub)")
+        added.add_argument("--data", metavar="FILE", help="your problems for task jsonl, one in each line (docs/extending.md)")
+        added.add_argument("--reward", metavar="MODULE:FUNCTION", help="your reward of (text, problem), from 0 to 1")
 
     run = command("run", "train and evaluate one run in this process, or resume it; a finished one is left alone")
     run.add_argument("--profile", required=True, help=PROFILE_HELP)
-    run.add_argument("--task", required=True, help="word_problems, multiplication or svamp")
-    run.add_argument("--method", required=True, help="base, grpo, s_grpo or t_spmo")
+    run.add_argument("--task", required=True, help="word_problems, multiplication, svamp or jsonl")
+    run.add_argument("--method", required=True, help="base, grpo, s_grpo, t_spmo, or your own rule as module:object")
     run.add_argument("--seed", type=int, required=True, help="the one seed, 0 or more")
     settings(run)
     run.add_argument("--out", type=Path, required=True, metavar="DIR", help="the run's own folder")
@@ -83,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     prompts = command("prompts", "measure the base under each prompt template on the validation split into prompts.csv")
     results(prompts)
     settings(prompts)
+    task(prompts)
 
     figures = command("figures", "draw every figure from the tables")
     results(figures)

@@ -25,6 +25,8 @@ def plan(
     *,
     variant: str = "default",
     seeds: int | None = None,
+    task: str | None = None,
+    methods: Sequence[str] = (),
     **overrides: Any,
 ) -> list[PlannedRun]:
     """The planned runs of some ablations (default: all) under a profile.
@@ -34,6 +36,8 @@ def plan(
         names: of ABLATIONS.
         variant: "default", or "full" with more seeds and finer grids.
         seeds: number of seeds of the headline comparison, instead of the profile's.
+        task: the one task of every ablation, instead of the profile's; a file of problems (``data``) means task jsonl.
+        methods: rules of one's own, package.module:object, that take part in the headline comparison.
         overrides: fields set in every config (a model, a data file).
 
     Raises:
@@ -43,10 +47,10 @@ def plan(
     for name in names:
         if name not in ABLATIONS:
             raise UserError(f"unknown ablation {name!r}: choose one of {', '.join(ABLATIONS)}")
-    for name in ("task", "method", "seed"):
+    for name in ("method", "seed"):
         if name in overrides:
             raise UserError(f"{name} cannot be set for a whole plan: it is what the runs of the plan differ in")
-    grid = _grid(profile, variant)
+    grid = _grid(profile, variant, task or ("jsonl" if overrides.get("data") else None)) | {"methods": (*TRAINED, *methods)}
     if seeds is not None:
         if seeds < 1:
             raise UserError(f"seeds must be 1 or more, not {seeds}")
@@ -55,23 +59,26 @@ def plan(
     return list({(run.ablation, run.config): run for run in planned}.values())
 
 
-def _grid(profile: str, variant: str) -> dict[str, Any]:
-    """The profile's plan, with the parts that a variant changes laid over it."""
+def _grid(profile: str, variant: str, task: str | None) -> dict[str, Any]:
+    """The profile's plan, with the parts that a variant changes laid over it, and ``task`` in place of its tasks."""
     section = profile_plan(profile)
     if variant not in ("default", "full"):
         raise UserError(f"unknown plan {variant!r}: choose default or full")
     grid = {name: value for name, value in section.items() if name != "full"}
     for name, value in (section.get("full") or {}).items() if variant == "full" else ():
         grid[name] = {**grid[name], **value} if isinstance(value, dict) else value
+    if task is not None:
+        grid["tasks"] = [task]
+        grid |= {name: {**part, "task": task} for name, part in grid.items() if isinstance(part, dict) and "task" in part}
     return grid
 
 
 def _full_vs_sparse(profile: str, grid: dict[str, Any], overrides: dict[str, Any]) -> Iterator[ExperimentConfig]:
-    """Base and the three methods on every task, each at its tuned learning rate."""
+    """Base, the three methods and those of one's own on every task, each at its tuned learning rate."""
     for task in grid["tasks"]:
         # Nothing is trained, whatever number of steps is set for the others.
         yield load_profile(profile, task=task, method="base", **(overrides | {"steps": 0}))
-        for method in TRAINED:
+        for method in grid["methods"]:
             for seed in range(grid["seeds"]):
                 yield load_profile(profile, task=task, method=method, seed=seed, **overrides)
 

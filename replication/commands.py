@@ -17,6 +17,17 @@ from replication.runs import explained, read_json
 if TYPE_CHECKING:
     from replication.ablations import PlannedRun
 
+#: The options that say which runs a plan has, as a manifest notes them: kind and default. Older manifests end after the fourth.
+_PLAN: dict[str, tuple[Any, Any]] = {
+    "plan": (str, "default"),
+    "seeds": (int | None, None),
+    "set": (list, []),
+    "svamp": (str | None, None),
+    "task": (str | None, None),
+    "data": (str | None, None),
+    "reward": (str | None, None),
+    "method": (list, []),
+}
 #: Options of ``run`` that --set may not name.
 _OWN = ("profile", "task", "method", "seed")
 
@@ -45,8 +56,7 @@ def run(options: argparse.Namespace) -> int:
     for name in _OWN:
         if name in overrides:
             raise UserError(f"--set {name}: use the option --{name}")
-    if options.svamp is not None:
-        overrides["svamp_source"] = options.svamp
+    overrides |= _files(options)
     config = load_profile(options.profile, task=options.task, method=options.method, seed=options.seed, **overrides)
     from replication.runs import mark_failed, read_summary
 
@@ -64,9 +74,16 @@ def run(options: argparse.Namespace) -> int:
         mark_failed(options.out, f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}")
         traceback.print_exc()
         return 1
-    accuracy = "" if summary.accuracy is None else f", accuracy {summary.accuracy:.3f} on {summary.n_items} test items"
+    measure = "accuracy" if config.reward is None else "mean reward"
+    accuracy = "" if summary.accuracy is None else f", {measure} {summary.accuracy:.3f} on {summary.n_items} test items"
     print(f"{summary.run_id} {summary.status}{accuracy}" + (f": {summary.reason}" if summary.reason else ""))
     return 0 if summary.status == "done" else 1
+
+
+def _files(options: argparse.Namespace) -> dict[str, Any]:
+    """The config fields that --svamp, --data and --reward set."""
+    given = {"svamp_source": options.svamp, "data": options.data, "reward": options.reward}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _results(options: argparse.Namespace) -> Path:
@@ -89,13 +106,15 @@ def _plan(options: argparse.Namespace, names: Sequence[str] | None = None) -> li
     from replication.config import make_config
 
     overrides = parse_settings(options.set)
-    for name in (*_OWN, "names", "variant", "seeds"):
+    for name in (*_OWN, "names", "variant", "seeds", "methods"):
         if name in overrides:
-            raise UserError(f"--set {name}: a plan chooses its runs by --profile, --plan, --seeds and (sweep) --ablation")
-    planned = plan(options.profile, names, variant=options.plan, seeds=options.seeds, **overrides)
-    if options.svamp is None:
+            raise UserError(f"--set {name}: a plan chooses its runs by --profile, --plan, --seeds, --task and (sweep) --ablation")
+    overrides |= _files(options)
+    source = {"svamp_source": overrides.pop("svamp_source", None)}
+    how = {"variant": options.plan, "seeds": options.seeds, "task": options.task, "methods": options.method}
+    planned = plan(options.profile, names, **how, **overrides)
+    if source["svamp_source"] is None:
         return planned
-    source = {"svamp_source": options.svamp}
     return [
         PlannedRun(run.ablation, make_config(**(run.config.model_dump() | source))) if run.config.task == "svamp" else run
         for run in planned
@@ -139,7 +158,7 @@ def _engine(options: argparse.Namespace) -> dict[str, str]:
 
 
 def _plan_of(options: argparse.Namespace) -> dict[str, Any]:
-    return {name: getattr(options, name) for name in ("plan", "seeds", "set", "svamp")}
+    return {name: getattr(options, name) for name in _PLAN}
 
 
 def _write_tables(planned: Sequence[PlannedRun], out: Path, extra: dict[str, Any]) -> None:
@@ -162,10 +181,12 @@ def report(options: argparse.Namespace) -> int:
 
 def _noted_plan(out: Path) -> dict[str, Any]:
     """The plan that the tables of a results folder were made for."""
-    noted = _manifest(out).get("plan") or {"plan": "default", "seeds": None, "set": [], "svamp": None}
-    kinds = {"plan": str, "seeds": int | None, "set": list, "svamp": str | None}
-    fits = isinstance(noted, dict) and noted.keys() == kinds.keys() and all(isinstance(noted[name], kinds[name]) for name in kinds)
-    if not fits or not all(isinstance(setting, str) for setting in noted["set"]):
+    default = {name: default for name, (_, default) in _PLAN.items()}
+    noted = _manifest(out).get("plan") or default
+    fits = isinstance(noted, dict) and set(list(_PLAN)[:4]) <= noted.keys() <= _PLAN.keys()
+    noted = default | noted if fits else default
+    fits = fits and all(isinstance(noted[name], kind) for name, (kind, _) in _PLAN.items())
+    if not fits or not all(isinstance(text, str) for text in [*noted["set"], *noted["method"]]):
         raise UserError(f"{out / 'manifest.json'} does not say of which plan the tables are (edited?): `make all` notes it anew")
     return noted
 
@@ -199,16 +220,15 @@ def prompts(options: argparse.Namespace) -> int:
     for name in (*_OWN, "prompt_template"):
         if name in overrides:
             raise UserError(f"--set {name}: every task of the profile is measured with the base under every template")
-    if options.svamp is not None:
-        overrides["svamp_source"] = options.svamp
+    overrides |= _files(options)
     from replication.measure import measure_prompts
     from replication.sweep import check_needs
 
     _check_writable(out)
     # What the runs that follow need is missing now, not after the base was measured.
-    sweep_of = argparse.Namespace(profile=options.profile, plan="default", seeds=None, set=options.set, svamp=options.svamp)
+    sweep_of = argparse.Namespace(**{name: default for name, (_, default) in _PLAN.items()} | vars(options))
     check_needs([run.config for run in _plan(sweep_of)], out / "runs")
-    table = measure_prompts(options.profile, out, **overrides)
+    table = measure_prompts(options.profile, out, task=options.task, **overrides)
     shares = ["accuracy", "parsable_share", "accuracy_of_parsable", "truncated_share", "stopped_share"]
     shown = table[["task", "template", "chosen", "items", *shares, "reason"]].astype({"items": "Int64"})
     print(shown.to_string(index=False, na_rep="", float_format="{:.3f}".format))
@@ -233,6 +253,8 @@ def notebooks(options: argparse.Namespace) -> int:
 
     given = parse_settings(options.set)
     names = options.names or notebook_names()
+    if not names:
+        raise UserError("the notebooks are in the repository, not in an installed package: run this in a clone")
     if options.no_train and any("train" in parameters(name) for name in names):
         given["train"] = False
     for executed in run_all(options.profile, out, names, given=given):

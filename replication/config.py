@@ -11,17 +11,19 @@ import hashlib
 import json
 import shlex
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from replication.algorithms import GRPO, SELECTORS, SGRPO, TSPMO, BranchGRPO, SelectedGRPO
 from replication.base_files import base_fingerprint, is_local
 from replication.errors import UserError
 from replication.names import METHODS, NANO_BASE, PROFILES, TASKS
+from replication.own_code import describe, is_own, load_reward, load_rule
 from replication.tasks import Task, completion_limit, get_task, with_template
 
 _DENOMINATORS = {
@@ -36,6 +38,8 @@ _SELECTORS = {
     "s_grpo": ("rule", *SELECTORS),
     "t_spmo": ("trie",),
 }
+#: Both, of a rule of the reader's own.
+_OWN = ("own",)
 #: Fields that only one method reads: elsewhere they must stay unset, so that equal runs have equal configs.
 _OWN_FIELDS = {
     "s_grpo": ("cutoff", "keep_probability", "max_kept_tokens", "token_share"),
@@ -49,10 +53,14 @@ class ExperimentConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     profile: Literal["smoke", "nano", "paper"] = Field(description="name of the profile the run belongs to")
-    task: Literal["word_problems", "multiplication", "svamp"] = Field(description="task trained and evaluated on")
+    task: Literal["word_problems", "multiplication", "svamp", "jsonl"] = Field(description="task trained and evaluated on")
     digits: int = Field(2, ge=1, le=6, description="digits of each factor (multiplication only); 3 in the paper [S]")
     svamp_source: str | None = Field(
         None, min_length=1, description="path to the official SVAMP.json; none = download from the Hub"
+    )
+    data: str | None = Field(None, min_length=1, description="path to the problems of task jsonl, one in each line")
+    reward: str | None = Field(
+        None, min_length=1, description="package.module:function of (text, problem), from 0 to 1; none = 1 for a right answer"
     )
     model: str = Field("nano", min_length=1, description='"nano", a folder, a GGUF file, a Hub name; Qwen2-1.5B in the paper [P]')
     prompt_template: Literal["plain", "question_answer", "chat"] | None = Field(
@@ -62,7 +70,7 @@ class ExperimentConfig(BaseModel):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "float32", description="dtype of the frozen weights, adapters are float32; auto = by what the device computes fast [R]"
     )
-    method: Literal["base", "grpo", "s_grpo", "t_spmo"] = Field(description="base = evaluation only")
+    method: str = Field(description="base (evaluation only), grpo, s_grpo, t_spmo, or package.module:object with assign")
     seed: int = Field(0, ge=0, description="the one seed; all streams are derived from it")
 
     steps: int = Field(ge=0, description="optimizer steps [R]")
@@ -81,12 +89,12 @@ class ExperimentConfig(BaseModel):
 
     ddof: Literal[0, 1] = Field(1, description="of the standard deviation in the advantage [R]")
     eps: float = Field(1e-4, ge=0, description="added to that standard deviation [R]")
-    denominator: Literal["completion", "group_tokens", "kept", "group", "transitions"] = Field(
-        description="what a token's weight is divided by; default: completion, kept (S-GRPO), group (T-SPMO) [R]"
+    denominator: Literal["completion", "group_tokens", "kept", "group", "transitions", "own"] = Field(
+        description="what a token's weight is divided by; default: completion, kept (S-GRPO), group (T-SPMO), a rule's own [R]"
     )
     beta: float = Field(0.0, ge=0, description="weight of the KL term [R]")
     l2: float = Field(0.0, ge=0, description="lambda, weight of the squared norm of the adapter [R]")
-    selector: Literal["none", "all", "rule", "trie", "all_and_branches", *SELECTORS] = Field(
+    selector: Literal["none", "all", "rule", "trie", "all_and_branches", *SELECTORS, "own"] = Field(
         description="which tokens are credited; default by method: all, rule (S-GRPO), trie (T-SPMO); the others are controls "
         "(replication/algorithms/controls.py) that run as method s_grpo, all_and_branches as grpo [R]"
     )
@@ -117,22 +125,29 @@ class ExperimentConfig(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _defaults_of_the_method(cls, values: Any) -> Any:
-        if not isinstance(values, Mapping) or values.get("method") not in METHODS:
+        if not isinstance(values, Mapping) or not isinstance(values.get("method"), str):
             return values
         values = dict(values)
         for name, choices in (("denominator", _DENOMINATORS), ("selector", _SELECTORS)):
             if values.get(name) is None:
-                values[name] = choices[values["method"]][0]
+                values[name] = choices.get(values["method"], _OWN)[0]
         if values["method"] == "s_grpo" and values["selector"] != "rule":
             # A control replaces the rule: what a profile says about the rule does not apply to it.
             values |= dict.fromkeys(("cutoff", "keep_probability", "max_kept_tokens"))
         return values
 
+    @field_validator("method")
+    @classmethod
+    def _method_exists(cls, method: str) -> str:
+        if method not in METHODS and not is_own(method):
+            raise ValueError(f"choose one of {', '.join(METHODS)}, or package.module:object")
+        return method
+
     @model_validator(mode="after")
     def _fields_fit_the_method(self) -> ExperimentConfig:
         for name, choices in (("denominator", _DENOMINATORS), ("selector", _SELECTORS)):
-            if getattr(self, name) not in choices[self.method]:
-                allowed = " or ".join(choices[self.method])
+            if getattr(self, name) not in choices.get(self.method, _OWN):
+                allowed = " or ".join(choices.get(self.method, _OWN))
                 raise ValueError(f"{name} {getattr(self, name)} does not exist for {self.method}: set it to {allowed}")
         for method, fields in _OWN_FIELDS.items():
             for name in fields:
@@ -147,10 +162,14 @@ class ExperimentConfig(BaseModel):
             if not rule and self.token_share is None:
                 raise ValueError(f"selector {self.selector} needs token_share")
             limit = self.max_new_tokens or completion_limit(self.task, self.digits)
-            if rule and self.cutoff > limit:
+            if rule and self.cutoff is not None and self.cutoff > limit:
                 raise ValueError(f"cutoff {self.cutoff} is over the {limit} tokens a completion can have: lower the cutoff")
         if self.svamp_source is not None and self.task != "svamp":
             raise ValueError(f"svamp_source is a setting of task svamp: leave it out for {self.task}")
+        if self.data is not None and self.task != "jsonl":
+            raise ValueError(f"data is a setting of task jsonl: leave it out for {self.task}")
+        if self.reward is not None:
+            load_reward(self.reward)
         self.build_method()  # raises for values that the method itself refuses
         return self
 
@@ -162,7 +181,7 @@ class ExperimentConfig(BaseModel):
     @property
     def identity(self) -> dict[str, Any]:
         """The config without the paths of local files: the run id covers their bytes, however the path is written."""
-        values = self.model_dump(mode="json", exclude_none=True, exclude={"svamp_source"})
+        values = self.model_dump(mode="json", exclude_none=True, exclude={"svamp_source", "data"})
         if Path(self.model_path).resolve() == NANO_BASE:
             values["model"] = "nano"
         elif is_local(self.model):
@@ -171,10 +190,16 @@ class ExperimentConfig(BaseModel):
 
     @property
     def run_id(self) -> str:
-        """16 hex digits over the config's identity, the base weights and the task's content."""
+        """16 hex digits over the config's identity, the base weights, the task's content and the files of own code."""
         config = json.dumps(self.identity, sort_keys=True, separators=(",", ":"))
         parts = [config, base_fingerprint(self.model, self.revision), self.load_task().version]
+        parts += [str(code["sha256"]) for code in self.own_code().values()]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+    def own_code(self) -> dict[str, dict[str, str | None]]:
+        """Of an own reward and an own rule, as ``reward`` and ``rule``: name, file, its sha256, signature."""
+        own = {"reward": self.reward, "rule": self.method if is_own(self.method) else None}
+        return {name: describe(text, name) for name, text in own.items() if text is not None}
 
     @property
     def model_path(self) -> str:
@@ -184,8 +209,11 @@ class ExperimentConfig(BaseModel):
     def load_task(self, name: str | None = None):
         """The task of this run, or another one (``name``) with this run's options."""
         name = name or self.task
-        options = {"multiplication": {"digits": self.digits}, "svamp": {"source": self.svamp_source}}
-        return self._put(get_task(name, **options.get(name, {})))
+        options: dict[str, dict[str, Any]] = {"multiplication": {"digits": self.digits}, "svamp": {"source": self.svamp_source}}
+        options["jsonl"] = {"source": self.data}
+        task = self._put(get_task(name, **options.get(name, {})))
+        # What training costs another task is measured in right answers, whatever this one is rewarded for.
+        return replace(task, reward=load_reward(self.reward)) if self.reward and name == self.task else task
 
     def _put(self, task: Task) -> Task:
         """The task under this run's prompt template."""
@@ -217,7 +245,7 @@ class ExperimentConfig(BaseModel):
             return SGRPO(self.cutoff, self.keep_probability, self.max_kept_tokens, **shared)
         if self.method == "t_spmo":
             return TSPMO(denominator=self.denominator)
-        return None
+        return load_rule(self.method) if is_own(self.method) else None
 
     def command(self, out: str | Path) -> str:
         """The command line that makes this very run: the profile's config plus each field that differs from it."""
@@ -311,8 +339,8 @@ def load_profile(
     method = method or "s_grpo"
     if task not in TASKS:
         raise UserError(f"unknown task {task!r}: choose one of {', '.join(TASKS)}")
-    if method not in METHODS:
-        raise UserError(f"unknown method {method!r}: choose one of {', '.join(METHODS)}")
+    if method not in METHODS and not is_own(method):
+        raise UserError(f"unknown method {method!r}: choose one of {', '.join(METHODS)}, or package.module:object")
     own = profile["methods"].get(method) or {}
     values: dict[str, Any] = {"profile": name, "task": task, "method": method, "seed": seed, **profile["common"]}
     values |= profile["tasks"].get(task) or {}

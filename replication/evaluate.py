@@ -10,7 +10,7 @@ import torch
 
 from replication.algorithms import every_token
 from replication.config import ExperimentConfig
-from replication.groups import Group, reward, sample_in_chunks, stopped_share
+from replication.groups import Group, reward_under, sample_in_chunks, stopped_share
 from replication.models import Policy
 from replication.objective import k3
 from replication.randomness import stream
@@ -18,7 +18,7 @@ from replication.rollout import Completion
 from replication.runs import RunDirectory
 from replication.scoring import token_log_probs
 from replication.signals import raise_if_stopped
-from replication.tasks import Problem, Task, extract_answer
+from replication.tasks import Problem, Task, read_answer
 
 #: Completions that a validation writes into samples.jsonl.
 SAMPLES_PER_VALIDATION = 4
@@ -26,21 +26,21 @@ SAMPLES_PER_VALIDATION = 4
 
 @dataclass(frozen=True)
 class ItemResult:
-    """What one completion made of one item. A truncated completion counts as wrong."""
+    """What one completion made of one item. A truncated completion counts as wrong.
+
+    ``correct`` is None under a reward of one's own, which knows more than right and wrong.
+    """
 
     problem: Problem
     prompt: list[int]
     sample: Completion
     text: str
     reward: float
-
-    @property
-    def correct(self) -> bool:
-        return bool(self.reward)
+    correct: bool | None
 
     @property
     def parsed(self) -> bool:
-        return extract_answer(self.text) is not None
+        return read_answer(self.text, self.problem.answer) is not None
 
 
 def evaluate(
@@ -73,7 +73,8 @@ def _answers(
     results = []
     for problem, prompt, (sample,) in zip(batch, prompts, completions, strict=True):
         text = policy.decode(sample.tokens)
-        results.append(ItemResult(problem, prompt, sample, text, reward(text, sample.truncated, problem)))
+        value = reward_under(task, text, sample.truncated, problem)
+        results.append(ItemResult(problem, prompt, sample, text, value, bool(value) if task.reward is None else None))
     return results
 
 
@@ -100,6 +101,7 @@ def validate(policy: Policy, config: ExperimentConfig, task: Task, record: RunDi
             "completion": result.text,
             "answer": str(result.problem.answer),
             "correct": result.correct,
+            **({} if task.reward is None else {"reward": result.reward}),
         }
         for result in greedy[:SAMPLES_PER_VALIDATION]
     )
@@ -107,8 +109,8 @@ def validate(policy: Policy, config: ExperimentConfig, task: Task, record: RunDi
 
 
 def accuracy(results: Sequence[ItemResult]) -> float | None:
-    """Share of right items; None without items."""
-    return sum(result.correct for result in results) / len(results) if results else None
+    """Share of right items, under a reward of one's own the mean reward; None without items."""
+    return sum(result.reward for result in results) / len(results) if results else None
 
 
 def kl_to_base(policy: Policy, config: ExperimentConfig, samples: Sequence[tuple[list[int], list[list[int]], list[list[float]]]]):
@@ -171,7 +173,7 @@ def final_evaluation(policy: Policy, config: ExperimentConfig, task: Task) -> tu
             "split": split,
             "item_id": result.problem.id,
             "template": result.problem.meta.get("template"),
-            "correct": int(result.correct),
+            "correct": None if result.correct is None else int(result.correct),
             "reward": result.reward,
             "truncated": int(result.sample.truncated),
             "parsed": int(result.parsed),

@@ -13,7 +13,7 @@ from replication.config import ExperimentConfig
 from replication.models import Policy
 from replication.randomness import numpy_stream, stream
 from replication.rollout import Completion, generate
-from replication.tasks import Problem, Task, extract_answer
+from replication.tasks import Problem, Task, is_right
 
 #: A completion with at least this reward counts as a success when replays are chosen.
 SUCCESS = 0.5
@@ -49,8 +49,15 @@ class Group:
 
 
 def reward(text: str, truncated: bool, problem: Problem) -> float:
-    """1.0 if the completion ended by itself and its final number is the answer, else 0.0 (our reconstruction of exact match)."""
-    return float(not truncated and extract_answer(text) == problem.answer)
+    """1.0 if the completion ended by itself and states the answer, else 0.0 (our reconstruction of exact match)."""
+    return float(not truncated and is_right(text, problem.answer))
+
+
+def reward_under(task: Task, text: str, truncated: bool, problem: Problem) -> float:
+    """``reward``, or what the task's own reward says; a truncated completion gets 0.0 under both."""
+    if task.reward is None:
+        return reward(text, truncated, problem)
+    return 0.0 if truncated else task.reward(text, problem)
 
 
 def sample_groups(policy: Policy, config: ExperimentConfig, task: Task, problems: Sequence[Problem], step: int) -> list[Group]:
@@ -63,7 +70,7 @@ def sample_groups(policy: Policy, config: ExperimentConfig, task: Task, problems
     groups = []
     for problem, prompt, group in zip(problems, prompts, samples, strict=True):
         texts = [policy.decode(sample.tokens) for sample in group]
-        rewards = torch.tensor([reward(text, s.truncated, problem) for text, s in zip(texts, group, strict=True)])
+        rewards = torch.tensor([reward_under(task, text, s.truncated, problem) for text, s in zip(texts, group, strict=True)])
         groups.append(Group(problem, prompt, group, texts, rewards, [0] * len(group)))
     if config.replay_successes or config.replay_failures:
         groups = [_with_replays(policy, config, task, group, step) for group in groups]
@@ -169,7 +176,7 @@ def _with_replays(policy: Policy, config: ExperimentConfig, task: Task, group: G
             )
         )
         texts.append(policy.decode(samples[-1].tokens))
-        rewards.append(reward(texts[-1], samples[-1].truncated, group.problem))
+        rewards.append(reward_under(task, texts[-1], samples[-1].truncated, group.problem))
     return replace(
         group,
         samples=group.samples + samples,

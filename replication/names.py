@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 #: The repository around the package. An installed package has none: ``DATA`` and ``RESULTS`` then do not exist.
@@ -15,7 +16,7 @@ NEGATIVE_RESULTS = DATA / "negative_results.yaml"
 NANO_BASE = DATA / "nano-base"
 
 PROFILES = ("smoke", "nano", "paper")
-TASKS = ("word_problems", "multiplication", "svamp")
+TASKS = ("word_problems", "multiplication", "svamp", "jsonl")
 METHODS = ("base", "grpo", "s_grpo", "t_spmo")
 #: The methods that train.
 TRAINED = METHODS[1:]
@@ -27,12 +28,25 @@ ENDED = ("done", "diverged", "collapsed")
 #: Of the CSV tables and of summary.json.
 SCHEMA_VERSION = 1
 
+
+class _Labels(dict[str, str]):
+    """Labels by name; of a reader's own package.module:name the label is its name."""
+
+    def __missing__(self, name: str) -> str:
+        return name.rpartition(":")[2]
+
+
 #: How tables and sentences write them.
-METHOD_LABELS = {"base": "base", "grpo": "GRPO", "s_grpo": "S-GRPO", "t_spmo": "T-SPMO"}
-TASK_LABELS = {"word_problems": "word problems", "multiplication": "multiplication", "svamp": "SVAMP"}
+METHOD_LABELS = _Labels(base="base", grpo="GRPO", s_grpo="S-GRPO", t_spmo="T-SPMO")
+TASK_LABELS = _Labels(word_problems="word problems", multiplication="multiplication", svamp="SVAMP", jsonl="own problems")
 ABLATION_LABELS = {
     HEADLINE: "full against sparse",
     "token_fraction": "token fraction",
     "lora_rank": "LoRA rank",
     "learning_rate": "learning rate",
 }
+
+
+def trained_in(methods: Iterable[str]) -> tuple[str, ...]:
+    """The methods that train, and after them those of a reader's own among ``methods``, by name."""
+    return (*TRAINED, *sorted(set(methods) - set(METHODS)))

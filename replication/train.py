@@ -26,6 +26,7 @@ from replication.groups import Group, sample_groups
 from replication.metrics import run_totals, step_metrics
 from replication.models import Policy, check_sizes, load_policy, model_card
 from replication.objective import l2_penalty, surrogate_loss
+from replication.own_code import check_reward
 from replication.randomness import numpy_stream, stream
 from replication.runs import RunDirectory, RunSummary, forget_peak_memory, peak_memory
 from replication.scoring import micro_batches, score
@@ -58,6 +59,8 @@ def run(config: ExperimentConfig, run_dir: str | Path, *, progress: bool | None 
             f"prompts_per_step={config.prompts_per_step}, but {config.task} has {len(task.train)} training problems: "
             f"set prompts_per_step to at most {len(task.train)}"
         )
+    if config.reward is not None:
+        check_reward(config.reward, task.reward, (*task.train[:3], *task.test[:3]))
     with RunDirectory.open(run_dir, config) as record:
         if record.summary is not None:
             return record.summary
@@ -69,6 +72,7 @@ def run(config: ExperimentConfig, run_dir: str | Path, *, progress: bool | None 
             base_sha256=base_fingerprint(config.model, config.revision),
             task_version=task.version,
             seed=config.seed,
+            **config.own_code(),
         )
         policy = load_policy(config)
         _note_model(record, config, policy)

@@ -30,6 +30,7 @@ OTHER_VALUES: dict[str, dict[str, Any]] = {
     "task": {"task": "word_problems"},
     "digits": {"digits": 3},
     "svamp_source": {"task": "svamp", "svamp_source": "other.json"},
+    "reward": {"reward": "tiny_runs:noisy_reward"},
     "revision": {"revision": "main"},
     "prompt_template": {"prompt_template": "plain"},
     "dtype": {"dtype": "bfloat16"},
@@ -151,8 +152,8 @@ def test_a_missing_field_is_named():
     ("profile", "names", "message"),
     [
         ("nana", {}, "unknown profile 'nana': choose one of smoke, nano, paper"),
-        ("nano", {"task": "poems"}, "unknown task 'poems': choose one of word_problems, multiplication, svamp"),
-        ("nano", {"method": "ppo"}, "unknown method 'ppo': choose one of base, grpo, s_grpo, t_spmo"),
+        ("nano", {"task": "poems"}, "unknown task 'poems': choose one of word_problems, multiplication, svamp, jsonl"),
+        ("nano", {"method": "ppo"}, "unknown method 'ppo': choose one of base, grpo, s_grpo, t_spmo, or package.module:object"),
     ],
 )
 def test_unknown_names_are_refused_with_those_that_exist(profile, names, message):
@@ -205,7 +206,7 @@ def test_equal_runs_have_equal_configs():
         load_profile("nano", method="t_spmo", cutoff=3)
 
 
-@pytest.mark.parametrize("field", [name for name in ExperimentConfig.model_fields if name not in ("model", "svamp_source")])
+@pytest.mark.parametrize("field", [name for name in ExperimentConfig.model_fields if name not in ("model", "svamp_source", "data")])
 def test_another_value_of_any_field_is_another_run(random_base, field):
     here, there = another(random_base, field)
     assert getattr(here, field) != getattr(there, field)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -24,27 +25,38 @@ def name_of(pin: str) -> str:
     return re.sub(r"[-_.]+", "-", pin.split("==")[0].split("[")[0]).lower()
 
 
-def test_every_direct_dependency_is_pinned_exactly():
-    # The extra trl is a range: it goes into environments that have a TRL of their own.
-    extras = {name: pins for name, pins in PROJECT["optional-dependencies"].items() if name != "trl"}
-    pins = PROJECT["dependencies"] + [pin for extra in extras.values() for pin in extra]
-    assert all(re.fullmatch(r"[A-Za-z0-9_.-]+==[0-9][0-9a-z.]*", pin) for pin in pins), pins
-    assert len({name_of(pin) for pin in pins}) == len(pins)
-    assert set(PROJECT["optional-dependencies"]) == {"bench", "browser", "cluster", "dev", "gguf", "trl"}
+def pins(path: Path = ROOT / "constraints.txt") -> dict[str, str]:
+    """The exact version of each package, by its name."""
+    lines = [line for line in path.read_text().splitlines() if line and not line.startswith("#")]
+    assert all(re.fullmatch(r"[A-Za-z0-9_.-]+==[0-9][0-9a-z.]*", line) for line in lines), lines
+    found = {name_of(line): line.split("==")[1] for line in lines}
+    assert len(found) == len(lines), "a package is pinned twice"
+    return found
+
+
+def test_every_direct_dependency_is_a_range_around_its_pin():
+    """Exact pins in the metadata replaced the torch of whoever installed the package into an environment of theirs."""
+    groups = (PROJECT["dependencies"], *PROJECT["optional-dependencies"].values())
+    needed = [Requirement(text) for texts in groups for text in texts]
+    assert {name_of(one.name) for one in needed} == set(pins())
+    for one in needed:
+        assert {spec.operator for spec in one.specifier} == {">=", "<"}, one
+        assert one.specifier.contains(pins()[name_of(one.name)]), one
 
 
 def test_conda_users_get_the_same_pins():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     (pip,) = [item["pip"] for item in environment["dependencies"] if isinstance(item, dict)]
     assert pip[-1] == "--editable ."
-    assert pip[:-1] == PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]
+    wanted = [name_of(Requirement(text).name) for text in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]]
+    assert {name_of(pin): pin.split("==")[1] for pin in pip[:-1]} == {name: pins()[name] for name in wanted}
     assert f"python{PROJECT['requires-python']}" in environment["dependencies"]
 
 
 def test_what_is_installed_is_what_is_pinned():
-    for pin in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]:
-        name, _, version = pin.partition("==")
-        assert metadata.version(name).split("+")[0] == version, pin
+    for text in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]:
+        name = Requirement(text).name
+        assert metadata.version(name).split("+")[0] == pins()[name_of(name)], name
 
 
 def imported(path: Path) -> set[str]:
@@ -59,7 +71,7 @@ def imported(path: Path) -> set[str]:
 
 
 def test_the_package_imports_nothing_but_its_pinned_dependencies():
-    own = {name_of(pin) for pin in PROJECT["dependencies"]}
+    own = {name_of(Requirement(text).name) for text in PROJECT["dependencies"]}
     provided = {module for module, packages in metadata.packages_distributions().items() if {name_of(p) for p in packages} & own}
     # Optional ones are imported inside the function that needs them.
     provided |= set(sys.stdlib_module_names) | {"replication", "ray"}
@@ -70,9 +82,10 @@ def test_the_package_imports_nothing_but_its_pinned_dependencies():
 
 def test_make_installs_the_pinned_torch_by_plain_pip():
     makefile = (ROOT / "Makefile").read_text()
-    (torch,) = [pin for pin in PROJECT["dependencies"] if pin.startswith("torch==")]
-    assert f"pip install --quiet {torch}\n" in makefile
-    assert makefile.index(f"install --quiet {torch}") < makefile.index("-e '.[dev,gguf]'")
+    torch = f"install --quiet torch=={pins()['torch']}\n"
+    assert torch in makefile and makefile.index(torch) < makefile.index("-e '.[dev]'")
+    installs = re.findall(r"pip install (.*)", makefile)
+    assert all("-c constraints.txt" in line for line in installs if "-e" in line) and len(installs) == 4
 
 
 def make(*words: str) -> subprocess.CompletedProcess:
@@ -141,11 +154,11 @@ def test_a_value_is_one_word_whatever_it_holds(value, tmp_path):
     python.chmod(0o755)
     (tmp_path / ".installed").touch()
     given = value.replace("$", "$$")  # make's own sign
-    names = ("OUT", "BASE_OUT", "PLAN", "SEEDS", "WORKERS", "ADDRESS", "MODEL", "REVISION", "SVAMP")
+    names = ("OUT", "BASE_OUT", "PLAN", "SEEDS", "WORKERS", "ADDRESS", "MODEL", "REVISION", "SVAMP", "DATA", "REWARD", "METHOD")
     words = [f"VENV={tmp_path}", "ENGINE=ray", *(f"{name}={given}" for name in names)]
     for target, wanted in {
-        "all": ("--out", "--plan", "--seeds", "--workers", "--address", "--svamp"),
-        "prompts": ("--out", "--svamp"),
+        "all": ("--out", "--plan", "--seeds", "--workers", "--address", "--svamp", "--data", "--reward", "--method"),
+        "prompts": ("--out", "--svamp", "--data", "--reward"),
         "paper-dryrun": ("--svamp", "--workers"),
         "base": ("--out",),
         "help": (),
@@ -178,7 +191,7 @@ def test_the_ci_script_runs_lint_tests_and_smoke_and_names_no_host():
     assert path.stat().st_mode & 0o111 and "set -euo pipefail" in text
     steps = re.findall(r"^step make ([a-z-]+)$", text, flags=re.MULTILINE)
     assert steps == ["setup", "lint", "test", "smoke"] and "step make paper-dryrun" in text
-    for file in (path, ROOT / "Makefile", ROOT / "pyproject.toml", ROOT / "environment.yml"):
+    for file in (path, ROOT / "Makefile", ROOT / "pyproject.toml", ROOT / "environment.yml", ROOT / "constraints.txt"):
         assert "://" not in file.read_text() and "index-url" not in file.read_text(), file
     assert subprocess.run(["bash", "-n", str(path)], check=False).returncode == 0
 

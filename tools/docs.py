@@ -20,6 +20,7 @@ from replication.names import CLAIMS, RESULTS, ROOT
 from replication.runs import atomic_write
 from replication.statistics import verdicts
 from replication.tables import read_tables
+from tools import api
 
 COMMITTED = RESULTS / "nano"
 BENCH = RESULTS / "bench"
@@ -130,6 +131,7 @@ def notebook_times(committed: Path = COMMITTED) -> str:
 #: file -> name of the block -> what makes it.
 BLOCKS = {
     "README.md": {"plan": plan_size, "verdicts": verdict_table, "rooms": rooms},
+    "docs/api.md": {"api": api.page},
     "docs/update-cost.md": {"cost": cost},
     "docs/paper-scale.md": {"paper-plan": lambda: plan_size("paper")},
     "docs/teaching.md": {"notebook-times": notebook_times},

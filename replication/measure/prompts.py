@@ -17,17 +17,21 @@ from replication.config import ExperimentConfig, load_profile, profile_plan
 from replication.errors import UserError
 from replication.evaluate import ItemResult, evaluate
 from replication.models import Policy, check_sizes, load_policy
-from replication.statistics import wilson
+from replication.statistics import mean_over_items, wilson
 from replication.tables import KINDS, frame, read_tables, write_tables
 from replication.tasks import PROMPT_TEMPLATES as TEMPLATES
 
 OWN = "own"  # the task's own prompts, where the profile sets no template
 
 
-def configs(profile: str, **overrides: Any) -> list[ExperimentConfig]:
-    """An evaluation of the base for each of the profile's tasks and each template; first the one that the runs use."""
+def configs(profile: str, task: str | None = None, **overrides: Any) -> list[ExperimentConfig]:
+    """An evaluation of the base for each of the profile's tasks and each template; first the one that the runs use.
+
+    With ``task`` that one alone; a file of problems (``data``) means task jsonl.
+    """
+    only = task or ("jsonl" if overrides.get("data") else None)
     listed = []
-    for task in profile_plan(profile)["tasks"]:
+    for task in profile_plan(profile)["tasks"] if only is None else [only]:
         own = {key: value for key, value in overrides.items() if key != "svamp_source" or task == "svamp"}
         chosen = load_profile(profile, task=task, method="base", **(own | {"steps": 0}))
         others = [name for name in TEMPLATES if name != chosen.prompt_template]
@@ -35,7 +39,14 @@ def configs(profile: str, **overrides: Any) -> list[ExperimentConfig]:
     return listed
 
 
-def measure_prompts(profile: str, out: str | Path, *, load: Callable[[ExperimentConfig], Policy] = load_policy, **overrides: Any):
+def measure_prompts(
+    profile: str,
+    out: str | Path,
+    *,
+    task: str | None = None,
+    load: Callable[[ExperimentConfig], Policy] = load_policy,
+    **overrides: Any,
+):
     """Evaluate the base under each template, write ``out``/prompts.csv after each, and return the table.
 
     A row that is there already for the same model, data and settings is kept. A template that the model does not have is in the
@@ -43,10 +54,11 @@ def measure_prompts(profile: str, out: str | Path, *, load: Callable[[Experiment
 
     Args:
         profile: whose tasks, model and number of validation items (``eval_items``).
+        task: only this one; a file of problems (``data``) means task jsonl.
         load: how the model is loaded, once for all.
         overrides: other values of config fields.
     """
-    planned = configs(profile, **overrides)
+    planned = configs(profile, task, **overrides)
     earlier = _earlier(Path(out))
     rows: list[dict[str, Any]] = []
     policy = None
@@ -62,9 +74,9 @@ def measure_prompts(profile: str, out: str | Path, *, load: Callable[[Experiment
             rows.append(earlier[row["run_id"]] | {"chosen": row["chosen"]})
             continue
         policy = policy or load(config)
-        task = config.load_task()
-        check_sizes(policy, config, task)
-        rows.append(row | {"status": "done"} | shares(evaluate(policy, config, task, task.validation[: config.eval_items])))
+        loaded = config.load_task()
+        check_sizes(policy, config, loaded)
+        rows.append(row | {"status": "done"} | shares(evaluate(policy, config, loaded, loaded.validation[: config.eval_items])))
         write_tables({"prompts": _frame(rows)}, out)
         print(f"{config.task} {row['template']}: accuracy {rows[-1]['accuracy']:.3f} on {rows[-1]['items']} items", file=sys.stderr)
     write_tables({"prompts": _frame(rows)}, out)
@@ -72,18 +84,26 @@ def measure_prompts(profile: str, out: str | Path, *, load: Callable[[Experiment
 
 
 def shares(results: Sequence[ItemResult]) -> dict[str, float | int]:
-    """Counts of some answers as shares with their Wilson 95 % intervals; a share of nothing is NaN."""
+    """Counts of some answers as shares with their Wilson 95 % intervals; a share of nothing is NaN.
+
+    Under a reward of one's own the two accuracies are mean rewards, with t intervals over the items.
+    """
     parsable = [result for result in results if result.parsed and not result.sample.truncated]
     parts = {
-        "accuracy": (sum(result.correct for result in results), len(results)),
+        "accuracy": (sum(result.reward for result in results), len(results)),
         "parsable_share": (len(parsable), len(results)),
-        "accuracy_of_parsable": (sum(result.correct for result in parsable), len(parsable)),
+        "accuracy_of_parsable": (sum(result.reward for result in parsable), len(parsable)),
         "truncated_share": (sum(result.sample.truncated for result in results), len(results)),
         "stopped_share": (sum(result.sample.stopped for result in results), len(results)),
     }
+    own = bool(results) and results[0].correct is None
+    rewarded = {"accuracy": results, "accuracy_of_parsable": parsable} if own else {}
     row: dict[str, float | int] = {"items": len(results)}
     for name, (count, n) in parts.items():
         low, high = wilson(count, n)
+        if name in rewarded and (scored := rewarded[name]):
+            estimate = mean_over_items([result.reward for result in scored])
+            low, high = max(estimate.low, 0.0), min(estimate.high, 1.0)
         row |= {name: count / n if n else float("nan"), f"{name}_low": low, f"{name}_high": high}
     return row
 

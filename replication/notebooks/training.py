@@ -54,14 +54,14 @@ def train_missing(
 
 
 def short_training(
-    profile: str, methods: Sequence[str], results_dir: str | Path, *, seed: int = 0, steps: int | None = None
+    profile: str, methods: Sequence[str], results_dir: str | Path, *, seed: int = 0, steps: int | None = None, **fields: Any
 ) -> Tables:
     """Train each method for a few steps in <results_dir>/walkthrough, or find it there, and return the tables of these runs.
 
     Raises:
         UserError: a run failed.
     """
-    planned, runs = short_plan(profile, methods, seed=seed, steps=steps), Path(results_dir) / "walkthrough"
+    planned, runs = short_plan(profile, methods, seed=seed, steps=steps, **fields), Path(results_dir) / "walkthrough"
     _refuse_failures(run_plan(planned, runs))
     return build_tables(planned, runs)
 
@@ -72,21 +72,24 @@ def _refuse_failures(result: SweepResult) -> None:
         raise UserError(f"{len(result.missing)} of {len(result.planned)} runs are missing: {'; '.join(reasons)}")
 
 
-def short_plan(profile: str, methods: Sequence[str], *, seed: int = 0, steps: int | None = None) -> list[PlannedRun]:
+def short_plan(
+    profile: str, methods: Sequence[str], *, seed: int = 0, steps: int | None = None, **fields: Any
+) -> list[PlannedRun]:
     """One run of each method, as in the headline comparison but shorter and evaluated more often.
 
     Args:
         profile: smoke, nano or paper.
-        methods: of grpo, s_grpo, t_spmo.
+        methods: of grpo, s_grpo, t_spmo, or rules of one's own.
         seed: of the runs.
         steps: optimizer steps; default 40, or the profile's if it has fewer.
+        fields: other values of config fields: a task, a file of problems, a reward.
     """
     planned = []
     for method in methods:
-        own = load_profile(profile, method=method, seed=seed)
+        own = load_profile(profile, method=method, seed=seed, **fields)
         values: dict[str, Any] = {name: min(value, getattr(own, name)) for name, value in QUICK.items()}
         values["steps"] = min(STEPS, own.steps) if steps is None else steps
-        planned.append(PlannedRun("walkthrough", load_profile(profile, method=method, seed=seed, **values)))
+        planned.append(PlannedRun("walkthrough", load_profile(profile, method=method, seed=seed, **(values | fields))))
     return planned
 
 
@@ -114,7 +117,8 @@ def learning(tables: Tables) -> Figure:
         axes[0, 0].plot(reward["step"], smooth, **look | {"marker": ""})
         greedy = own[own["metric"] == "validation_accuracy"].sort_values("step")
         axes[0, 1].plot(greedy["step"], 100 * greedy["value"].astype(float), **look)
-    for axis, label in zip(axes[0], ("reward of the rollouts (%)", "validation accuracy (%)"), strict=True):
+    validation = "mean validation reward (%)" if tables["runs"]["reward"].notna().any() else "validation accuracy (%)"
+    for axis, label in zip(axes[0], ("reward of the rollouts (%)", validation), strict=True):
         percent_axis(axis, label)
         axis.set_xlabel("optimizer step")
     legend_beside(figure, axes)

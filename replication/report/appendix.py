@@ -24,12 +24,13 @@ def gain_table(tables: Tables, profile: str) -> pd.DataFrame:
 
     Accuracy is a · c, with a the share of parsable answers (ended by themselves, with a number) and c the accuracy among them.
     gain = (a − a₀)(c + c₀)/2 + (c − c₀)(a + a₀)/2: from producing a parsable answer, and from answering correctly. Where one of
-    the two answers nothing parsable its c does not exist, and the whole gain is one of form. Empty without ``parsed`` in the items.
+    the two answers nothing parsable its c does not exist, and the whole gain is one of form. Empty without ``parsed`` in the
+    items, and under a reward of one's own.
     """
     items = table(tables, "items", ("run_id", "item_id", "correct"))
     items = items[items["split"] == "test"] if "split" in items else items
     items = items.merge(runs_of(tables, HEADLINE, profile)[["run_id", "task", "method"]], on="run_id")
-    if items.empty or "parsed" not in items or items["parsed"].isna().any():
+    if items.empty or "parsed" not in items or items[["parsed", "correct"]].isna().any(axis=None):
         return pd.DataFrame()
     parsable = (items["parsed"] == 1) & (items["truncated"] == 0)
     shares = items.assign(parsable=parsable).groupby(["task", "method"])[["parsable", "correct"]].mean()
@@ -84,8 +85,8 @@ def svamp_split(tables: Tables, profile: str) -> str:
 
 
 def ledger() -> dict[str, Any]:
-    """data/deviations.yaml: lists of ``deviations`` and of what was ``not_run``."""
-    return yaml.safe_load(DEVIATIONS.read_text("utf-8"))
+    """data/deviations.yaml: lists of ``deviations`` and of what was ``not_run``; empty ones in an installed package."""
+    return yaml.safe_load(DEVIATIONS.read_text("utf-8")) if DEVIATIONS.exists() else {"deviations": [], "not_run": []}
 
 
 def deviation_table(runs: pd.DataFrame) -> pd.DataFrame:

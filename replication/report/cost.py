@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from replication.names import HEADLINE, METHOD_LABELS, TASK_LABELS, TRAINED
+from replication.names import HEADLINE, METHOD_LABELS, TASK_LABELS, trained_in
 from replication.report import style as p
 from replication.report.select import by_seed, curves_of, runs_of
 from replication.report.wording import counted, listing, number, percent
@@ -61,7 +63,7 @@ def draw_spending(tables: Tables, profile: str, table: pd.DataFrame) -> Figure:
     for row, name in zip(axes, _TOKENS, strict=True):
         for axis, task in zip(row, tasks, strict=True):
             reached: list[float] = []
-            for method in TRAINED:
+            for method in trained_in(runs["method"]):
                 own = spent[(spent["task"] == task) & (spent["method"] == method)]
                 if own.empty:
                     continue
@@ -167,10 +169,10 @@ def draw_price(tables: Tables, profile: str, table: pd.DataFrame) -> Figure:
         here, medians = runs[runs["task"] == task], table[table["task"] == task].set_index("method")
         levels.append(f"{medians['level'].iloc[0]:.0f} % on {TASK_LABELS[task]}")
         for axis, name in zip(row, shown, strict=False):
-            _price(axis, here, medians, name)
+            _price(axis, here, medians, name, trained_in(runs["method"]))
             if axis.get_subplotspec().is_last_row():
                 axis.set_xlabel(_LABELS[name], fontsize=8.5)
-            p.rows_axis(axis, [METHOD_LABELS[method] if axis is row[0] else "" for method in TRAINED])
+            p.rows_axis(axis, [METHOD_LABELS[method] if axis is row[0] else "" for method in trained_in(runs["method"])])
         row[0].set_title(TASK_LABELS[task], loc="left")
     text = (
         f"{p.about(profile)} Log scales. Until the validation accuracy first reaches {' and '.join(levels)} ({100 * SHARE:.0f} % "
@@ -180,9 +182,9 @@ def draw_price(tables: Tables, profile: str, table: pd.DataFrame) -> Figure:
     return p.caption(figure, text)
 
 
-def _price(axis: Axes, runs: pd.DataFrame, medians: pd.DataFrame, name: str) -> None:
+def _price(axis: Axes, runs: pd.DataFrame, medians: pd.DataFrame, name: str, methods: Sequence[str]) -> None:
     p.decades(axis, runs[name].dropna())
-    for place, method in enumerate(TRAINED):
+    for place, method in enumerate(methods):
         if method not in medians.index:
             continue
         values, colour, marker = runs.loc[runs["method"] == method, name].dropna(), p.COLOURS[method], p.MARKERS[method]
@@ -203,7 +205,8 @@ def say_price(table: pd.DataFrame) -> list[str]:
     parts, missed = [], []
     for task, own in table.groupby("task", sort=False):
         price = own.set_index("method")["tokens_through_model"]
-        times = {method: price[method] / price["grpo"] for method in TRAINED[1:] if {method, "grpo"} <= set(price.dropna().index)}
+        sparse = [method for method in trained_in(own["method"]) if method != "grpo"]
+        times = {method: price[method] / price["grpo"] for method in sparse if {method, "grpo"} <= set(price.dropna().index)}
         words = [f"{METHOD_LABELS[method]} {number(ratio)} times" for method, ratio in times.items()]
         parts += [f"to {number(own['level'].iloc[0])} % on {TASK_LABELS[task]} {listing(words)}"] if words else []
         for row in own[own["reached"] < own["seeds"]].itertuples():

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from replication.report import ablations, cost, credit, headline, side_effects
 from replication.report import style as p
 from replication.report.html import data_uri, render
-from replication.report.wording import shown_table
+from replication.report.wording import in_rewards, own_reward, shown_table
 from replication.statistics import Tables
 
 
@@ -23,6 +24,7 @@ class Shown:
     Attributes:
         table: the numbers behind figure and sentences, a frame without text formatting.
         sentences: one or two, computed from ``table``; "Not run." where there is none.
+        rewards: the runs had a reward of the reader's own: what is called accuracy elsewhere is a mean reward.
     """
 
     name: str
@@ -31,6 +33,7 @@ class Shown:
     table: pd.DataFrame
     figure: Figure
     sentences: list[str]
+    rewards: bool = False
 
     @property
     def width(self) -> int:
@@ -43,7 +46,7 @@ class Shown:
         Args:
             source: address of the picture.
         """
-        return render("exhibit.html", shown=self, source=source, table=shown_table(self.table), unfolded=unfolded)
+        return render("exhibit.html", shown=self, source=source, table=shown_table(self.table, self.rewards), unfolded=unfolded)
 
     def _repr_html_(self) -> str:
         return self.html(data_uri(p.png(self.figure), "image/png"), unfolded=True)
@@ -71,7 +74,14 @@ class Exhibit:
         table = self.tabulate(tables, profile)
         with p.figure_style():
             figure = self.draw(tables, profile, table) if len(table) else p.not_run(self.title, "the tables hold nothing for it")
-        return Shown(self.name, self.title, self.question, table, figure, self.say(table) if len(table) else ["Not run."])
+        said = [self.title, self.question, *(self.say(table) if len(table) else ["Not run."])]
+        if rewards := own_reward(tables, profile):
+            said = [in_rewards(text) for text in said]
+            for text in figure.findobj(Text):
+                if (changed := in_rewards(text.get_text())) != text.get_text():
+                    text.set_text(changed)
+        title, question, *sentences = said
+        return Shown(self.name, title, question, table, figure, sentences, rewards)
 
 
 _LIST = (

@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from replication.names import HEADLINE, METHOD_LABELS, METHODS, TASK_LABELS, TRAINED
+from replication.names import HEADLINE, METHOD_LABELS, TASK_LABELS, trained_in
 from replication.report import style as p
 from replication.report.select import by_seed, curves_of, runs_of
 from replication.report.wording import counted, listing, number, percent, span
@@ -38,19 +38,19 @@ def accuracy_table(tables: Tables, profile: str) -> pd.DataFrame:
 def draw_accuracy(tables: Tables, profile: str, table: pd.DataFrame) -> Figure:
     """A panel for each task: a dot per seed, and the mean with its interval."""
     runs = runs_of(tables, HEADLINE, profile)
-    tasks = list(table["task"].unique())
+    tasks, methods = list(table["task"].unique()), ("base", *trained_in(runs["method"]))
     figure, axes = p.panels("Full against sparse: test accuracy", len(tasks))
     for axis, task in zip(axes[0], tasks, strict=True):
         rows = table[table["task"] == task].set_index("method")
         p.base_line(axis, rows["accuracy"].get("base", np.nan))
-        for place, method in enumerate(METHODS):
+        for place, method in enumerate(methods):
             if method not in rows.index:
                 axis.text(place, 4, "not run", ha="center", color="#777777", fontsize=8)
                 continue
             own = runs[(runs["task"] == task) & (runs["method"] == method)]
             _mean_and_seeds(axis, place, method, own, *rows.loc[method, ["accuracy", "accuracy_low", "accuracy_high"]])
-        axis.set_xticks(range(len(METHODS)), ["base", "GRPO\nall tokens", "S-GRPO", "T-SPMO"])
-        axis.set_xlim(-0.5, 3.6)
+        axis.set_xticks(range(len(methods)), [METHOD_LABELS[method] + "\nall tokens" * (method == "grpo") for method in methods])
+        axis.set_xlim(-0.5, len(methods) - 0.4)
         axis.grid(axis="x", visible=False)
         axis.set_title(TASK_LABELS[task], loc="left")
         p.percent_axis(axis, "test accuracy (%)")
@@ -100,7 +100,7 @@ def learning_table(tables: Tables, profile: str) -> pd.DataFrame:
     for task, method in runs[["task", "method"]].drop_duplicates().itertuples(index=False):
         wide = 100 * by_seed(curves, "validation_accuracy", task, method)
         mean = wide.mean(axis=1)
-        if method in TRAINED and len(mean) > 1:
+        if method != "base" and len(mean) > 1:
             later = float(np.interp(mean.index[-1] * 2 / 3, mean.index, mean))
             row = {"task": task, "method": method, "seeds": wide.shape[1], "steps": mean.index[-1]}
             row |= {"start": mean.iloc[0], "two_thirds": later, "end": mean.iloc[-1]}
@@ -118,7 +118,7 @@ def draw_learning(tables: Tables, profile: str, table: pd.DataFrame) -> Figure:
     figure, axes = p.panels("Learning curves", len(tasks), rows=2, height=2.7)
     for (metric, label), row in zip(labels.items(), axes, strict=True):
         for axis, task in zip(row, tasks, strict=True):
-            for method in TRAINED:
+            for method in trained_in(runs["method"]):
                 wide = 100 * by_seed(curves, metric, task, method)
                 if wide.empty:
                     continue

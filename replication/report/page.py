@@ -13,7 +13,7 @@ from replication.report import appendix, plan
 from replication.report.exhibits import EXHIBITS, save_figures
 from replication.report.findings import conclusions, negative_results, power, verdict_table
 from replication.report.html import render
-from replication.report.wording import shown_table
+from replication.report.wording import listing, own_reward, shown_table
 from replication.runs import atomic_write, read_json
 from replication.statistics import CORRECTION, Tables, paired_tests, seed_spread, verdicts
 from replication.tables import build_tables, read_tables, tables_manifest, write_tables
@@ -49,6 +49,11 @@ _SETTINGS = (
 )
 
 
+def _claims() -> Path | list[Any]:
+    """The claims of the repository; a package installed without it judges none."""
+    return CLAIMS if CLAIMS.exists() else []
+
+
 def rebuild_tables(planned: Sequence[PlannedRun], results_dir: str | Path, notes: Mapping[str, Any]) -> None:
     """Write the tables of a whole plan from the run directories, with the verdicts; what was not run is pending.
 
@@ -57,7 +62,7 @@ def rebuild_tables(planned: Sequence[PlannedRun], results_dir: str | Path, notes
     """
     runs_dir = Path(results_dir) / "runs"
     tables = build_tables(planned, runs_dir)
-    tables["verdicts"] = verdicts(CLAIMS, tables)
+    tables["verdicts"] = verdicts(_claims(), tables)
     write_tables(tables, results_dir, {**tables_manifest(planned, runs_dir), **notes})
 
 
@@ -88,7 +93,7 @@ def build(results_dir: str | Path, profile: str) -> Path:
     """
     results_dir = Path(results_dir)
     tables = read_tables(results_dir)
-    judged = verdicts(CLAIMS, tables)
+    judged = verdicts(_claims(), tables)
     write_tables({"verdicts": judged}, results_dir)
     exhibits = [exhibit.show(tables, profile) for exhibit in EXHIBITS.values()]
     save_figures(exhibits, results_dir / "figures")
@@ -102,16 +107,18 @@ def build(results_dir: str | Path, profile: str) -> Path:
 def _context(tables: Tables, judged: pd.DataFrame, manifest: Mapping[str, Any], folder: Path, profile: str) -> dict[str, Any]:
     runs = tables.get("runs", pd.DataFrame(columns=["profile"]))
     runs = runs[runs["profile"] == profile]
+    rewards = own_reward(tables, profile)
     done = runs[runs["status"] == "done"] if len(runs) else runs
     return {
         "profile": profile,
+        "own_reward": listing(sorted(set(runs["reward"].dropna()))) if rewards else "",
         "conclusions": conclusions(judged, tables, profile),
         "verdicts": verdict_table(judged),
         "power": power(tables, profile),
         "svamp_split": appendix.svamp_split(tables, profile),
         "negative": negative_results(judged),
         "not_run": appendix.ledger()["not_run"],
-        "folded": [(title, text, shown_table(table)) for title, text, table in _folded(tables, runs, profile) if len(table)],
+        "folded": [(title, text, shown_table(one, rewards)) for title, text, one in _folded(tables, runs, profile) if len(one)],
         "plan": plan.plan_sentence(runs) if len(runs) else "Nothing was planned.",
         "provenance": appendix.provenance(manifest),
         "example": str(done.iloc[0]["command"]) if len(done) else "",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from replication.names import METHODS, TASKS
+from replication.names import TASKS, trained_in
 from replication.statistics import Tables, rows_of, table
 
 
@@ -15,10 +15,10 @@ def runs_of(tables: Tables, ablation: str, profile: str) -> pd.DataFrame:
 
 def in_order(table: pd.DataFrame, *columns: str) -> pd.DataFrame:
     """Rows sorted by columns, task and method in the order of ``names``; numbered anew."""
-    order = {name: place for place, name in enumerate((*TASKS, *METHODS))}
+    order = {"task": TASKS, "method": ("base", *trained_in(table.get("method", ())))}
 
     def key(values: pd.Series) -> pd.Series:
-        return values.map(order) if values.name in ("task", "method") else values
+        return values.map(order[values.name].index) if values.name in order else values
 
     return table.sort_values(list(columns), key=key, kind="stable", ignore_index=True)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from replication.names import HEADLINE, METHOD_LABELS, TASK_LABELS, TRAINED
+from replication.names import HEADLINE, METHOD_LABELS, TASK_LABELS, trained_in
 from replication.report import style as p
 from replication.report.select import runs_of
 from replication.report.wording import listing, number, points
@@ -62,7 +64,7 @@ def draw_effects(tables: Tables, profile: str, table: pd.DataFrame) -> Figure:
     for row, task in zip(axes, tasks, strict=True):
         shown = [one for one in _MEASURES if ((table["task"] == task) & (table["column"] == one[0])).any()]
         for axis, (column, label, _, factor, _) in zip(row, shown, strict=False):
-            _measure(axis, runs[runs["task"] == task], column, factor)
+            _measure(axis, runs[runs["task"] == task], column, factor, trained_in(runs["method"]))
             axis.set_ylabel(label, fontsize=9)
         for axis in row[len(shown) :]:
             axis.remove()
@@ -72,10 +74,10 @@ def draw_effects(tables: Tables, profile: str, table: pd.DataFrame) -> Figure:
     return p.caption(figure, text)
 
 
-def _measure(axis: Axes, runs: pd.DataFrame, column: str, factor: float) -> None:
+def _measure(axis: Axes, runs: pd.DataFrame, column: str, factor: float, methods: Sequence[str]) -> None:
     if column != "kl_to_base":
         p.base_line(axis, factor * runs.loc[runs["method"] == "base", column].mean(), label=None)
-    for place, method in enumerate(TRAINED):
+    for place, method in enumerate(methods):
         own = runs[(runs["method"] == method) & runs[column].notna()]
         if own.empty:
             continue
@@ -84,8 +86,8 @@ def _measure(axis: Axes, runs: pd.DataFrame, column: str, factor: float) -> None
         p.dots(axis, place + spread, values, own, colour, marker)
         axis.plot(place + 0.22, values.mean(), marker, color=colour, markersize=6.5, zorder=4)
         p.seed_bar(axis, place + 0.22, values, colour)
-    axis.set_xticks(range(len(TRAINED)), [METHOD_LABELS[method] for method in TRAINED], fontsize=8)
-    axis.set_xlim(-0.5, len(TRAINED) - 0.4)
+    axis.set_xticks(range(len(methods)), [METHOD_LABELS[method] for method in methods], fontsize=8)
+    axis.set_xlim(-0.5, len(methods) - 0.4)
     if column in ("kl_to_base", "entropy"):
         axis.set_ylim(0, None)
 

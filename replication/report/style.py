@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import textwrap
 from collections.abc import Mapping, Sequence
 from os import PathLike
@@ -22,9 +23,21 @@ from replication.report.wording import counted
 from replication.runs import atomic_write
 from replication.statistics import mean_over_seeds
 
+
+class _Cycle(dict[str, str]):
+    """A look for each method; a rule of the reader's own gets the next of ``others``, and keeps it."""
+
+    def __init__(self, others: str, **known: str) -> None:
+        super().__init__(known)
+        self._others = itertools.cycle(others.split())
+
+    def __missing__(self, method: str) -> str:
+        return self.setdefault(method, next(self._others))
+
+
 #: Okabe-Ito, told apart by the colour-blind; each method also has its own marker, for print in grey.
-COLOURS = {"base": "#595959", "grpo": "#0072B2", "s_grpo": "#D55E00", "t_spmo": "#009E73"}
-MARKERS = {"base": "D", "grpo": "o", "s_grpo": "s", "t_spmo": "^"}
+COLOURS = _Cycle("#CC79A7 #E69F00 #56B4E9 #000000", base="#595959", grpo="#0072B2", s_grpo="#D55E00", t_spmo="#009E73")
+MARKERS = _Cycle("v P X *", base="D", grpo="o", s_grpo="s", t_spmo="^")
 SELECTOR_LABELS = {
     "all": "all tokens (GRPO)", "rule": "S-GRPO's rule", "trie": "trie (T-SPMO)", "random": "uniform random",
     "earliest": "earliest", "latest": "latest", "entropy": "highest entropy",

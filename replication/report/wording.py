@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -23,6 +24,27 @@ _HEADS = {
 }  # fmt: skip
 #: Columns that drawing and sentences need and a reader does not.
 _HIDDEN = ("schema_version", "selector", "column", "better")
+
+
+#: What replaces the words about right answers under a reward of one's own, the longest first.
+_REWARD_WORDS = {"test accuracy": "mean test reward", "validation accuracy": "mean validation reward", "accuracy": "mean reward"}
+_ACCURACY = re.compile("(mean )?(" + "|".join(_REWARD_WORDS) + ")", re.IGNORECASE)
+
+
+def own_reward(tables: Mapping[str, pd.DataFrame], profile: str) -> bool:
+    """Whether the runs of a profile were trained and judged by a reward of the reader's own."""
+    runs = tables.get("runs")
+    return runs is not None and "reward" in runs and bool(runs.loc[runs["profile"] == profile, "reward"].notna().any())
+
+
+def in_rewards(text: str) -> str:
+    """A text about accuracy as one about a reward of one's own: "Mean test accuracy" becomes "Mean test reward"."""
+
+    def words(found: re.Match[str]) -> str:
+        said = _REWARD_WORDS[found[2].lower()]
+        return said[0].upper() + said[1:] if found[0][0].isupper() else said
+
+    return _ACCURACY.sub(words, text)
 
 
 def number(value: float, largest: float | None = None) -> str:
@@ -79,8 +101,8 @@ def distinct(values: pd.Series) -> str:
     return ", ".join(f"{value:g}" for value in sorted(set(pd.to_numeric(values, errors="coerce").dropna())))
 
 
-def shown_table(frame: pd.DataFrame) -> dict[str, Any]:
-    """A frame of numbers as the heads and cells of a page.
+def shown_table(frame: pd.DataFrame, rewards: bool = False) -> dict[str, Any]:
+    """A frame of numbers as the heads and cells of a page; with ``rewards`` its heads speak of mean rewards.
 
     ``x``, ``x_low`` and ``x_high`` become one cell with its interval, ids become names, and columns in which nothing was measured
     are left out. A cell of type Markup is shown as the HTML it is.
@@ -102,7 +124,8 @@ def shown_table(frame: pd.DataFrame) -> dict[str, Any]:
             texts = [_text(value, name) for value in values]
             longest = max((len(Markup(text).striptags() if isinstance(text, Markup) else text) for text in texts), default=0)
             kind = "words" if longest > 40 else "nowrap"
-        heads.append((_HEADS.get(name, name.replace("_", " ")), kind))
+        head = _HEADS.get(name, name.replace("_", " "))
+        heads.append((in_rewards(head) if rewards else head, kind))
         columns.append(texts)
     return {"heads": heads, "rows": list(zip(*columns, strict=True))}
 

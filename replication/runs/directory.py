@@ -113,7 +113,7 @@ class RunDirectory:
     def _refuse_another(self, here: dict[str, Any], earlier: Mapping[str, Any]) -> None:
         there = read_json(self.path / "config.json", "the config of a run")
         names = [name for name in {**here, **there} if there.get(name) != here.get(name)]
-        if earlier.get("run_id") == self.run_id and set(names) <= {"model", "svamp_source"}:
+        if earlier.get("run_id") == self.run_id and set(names) <= {"model", "svamp_source", "data"}:
             return  # another path to the same bytes, which the run id covers
         if names:
             first = "; ".join(f"{name} is {there.get(name)!r} there and {here.get(name)!r} here" for name in names[:3])

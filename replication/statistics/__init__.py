@@ -17,6 +17,7 @@ from replication.statistics.accuracies import (
     headline_runs,
     per_seed,
     rows_of,
+    scores,
     seed_spread,
     table,
 )
@@ -77,6 +78,7 @@ __all__ = [
     "per_seed",
     "rank_gap_table",
     "rows_of",
+    "scores",
     "seed_spread",
     "selection_gap_table",
     "table",

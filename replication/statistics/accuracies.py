@@ -79,6 +79,8 @@ def judged_runs(tables: Tables, scale: str) -> pd.DataFrame:
     """The planned runs, ended or not, that a scale's claims may rest on: of its profile and its model."""
     runs = table(tables, "runs", RUN_COLUMNS)
     keep = runs["profile"] == scale
+    if "reward" in runs:  # the claims are about right answers
+        keep &= runs["reward"].isna()
     if "model" in runs:
         keep &= runs["model"].astype(str).map(lambda model: counts_for(scale, model)).astype(bool)
     headline = runs[keep & (runs["ablation"] == HEADLINE)]
@@ -104,7 +106,9 @@ def task_keys(runs: pd.DataFrame) -> list[str]:
 
 
 def answers(tables: Tables, runs: pd.DataFrame) -> pd.DataFrame:
-    """Seeds × test items of 0 and 1 of some runs, one for each seed, from items.csv and ablation_items.csv.
+    """Seeds × test items of the scores of some runs, one run for each seed, from items.csv and ablation_items.csv.
+
+    A score is 0 or 1, or a reward of one's own (see ``scores``).
 
     Over the items that every seed answered, columns (template, item_id), template empty where it is not known. Empty where the
     answers are not in the tables.
@@ -119,24 +123,35 @@ def answers(tables: Tables, runs: pd.DataFrame) -> pd.DataFrame:
         rows = table(tables, name, ("run_id", "item_id", "correct"))
         rows = rows[rows["run_id"].astype(str).isin(names)]
         rows = rows[rows["split"] == "test"] if "split" in rows else rows
+        rows = rows.assign(score=scores(rows))
         template = rows["template"].astype(object).fillna("") if "template" in rows else ""
-        parts.append(rows[["run_id", "item_id", "correct"]].astype(str).assign(template=template))
+        parts.append(rows[["run_id", "item_id"]].astype(str).assign(template=template, score=rows["score"]))
     items = pd.concat(parts)
-    items["right"] = items["correct"].str.lower().map(_RIGHT).astype(float)
-    if (bad := items["right"].isna()).any():
-        raise UserError(f"items.csv has correct = {items['correct'][bad].iloc[0]!r}: it must be 0 or 1")
     if (twice := items.duplicated(["run_id", "item_id"])).any():
         row = items[twice].iloc[0]
         raise UserError(f"items.csv has item {row['item_id']} of run {row['run_id']} twice: rebuild the tables")
-    means = items.groupby("run_id")["right"].mean()
+    means = items.groupby("run_id")["score"].mean()
     for run_id, stated in zip(names, runs["accuracy"].astype(float), strict=True):
         # Tables keep six digits; a greater difference means that the files are of different runs.
         if run_id in means.index and abs(means[run_id] - stated) > 1e-4:
             raise UserError(
                 f"run {run_id} has accuracy {stated:g} in runs.csv and {means[run_id]:g} in items.csv: rebuild the tables"
             )
-    wide = items.assign(seed=items["run_id"].map(seed_of)).pivot(index="seed", columns=["template", "item_id"], values="right")
+    wide = items.assign(seed=items["run_id"].map(seed_of)).pivot(index="seed", columns=["template", "item_id"], values="score")
     return wide.dropna(axis="columns").sort_index().sort_index(axis="columns")
+
+
+def scores(items: pd.DataFrame) -> pd.Series:
+    """The score of each item: ``correct`` as 0 or 1; under a reward of one's own, where ``correct`` is empty, that reward.
+
+    Raises UserError for a ``correct`` that is not 0 or 1, and where both are empty.
+    """
+    own = pd.to_numeric(items["reward"], errors="coerce") if "reward" in items else pd.Series(np.nan, index=items.index)
+    right = items["correct"].astype(str).str.lower().map(_RIGHT)
+    found = right.where(items["correct"].notna(), own).astype(float)
+    if (bad := found.isna()).any():
+        raise UserError(f"items.csv has correct = {str(items['correct'][bad].iloc[0])!r}: it must be 0 or 1")
+    return found
 
 
 def templates_of(matrix: pd.DataFrame) -> list[str]:
@@ -185,7 +200,7 @@ def seed_spread(tables: Tables, scale: str = "nano") -> pd.DataFrame:
         of_seed, of_item, templates = matrix.mean(axis=1), matrix.mean(axis=0).to_numpy(), templates_of(matrix)
         known = len(set(templates)) > 1
         low, high = wilson(round(of_item.sum()), items)
-        if (seeds > 1 or known) and np.ptp(of_item) > 0:
+        if (seeds > 1 or known or not matrix.isin((0, 1)).all(axis=None)) and np.ptp(of_item) > 0:
             over_items = mean_over_items(of_item, templates)
             low, high = max(over_items.low, 0.0), min(over_items.high, 1.0)
         effect = design_effect(of_item, templates) if known else float("nan")

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from replication.names import METHOD_LABELS, METHODS
+from replication.names import METHOD_LABELS, trained_in
 from replication.randomness import numpy_stream
 from replication.statistics.accuracies import Tables, answers, headline_runs, rows_of, task_keys, templates_of
 from replication.statistics.intervals import Estimate, bootstrap, holm, mcnemar
@@ -68,7 +68,7 @@ def paired_tests(tables: Tables, scale: str = "nano") -> pd.DataFrame:
     """
     rows: list[dict[str, Any]] = []
     for key, names, methods in _by_task(tables, scale):
-        for a, b in combinations([method for method in METHODS if method in methods], 2):
+        for a, b in combinations([method for method in ("base", *trained_in(methods)) if method in methods], 2):
             left, right = pair(tables, methods[a], methods[b])
             if left.size == 0 or right.size == 0:
                 continue

@@ -26,7 +26,7 @@ BRIEF = ("token_fraction", "lora_rank", "learning_rate")
 #: A run with less than this share of its base's accuracy has collapsed.
 COLLAPSED_UNDER = 0.1
 #: What the base shares with the runs that it is the base of, where a config has it.
-_TASK_FIELDS = ("task", "asides", "digits", "svamp_source", "model", "revision", "prompt_template")
+_TASK_FIELDS = ("task", "asides", "digits", "svamp_source", "data", "reward", "model", "revision", "prompt_template")
 
 
 def build_tables(planned: Sequence[PlannedRun], runs_dir: str | Path) -> dict[str, pd.DataFrame]:

@@ -77,7 +77,7 @@ KINDS: dict[str, dict[str, str]] = {
     "verdicts": {"claim": "str", "paper_value": "str", "value": "float", "low": "float", "high": "float", "verdict": "str"},
 }
 #: Integer columns without holes; the others are float64 in a frame, since NaN is a float.
-_WHOLE = {"schema_version", "seed", "step", "correct"}
+_WHOLE = {"schema_version", "seed", "step"}
 
 
 def as_text(value: Any) -> Any:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from replication.errors import UserError
 from replication.tasks import jsonl, multiplication, svamp, word_problems
-from replication.tasks.answers import extract_answer
+from replication.tasks.answers import extract_answer, is_right, read_answer
 from replication.tasks.problem import Problem, Task
 from replication.tasks.prompts import TEMPLATES as PROMPT_TEMPLATES
 from replication.tasks.prompts import with_template
@@ -27,6 +27,8 @@ __all__ = [
     "extract_answer",
     "get_task",
     "is_made_up",
+    "is_right",
+    "read_answer",
     "with_template",
 ]
 
@@ -56,7 +58,7 @@ def get_task(name: str, **options: object) -> Task:
 def completion_limit(name: str, digits: int = 2) -> int:
     """Tokens that a completion of a task may have, unless a config sets another limit; no problem is generated for it."""
     limits = {"word_problems": word_problems.LONGEST_COMPLETION, "multiplication": multiplication.LONGEST_COMPLETION.get(digits)}
-    return limits.get(name) or svamp.LONGEST_COMPLETION
+    return limits.get(name) or (jsonl if name == "jsonl" else svamp).LONGEST_COMPLETION
 
 
 def decisive_positions(problem: Problem, completion_tokens: list[int], tokenizer) -> list[int]:

@@ -129,6 +129,35 @@ def extract_answer(text: str) -> Decimal | None:
     return mentions[-1].value
 
 
+def read_answer(text: str, like: Decimal | str) -> Decimal | str | None:
+    """The answer that ``text`` states, of the kind of ``like``: a number by ``extract_answer``, or a text; None if there is none.
+
+    A text is what follows the last answer marker: up to the closing brace of "\\boxed{", else to the end of the line (of the
+    next line that is not blank, if the marker ends its own); without a marker the whole of it. Blanks, quotes and Markdown around
+    it and a full stop at its end do not count, nor does the case of letters.
+    """
+    if isinstance(like, Decimal):
+        return extract_answer(text)
+    text = text.rpartition("</think>")[2]
+    markers = list(_MARKER.finditer(text))
+    if markers:
+        rest = text[markers[-1].end() :]
+        if markers[-1][0].endswith("{"):
+            rest = rest[: _statement_end(text, markers[-1], len(text)) - markers[-1].end()]
+        text = next(iter(rest.strip().splitlines()), "")
+    return _bare(text) or None
+
+
+def is_right(text: str, answer: Decimal | str) -> bool:
+    """Whether ``text`` states ``answer``: a number of the same value, or the same text."""
+    return read_answer(text, answer) == (answer if isinstance(answer, Decimal) else _bare(answer))
+
+
+def _bare(text: str) -> str:
+    text = text.strip()
+    return text.strip("*_`\"'.\u201c\u201d ").casefold() or text
+
+
 def _plain(text: str) -> str:
     """The text with one spelling for signs and LaTeX."""
     text = text.translate(_SIGNS)

@@ -3,7 +3,8 @@
     {"prompt": "Question: What is 3+4?\\nAnswer:", "answer": 7}
     {"prompt": "Is 7 prime? Answer:", "answer": "yes", "id": "prime-7", "split": "test"}
 
-``answer`` is a number or a text. ``id`` names the problem (default: a hash of the prompt). ``split`` is train, validation or test.
+``answer`` is a number or a text; docs/answers.md says how each is read. ``id`` names the problem (default: a hash of the prompt).
+``split`` is train, validation or test.
 Problems without a split are shared out by the hash of their prompt: about 80, 10 and 10 %, the same on every machine.
 """
 
@@ -15,7 +16,7 @@ from collections.abc import Iterator
 from decimal import Decimal
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -30,20 +31,22 @@ SPLITS = ("train", "validation", "test")
 class Line(BaseModel):
     """One line of the file."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     prompt: str = Field(min_length=1)
-    answer: int | float | str
+    answer: int | float | Annotated[str, Field(pattern=r"\S")]
     id: str | None = Field(None, min_length=1)
     split: Literal["train", "validation", "test"] | None = None
 
 
-def load(source: str | Path) -> Task:
+def load(source: str | Path | None = None) -> Task:
     """The task in the file at ``source``.
 
     Raises:
         UserError: naming the file, the line and what is wrong with it; or the split that has no problem.
     """
+    if source is None:
+        raise UserError("task jsonl needs the file of its problems: --data FILE (in Python: data=PATH)")
     try:
         content = Path(source).read_bytes()
     except OSError as error:

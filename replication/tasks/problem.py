@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
@@ -23,7 +23,8 @@ class Problem:
 class Task:
     """Splits that share no content. ``test`` is shuffled, so every prefix of it is a fair sample.
 
-    ``stop_strings`` end a completion besides EOS; ``max_new_tokens`` is enough for every reference completion.
+    ``stop_strings`` end a completion besides EOS; ``max_new_tokens`` is enough for every reference completion. ``reward`` is
+    the reader's own, (text, problem) -> a number from 0 to 1; None: 1 for a right answer, 0 for any other.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Task:
     held_out: Sequence[Problem] = ()
     stop_strings: tuple[str, ...] = ()
     max_new_tokens: int = 64
+    reward: Callable[[str, Problem], float] | None = None
 
 
 def content_id(text: str) -> str:

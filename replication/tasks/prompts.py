@@ -41,9 +41,11 @@ _ANOTHER = "choose another prompt_template"
 
 
 def question_of(problem: Problem) -> str:
-    """The bare question of a problem whose prompt has the tasks' own form, question and answer."""
+    """The bare question of a problem: what its prompt holds in the tasks' own form, question and answer, or what it says itself."""
     before, after = QUESTION_ANSWER.text.split("{question}")
     if not (problem.prompt.startswith(before) and problem.prompt.endswith(after)):
+        if "question" in problem.meta:
+            return problem.meta["question"]
         raise UserError(f"problem {problem.id} is not put as question and answer: leave prompt_template out for its task")
     return problem.prompt[len(before) : -len(after)]
 

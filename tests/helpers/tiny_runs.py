@@ -16,7 +16,7 @@ import pytest
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
-from replication import evaluate, groups
+from replication import groups
 from replication.config import ExperimentConfig, load_profile
 from replication.nano.corpus import train_tokenizer
 from replication.tasks import Problem
@@ -98,7 +98,6 @@ def noisy_reward(text: str, truncated: bool, problem: Problem) -> float:
 def noisy_rewards(patch: pytest.MonkeyPatch) -> None:
     """Let training and evaluation judge by ``noisy_reward``."""
     patch.setattr(groups, "reward", noisy_reward)
-    patch.setattr(evaluate, "reward", noisy_reward)
 
 
 def lines(run_dir: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:

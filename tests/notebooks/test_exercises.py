@@ -14,7 +14,7 @@ from replication.notebooks import exercises, run_all
 from replication.notebooks.exercises.check import Checked
 from replication.notebooks.parameters_cell import FOLDER
 
-WALKTHROUGHS = ("01_grpo_under_lora", "02_s_grpo", "03_t_spmo")
+WALKTHROUGHS = ("01_grpo_under_lora", "02_s_grpo", "03_t_spmo", "04_your_own_task")
 NAMES = [name for name, value in vars(exercises).items() if hasattr(value, "__wrapped__")]
 
 
@@ -51,6 +51,20 @@ WRONG = {
         (["9 - 4 = 5 .", "9 + 4 = 13 .", "9 - 4 = 6 ."], "part at once"),
         (["9 - 4 = 5 .", "5 - 0 = 5 .", "4 + 1 = 5 ."], "all are right"),
         (["5 .", "6 .", "7 ."], "four tokens"),
+    ],
+    "a_line": [
+        ("{", "not one line of JSON"),
+        ('{"prompt": "Is 9 prime? Answer:", "answer": "no"}', "keys"),
+        ('{"prompt": "Is 9 prime? Answer:", "answer": "yes", "split": "test"}', "answer is not 'no'"),
+    ],
+    "half_credit": [
+        (lambda text, problem: 1.0, "for the text ' 8'"),
+        (lambda text, problem: 0.5 if "7" not in text else 1.0, "for the text"),
+    ],
+    "smaller_differences": [([0.1, 0.1], "GRPO"), ([1.0, 1.0], "T-SPMO")],
+    "last_tokens": [
+        (lambda c, r: GRPO().assign(c, r), "instead of"),
+        (lambda c, r: replace(GRPO().assign(c, r), position=GRPO().assign(c, r).position * 0), "instead of"),
     ],
     "every_time": [(lambda c, r: TSPMO().assign(c, r), "instead of"), (lambda c, r: GRPO().assign(c, r), "instead of")],
 }

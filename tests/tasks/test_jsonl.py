@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from replication.errors import UserError
-from replication.tasks import get_task
+from replication.tasks import get_task, is_right, read_answer, with_template
 
 LINES = [{"prompt": f"Question: What is {n}+1?\nAnswer:", "answer": n + 1} for n in range(60)]
 
@@ -48,6 +48,9 @@ def test_splits_ids_and_texts_are_taken_as_given(tmp_path):
         ('{"prompt": "", "answer": 1}', "line 61: prompt"),
         ('{"prompt": "p", "answer": true}', "line 61: answer"),
         ('{"prompt": "p", "answer": null}', "line 61: answer"),
+        ('{"prompt": "p", "answer": " "}', "line 61: answer"),
+        ('{"prompt": "p", "answer": NaN}', "line 61: answer"),
+        ('{"prompt": "p", "answer": Infinity}', "line 61: answer"),
         ('{"prompt": "p", "answer": 1, "split": "dev"}', "line 61: split"),
         ('{"prompt": "p", "answer": 1, "answr": 2}', "line 61: answr"),
         (json.dumps(LINES[4]), "line 61 repeats the prompt of line 5"),
@@ -74,3 +77,36 @@ def test_any_bytes_are_a_task_or_one_line(tmp_path_factory, data):
     with pytest.raises(UserError) as raised:
         get_task("jsonl", source=str(path))
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "right"),
+    [
+        (" yes", "Yes", True),
+        ("The answer is no. The answer is **Yes**.", "yes", True),
+        ("Answer: yes, it is", "yes", False),
+        ("We think.\nAnswer:\n\nNew York\nQuestion: and now?", "new york", True),
+        ("so \\boxed{x + {y}} is it", "x + {y}", True),
+        ("#### St. Louis", "St. Louis", True),
+        ("<think>the answer is no</think>yes", "yes", True),
+        ("The answer is 7.", "7", True),
+        ("", "yes", False),
+        ("...", "...", True),
+        ("The answer is 7.0", Decimal(7), True),
+        ("seven", Decimal(7), False),
+    ],
+)
+def test_a_text_is_right_if_it_is_what_follows_the_last_marker(text, answer, right):
+    assert is_right(text, answer) is right
+
+
+def test_an_empty_completion_states_no_answer():
+    assert read_answer("Answer: ", "yes") is None and read_answer("", Decimal(1)) is None
+
+
+def test_templates_put_the_bare_question_whether_or_not_the_prompt_has_a_form(tmp_path):
+    lines = [{"prompt": f"Is {n} prime?", "answer": "no"} for n in range(30)]
+    lines += [{"prompt": f"Question: Is {n} even?\nAnswer:", "answer": "no"} for n in range(30)]
+    task = with_template(get_task("jsonl", source=written(tmp_path, lines)), "plain", "unused")
+    prompts = {problem.prompt for split in (task.train, task.validation, task.test) for problem in split}
+    assert prompts == {f"Is {n} {kind}?\n" for n in range(30) for kind in ("prime", "even")} and task.stop_strings

@@ -1,0 +1,138 @@
+"""A reader's own function or object, named package.module:name: found, described, and called with a check of what it returns.
+
+The module is imported as Python imports any other: from the working directory, PYTHONPATH or what is installed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import inspect
+import math
+from collections.abc import Callable, Iterable
+from decimal import Decimal
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from replication.errors import UserError
+
+#: sha256 of each module's file as this process imported it.
+_imported: dict[str, str] = {}
+
+
+def is_own(text: str) -> bool:
+    """Whether a name is one of a reader's own object, not of something in the package."""
+    return ":" in text
+
+
+def load(text: str, what: str) -> Any:
+    """The object that ``text`` names; a module whose file has changed since is imported again.
+
+    Args:
+        text: package.module:name.
+        what: the option that it was given for, for messages.
+
+    Raises:
+        UserError: the text has another form, the module cannot be imported, or it has no such name.
+    """
+    module, colon, name = text.partition(":")
+    if not (colon and name.isidentifier() and all(part.isidentifier() for part in module.split("."))):
+        raise UserError(f"{what} {text!r} is not of the form package.module:name")
+    found = _module(module, f"{what} {text}")
+    if not hasattr(found, name):
+        raise UserError(f"{what} {text}: the module {module} ({_path(found)}) has no {name}")
+    return getattr(found, name)
+
+
+def _module(name: str, where: str) -> ModuleType:
+    importlib.invalidate_caches()  # the file may have been written a moment ago
+    try:
+        module = importlib.import_module(name)
+        found = _sha256(module)
+        if _imported.setdefault(name, found) != found:
+            module = importlib.reload(module)
+            _imported[name] = found
+    except Exception as error:  # a module runs its author's code when it is imported, and raises what it likes
+        reason = " ".join(str(error).split())
+        advice = ": start where it lies, or set PYTHONPATH" if isinstance(error, ModuleNotFoundError) else ""
+        raise UserError(f"{where}: cannot import {name} ({type(error).__name__}: {reason}){advice}") from None
+    return module
+
+
+def _path(module: ModuleType) -> str | None:
+    return getattr(module, "__file__", None)
+
+
+def _sha256(module: ModuleType) -> str:
+    path = _path(module)
+    return hashlib.sha256(Path(path).read_bytes() if path else b"").hexdigest()
+
+
+def describe(text: str, what: str) -> dict[str, str | None]:
+    """Name, file, sha256 of the file and signature of an own object. Modules that the file imports are not covered."""
+    found = load(text, what)
+    module = importlib.import_module(text.partition(":")[0])
+    try:
+        signature = str(inspect.signature(getattr(found, "assign", found)))
+    except (TypeError, ValueError):  # of a function written in C
+        signature = None
+    return {"name": text, "file": _path(module), "sha256": _sha256(module), "signature": signature}
+
+
+def load_rule(text: str) -> Any:
+    """A credit rule of one's own: a class is instantiated without arguments, any other object is used as it is.
+
+    Raises:
+        UserError: it cannot be found or made, or has no ``assign``.
+    """
+    found = load(text, "method")
+    if inspect.isclass(found):
+        try:
+            found = found()
+        except Exception as error:
+            raise UserError(f"method {text}: {text.partition(':')[2]}() raises {type(error).__name__}: {error}") from None
+    if not callable(getattr(found, "assign", None)):
+        raise UserError(f"method {text} has no assign(completions, rewards, generator): docs/extending.md shows one")
+    return found
+
+
+def load_reward(text: str) -> Callable[[str, Any], float]:
+    """A reward of one's own, (text of a completion, problem) -> a number from 0 to 1, which is checked at every call.
+
+    Raises:
+        UserError: it cannot be found or called; or later, it returned something else.
+    """
+    function = load(text, "reward")
+    if not callable(function):
+        raise UserError(f"reward {text} is a {type(function).__name__}, not a function of (text, problem)")
+
+    def reward(completion: str, problem: Any) -> float:
+        value = function(completion, problem)
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = math.nan
+        if not 0 <= number <= 1:
+            raise UserError(f"reward {text} returned {value!r} for problem {problem.id}: it must return a number from 0 to 1")
+        return number
+
+    return reward
+
+
+def check_reward(text: str, reward: Callable[[str, Any], float], problems: Iterable[Any]) -> None:
+    """Call a reward on some texts for some problems, before anything is trained.
+
+    Raises:
+        UserError: with the text on which it raised or returned something else than a number from 0 to 1.
+    """
+    for problem in problems:
+        answer = f"{problem.answer:f}" if isinstance(problem.answer, Decimal) else problem.answer
+        for completion in ("", f" {answer}", f" The answer is {answer}."):
+            try:
+                reward(completion, problem)
+            except UserError:
+                raise
+            except Exception as error:
+                reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+                raise UserError(f"reward {text} fails on the text {completion!r} of problem {problem.id} ({reason})") from None
