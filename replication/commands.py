@@ -89,10 +89,10 @@ def _plan(options: argparse.Namespace, names: Sequence[str] | None = None) -> li
     from replication.config import make_config
 
     overrides = parse_settings(options.set)
-    for name in (*_OWN, "names", "variant", "seeds"):
+    for name in (*_OWN, "names", "variant", "seeds", "rates"):
         if name in overrides:
-            raise UserError(f"--set {name}: a plan chooses its runs by --profile, --plan, --seeds and (sweep) --ablation")
-    planned = plan(options.profile, names, variant=options.plan, seeds=options.seeds, **overrides)
+            raise UserError(f"--set {name}: a plan chooses its runs by --profile, --plan, --seeds, --rates and (sweep) --ablation")
+    planned = plan(options.profile, names, variant=options.plan, seeds=options.seeds, rates=options.rates, **overrides)
     if options.svamp is None:
         return planned
     source = {"svamp_source": options.svamp}
@@ -139,7 +139,7 @@ def _engine(options: argparse.Namespace) -> dict[str, str]:
 
 
 def _plan_of(options: argparse.Namespace) -> dict[str, Any]:
-    return {name: getattr(options, name) for name in ("plan", "seeds", "set", "svamp")}
+    return {name: getattr(options, name) for name in ("plan", "seeds", "rates", "set", "svamp")}
 
 
 def _write_tables(planned: Sequence[PlannedRun], out: Path, extra: dict[str, Any]) -> None:
@@ -163,7 +163,8 @@ def report(options: argparse.Namespace) -> int:
 def _noted_plan(out: Path) -> dict[str, Any]:
     """The plan that the tables of a results folder were made for."""
     noted = _manifest(out).get("plan") or {"plan": "default", "seeds": None, "set": [], "svamp": None}
-    kinds = {"plan": str, "seeds": int | None, "set": list, "svamp": str | None}
+    noted = {"rates": None, **noted} if isinstance(noted, dict) else noted  # manifests of before have none
+    kinds = {"plan": str, "seeds": int | None, "rates": int | None, "set": list, "svamp": str | None}
     fits = isinstance(noted, dict) and noted.keys() == kinds.keys() and all(isinstance(noted[name], kinds[name]) for name in kinds)
     if not fits or not all(isinstance(setting, str) for setting in noted["set"]):
         raise UserError(f"{out / 'manifest.json'} does not say of which plan the tables are (edited?): `make all` notes it anew")
@@ -206,7 +207,7 @@ def prompts(options: argparse.Namespace) -> int:
 
     _check_writable(out)
     # What the runs that follow need is missing now, not after the base was measured.
-    sweep_of = argparse.Namespace(profile=options.profile, plan="default", seeds=None, set=options.set, svamp=options.svamp)
+    sweep_of = argparse.Namespace(profile=options.profile, plan="default", seeds=None, rates=None, set=options.set, svamp=options.svamp)
     check_needs([run.config for run in _plan(sweep_of)], out / "runs")
     table = measure_prompts(options.profile, out, **overrides)
     shares = ["accuracy", "parsable_share", "accuracy_of_parsable", "truncated_share", "stopped_share"]

@@ -48,7 +48,7 @@ class ExperimentConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    profile: Literal["smoke", "nano", "paper"] = Field(description="name of the profile the run belongs to")
+    profile: Literal["smoke", "nano", "small", "paper"] = Field(description="name of the profile the run belongs to")
     task: Literal["word_problems", "multiplication", "svamp"] = Field(description="task trained and evaluated on")
     digits: int = Field(2, ge=1, le=6, description="digits of each factor (multiplication only); 3 in the paper [S]")
     svamp_source: str | None = Field(
@@ -298,7 +298,7 @@ def load_profile(
     The profile's common values come first, then those of the task, of the method, of the two together, then ``overrides``.
 
     Args:
-        name: smoke, nano or paper.
+        name: smoke, nano, small or paper.
         task, method: default to the first of the profile's tasks, and to s_grpo.
         seed: the seed of the run.
         overrides: any field of ExperimentConfig.

@@ -150,7 +150,7 @@ def test_a_missing_field_is_named():
 @pytest.mark.parametrize(
     ("profile", "names", "message"),
     [
-        ("nana", {}, "unknown profile 'nana': choose one of smoke, nano, paper"),
+        ("nana", {}, "unknown profile 'nana': choose one of smoke, nano, small, paper"),
         ("nano", {"task": "poems"}, "unknown task 'poems': choose one of word_problems, multiplication, svamp"),
         ("nano", {"method": "ppo"}, "unknown method 'ppo': choose one of base, grpo, s_grpo, t_spmo"),
     ],

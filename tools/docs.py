@@ -80,7 +80,7 @@ def rooms() -> str:
         names = [name for name in modules if (package / f"{name}.py").exists()]
         lines.append(f"| {', '.join(f'`{name}`' for name in names)} | {title} |")
     lines += [f"| `{name}/` | {_first_sentence(package / name / '__init__.py')} |" for name in found]
-    return "\n".join([*lines, "| `profiles/` | smoke, nano, paper: the settings of each scale |"])
+    return "\n".join([*lines, "| `profiles/` | smoke, nano, small, paper: the settings of each scale |"])
 
 
 def _first_sentence(path: Path) -> str:

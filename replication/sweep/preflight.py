@@ -14,7 +14,7 @@ from replication.base_files import check_gguf, is_gguf
 from replication.errors import UserError
 from replication.names import CLAIMS
 from replication.runs import read_summary
-from replication.statistics import PAPER_MODEL, counts_for, load_claims
+from replication.statistics import SCALE_MODELS, counts_for, load_claims
 from replication.tasks import get_task, is_made_up
 
 if TYPE_CHECKING:
@@ -56,8 +56,7 @@ def uncounted_claims(configs: Sequence[ExperimentConfig]) -> str | None:
     for profile, model in dict.fromkeys((config.profile, config.model) for config in configs):
         ids = [claim.id for claim in load_claims(CLAIMS) if claim.scale == profile]
         if ids and not counts_for(profile, model):
-            name = "nano" if profile == "nano" else PAPER_MODEL
-            return f"MODEL={model} is not named {name}: claims {ids[0]} to {ids[-1]} will stay not run"
+            return f"MODEL={model} is not named {SCALE_MODELS[profile]}: claims {ids[0]} to {ids[-1]} will stay not run"
     return None
 
 

@@ -56,6 +56,9 @@ def test_a_model_that_no_claim_counts_is_told_before_and_not_refused(random_base
     assert preflight.uncounted_claims([paper("Qwen/Qwen2-1.5B")]) is None
     assert preflight.uncounted_claims([load_profile("nano", task="word_problems", method="grpo")]) is None
     assert "N1 to " in preflight.uncounted_claims([load_profile("nano", task="word_problems", method="grpo", model="/data/other")])
+    small = load_profile("small", method="grpo")
+    assert preflight.uncounted_claims([small]) is None
+    assert "S1 to S7" in preflight.uncounted_claims([small.model_copy(update={"model": "/data/other"})])
     assert preflight.uncounted_claims([load_profile("smoke", model="/data/other")]) is None  # no claim is of that scale
     check_needs([paper(str(random_base), device="cpu")])
 
