@@ -42,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     def plan(added: argparse.ArgumentParser) -> None:
         added.add_argument("--plan", default="default", help="default, or full: more seeds and finer grids")
         added.add_argument("--seeds", type=int, metavar="N", help="seeds of the headline comparison (default: the profile's)")
-        added.add_argument("--rates", type=int, metavar="N", help="learning rates tried per method, the nearest to the profile's own")
+        added.add_argument("--rates", type=int, metavar="N", help="learning rates tried per method (default: the profile's)")
         settings(added)
 
     def settings(added: argparse.ArgumentParser) -> None:

@@ -207,7 +207,8 @@ def prompts(options: argparse.Namespace) -> int:
 
     _check_writable(out)
     # What the runs that follow need is missing now, not after the base was measured.
-    sweep_of = argparse.Namespace(profile=options.profile, plan="default", seeds=None, rates=None, set=options.set, svamp=options.svamp)
+    whole = {"plan": "default", "seeds": None, "rates": None}
+    sweep_of = argparse.Namespace(profile=options.profile, **whole, set=options.set, svamp=options.svamp)
     check_needs([run.config for run in _plan(sweep_of)], out / "runs")
     table = measure_prompts(options.profile, out, **overrides)
     shares = ["accuracy", "parsable_share", "accuracy_of_parsable", "truncated_share", "stopped_share"]

@@ -42,6 +42,10 @@ _OWN_FIELDS = {
     "t_spmo": ("replay_successes", "replay_failures"),
 }
 
+#: Settings that bound memory. The numbers of a run are the same but for rounding, so a run id has their defaults: a run can be
+#: started, or go on, with whatever fits the GPU at hand.
+MEMORY_FIELDS = ("token_budget", "activation_checkpointing")
+
 
 class ExperimentConfig(BaseModel):
     """Everything that decides the outcome of one run; anything unknown is an error."""
@@ -113,6 +117,11 @@ class ExperimentConfig(BaseModel):
     test_items: int = Field(300, ge=1, description="test items, evaluated once at the end")
     eval_batch_size: int = Field(100, ge=1, description="fixed, so that padding never changes between evaluations")
     checkpoint_every: int = Field(25, ge=1, description="steps between checkpoints: the most a kill can cost")
+    tensorboard: bool = Field(
+        False,
+        exclude_if=lambda value: not value,  # a run without it has the config, the id and the tables of before
+        description="also write TensorBoard event files beside metrics.jsonl (extra tensorboard)",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -161,8 +170,11 @@ class ExperimentConfig(BaseModel):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The config without the paths of local files: the run id covers their bytes, however the path is written."""
-        values = self.model_dump(mode="json", exclude_none=True, exclude={"svamp_source"})
+        """What a run is named by: the config without the paths of local files, whose bytes the run id covers, and without
+        what changes no number (MEMORY_FIELDS, tensorboard).
+        """
+        values = self.model_dump(mode="json", exclude_none=True, exclude={"svamp_source", "tensorboard"})
+        values |= {name: type(self).model_fields[name].default for name in MEMORY_FIELDS}
         if Path(self.model_path).resolve() == NANO_BASE:
             values["model"] = "nano"
         elif is_local(self.model):
@@ -225,7 +237,7 @@ class ExperimentConfig(BaseModel):
         words = ["python", "-m", "replication", "run", "--profile", self.profile, "--task", self.task]
         words += ["--method", self.method, "--seed", str(self.seed)]
         for name, value in self.model_dump(mode="json").items():
-            if value != default[name]:
+            if value != default.get(name):
                 words += ["--set", f"{name}={written(name, value)}"]
         return shlex.join([*words, "--out", str(out)])
 

@@ -65,8 +65,7 @@ def rows_of(tables: Tables, ablation: str, profile: str) -> pd.DataFrame:
 def counts_for(scale: str, model: str) -> bool:
     """Whether runs of ``model`` (a config's: a Hub name, a folder, or nano) are evidence for the claims of a scale.
 
-    The last part of the name decides; a snapshot in the Hub's cache is named by its models--owner--name. The nano base is a config's
-    word, not a folder's name.
+    The last part of the name decides; a snapshot in the Hub's cache is named by its models--owner--name. nano is a word of its own.
     """
     if scale == "nano":
         return model == "nano"
