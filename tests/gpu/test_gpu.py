@@ -1,7 +1,7 @@
 """What only a GPU can show, run by `make test-gpu`. With TEST_DEVICE=cpu the same tests go through the CPU in float32.
 
-The model is a random Qwen2 of four layers: nothing is downloaded. float32 adds up in another order; bfloat16 has 8 bits of mantissa and
-float16 11, so that log-probs differ by up to tenths between two kernels.
+The model is a random Qwen2 of four layers: nothing is downloaded. float32 adds up in another order; bfloat16 has 8 bits of
+mantissa and float16 11, so that log-probs differ by up to tenths between two kernels.
 """
 
 from __future__ import annotations
