@@ -72,7 +72,7 @@ def counts_for(scale: str, model: str) -> bool:
     parts = [part for part in re.split(r"[/\\]", model) if part]
     if len(parts) > 2 and parts[-2] == "snapshots" and parts[-3].startswith("models--"):
         parts = parts[-3].split("--")
-    return bool(parts) and parts[-1].lower() == SCALE_MODELS[scale].lower()
+    return bool(parts) and scale in SCALE_MODELS and parts[-1].lower() == SCALE_MODELS[scale].lower()
 
 
 def judged_runs(tables: Tables, scale: str) -> pd.DataFrame:
