@@ -11,6 +11,7 @@ import dataclasses
 import json
 import multiprocessing
 import os
+import platform
 import signal
 import threading
 import time
@@ -143,6 +144,7 @@ def find(config: ExperimentConfig, attempt: Callable[[ExperimentConfig, float], 
             say(f"out of memory with {_words(settings)}")
             if left > 0:
                 continue
+        if made.outcome == "memory" or (made.outcome == "time" and not made.steps and tries > 1):
             raise UserError(f"memory ran out at every setting that {LIMIT:.0f} s allowed to try: {_advice(config)}")
         if made.outcome not in ("done", "time"):
             raise UserError(f"a warm-up step with {config.model} failed, and no run was started: {made.outcome}")
@@ -174,7 +176,7 @@ def fitting(configs: Sequence[ExperimentConfig], runs_dir: Path, *, measure: Cal
     """What fits some runs, one of which is demanding; measured, or read from ``measured.json`` beside ``runs_dir``."""
     config = heaviest(config for config in configs if is_demanding(config))
     dumped = config.model_dump(mode="json")
-    of = {name: dumped.get(name) for name in _DECIDES} | {"gpu": _gpu()}
+    of = {name: dumped.get(name) for name in _DECIDES} | {"machine": platform.node(), "gpus": _gpus(config)}
     path = runs_dir.parent / FILE
     try:
         kept = json.loads(path.read_text())
@@ -190,15 +192,10 @@ def fitting(configs: Sequence[ExperimentConfig], runs_dir: Path, *, measure: Cal
     return found
 
 
-def _gpu() -> str | None:
-    import torch
-
-    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
-
-
 def _gpus(config: ExperimentConfig) -> int:
     import torch
 
+    # Only counted: asking for more would make this process hold memory on a GPU while the runs need it.
     return 0 if config.device == "cpu" else torch.cuda.device_count()
 
 

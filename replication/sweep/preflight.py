@@ -68,8 +68,8 @@ def gpu_problem(configs: Sequence[ExperimentConfig], none: str) -> str | None:
     if all(config.device != "auto" for config in wanting):
         return f"GPU: {none}, and device={wanting[0].device} was asked for: set device=auto or device=cpu"
     return (
-        f"GPU: {none}, and {wanting[0].model} is too large for a CPU: use a machine with one CUDA GPU (24 GB are aimed "
-        "at), or MODEL=folder of a small model, or --set device=cpu to try all the same"
+        f"GPU: {none}, and {wanting[0].model} is too large for a CPU: use a machine with a CUDA GPU, "
+        "or MODEL=folder of a small model, or --set device=cpu to try all the same"
     )
 
 

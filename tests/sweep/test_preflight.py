@@ -31,8 +31,12 @@ def test_with_nothing_at_hand_make_ends_with_one_message_that_names_everything(t
     outer = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "PROFILE", "OUT", "VENV", "MODEL", "SVAMP")
     environment = {name: value for name, value in os.environ.items() if name not in outer}
     environment |= {"HF_HOME": str(tmp_path / "no-cache"), "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
-    stamp = Path(sys.prefix) / ".installed"  # taken as it is: nothing is installed here
-    words = ["make", "-o", str(stamp), target, f"VENV={sys.prefix}", f"OUT={tmp_path / 'out'}"]
+    python = tmp_path / "venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    (tmp_path / "venv/.installed").touch()  # newer than pyproject.toml, so that nothing is installed
+    words = ["make", target, f"VENV={tmp_path / 'venv'}", f"OUT={tmp_path / 'out'}"]
     done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and not (tmp_path / "out/runs").exists()
     (line,) = [line for line in done.stderr.splitlines() if not line.startswith("make")]
