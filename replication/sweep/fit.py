@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 #: A model with fewer bytes of weights, as the shipped base, is not measured: it fits everywhere.
 DEMANDING = 2**25
 STEPS = 3
-#: Seconds that all tries together may take.
+#: Seconds that the steps of all tries together may take, without downloading and loading the model.
 LIMIT = 300.0
 #: The budget is not halved below this many tokens: one group of long completions has more.
 LEAST_BUDGET = 1024
@@ -53,7 +53,7 @@ class Attempt:
     Attributes:
         outcome: "done", "memory" (it ran out), "time" (it was ended), or why it failed.
         steps: of each whole step: seconds, peak_bytes (GPU, or resident on a CPU), total_bytes, device (its name).
-        seconds: until it ended.
+        seconds: from the loaded model to its end.
     """
 
     outcome: str
@@ -219,7 +219,9 @@ def sentences(fit: Fit, configs: Sequence[ExperimentConfig], workers: int) -> It
 
 
 def in_child(config: ExperimentConfig, seconds: float, warm_up: Callable[..., None] | None = None) -> Attempt:
-    """``warm_up(config, report)`` in a process of its own, whose death costs nothing; ended after ``seconds``.
+    """``warm_up(config, report)`` in a process of its own, whose death costs nothing.
+
+    It calls ``report("loaded")``, from when on it has ``seconds`` before it is ended, and ``report("step", values)`` for each step.
 
     Raises:
         Stopped: a signal came; the process is ended.
@@ -227,13 +229,12 @@ def in_child(config: ExperimentConfig, seconds: float, warm_up: Callable[..., No
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_child, args=(theirs, warm_up or _steps, config), daemon=True)
-    started = time.monotonic()
     process.start()
     theirs.close()
     steps: list[dict[str, Any]] = []
-    outcome = "time"
+    outcome, loaded = "time", None
     try:
-        while outcome == "time" and time.monotonic() < started + seconds:
+        while outcome == "time" and (loaded is None or time.monotonic() < loaded + seconds):
             signals.raise_if_stopped()
             if not ours.poll(signals.POLL):
                 continue
@@ -244,7 +245,9 @@ def in_child(config: ExperimentConfig, seconds: float, warm_up: Callable[..., No
                 # The kernel ends a process by SIGKILL where the machine's memory runs out.
                 outcome = "memory" if process.exitcode == -signal.SIGKILL else how_it_died(process.exitcode)
                 break
-            if kind == "step":
+            if kind == "loaded":
+                loaded = time.monotonic()
+            elif kind == "step":
                 steps.append(value)
             else:
                 outcome = value
@@ -252,7 +255,7 @@ def in_child(config: ExperimentConfig, seconds: float, warm_up: Callable[..., No
         process.kill()
         process.join()
         ours.close()
-    return Attempt(outcome, steps, time.monotonic() - started)
+    return Attempt(outcome, steps, 0.0 if loaded is None else time.monotonic() - loaded)
 
 
 def _child(connection: Connection, warm_up: Callable, config: ExperimentConfig) -> None:
@@ -263,7 +266,7 @@ def _child(connection: Connection, warm_up: Callable, config: ExperimentConfig) 
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=follow_parent, daemon=True).start()
     try:
-        warm_up(config, lambda step: connection.send(("step", step)))
+        warm_up(config, lambda kind, value=None: connection.send((kind, value)))
         outcome = "done"
     except UserError as error:
         outcome = str(error)
@@ -278,7 +281,7 @@ def _out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in signs)
 
 
-def _steps(config: ExperimentConfig, report: Callable[[dict[str, Any]], None]) -> None:
+def _steps(config: ExperimentConfig, report: Callable[..., None]) -> None:
     """Optimizer steps in which nothing ends an answer early, every group has both rewards, and the prompts are the longest."""
     import torch
 
@@ -300,6 +303,7 @@ def _steps(config: ExperimentConfig, report: Callable[[dict[str, Any]], None]) -
     else:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         machine = {"total_bytes": total, "device": "the CPU"}
+    report("loaded")
     for step in range(STEPS):
         forget_peak_memory()
         started = time.perf_counter()
@@ -314,4 +318,4 @@ def _steps(config: ExperimentConfig, report: Callable[[dict[str, Any]], None]) -
         loss, _, _ = backward(config, policy, groups, credits, state.scaler.scale)
         state.step(loss, config.learning_rate, config.max_grad_norm)  # its norm is read from the GPU, which is then done
         peak = peak_memory()["peak_gpu_bytes" if on_gpu else "peak_rss_bytes"]
-        report({"seconds": time.perf_counter() - started, "peak_bytes": peak, **machine})
+        report("step", {"seconds": time.perf_counter() - started, "peak_bytes": peak, **machine})

@@ -179,7 +179,7 @@ def test_no_step_of_a_run_holds_more_than_what_was_measured_before(base, dtype, 
     """The measured steps have the longest answers, all of them credited."""
     config = config_of(base, "grpo", dtype)
     measured: list[dict] = []
-    fit._steps(config, measured.append)
+    fit._steps(config, lambda kind, value=None: measured.append(value) if kind == "step" else None)
     assert len(measured) == fit.STEPS and all(step["seconds"] > 0 for step in measured)
     train.run(config, tmp_path / "run")
     name = "peak_gpu_bytes" if DEVICE == "cuda" else "peak_rss_bytes"
