@@ -72,7 +72,7 @@ def run(options: argparse.Namespace) -> int:
 def _results(options: argparse.Namespace) -> Path:
     from replication.config import profile_plan
 
-    profile_plan(options.profile)  # an unknown profile is said to be one, before anything else
+    profile_plan(options.profile)  # an unknown profile is named before anything else
     return options.out or Path("results/local") / options.profile
 
 

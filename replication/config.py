@@ -262,7 +262,7 @@ def read_value(name: str, text: str) -> Any:
         return text or None
     try:
         return json.loads(text)  # what ``written`` wrote; YAML reads 1e-05 and escaped emoji otherwise
-    except ValueError:
+    except (ValueError, RecursionError):
         pass
     try:
         return yaml.safe_load(text)

@@ -79,11 +79,11 @@ def sample_in_chunks(
     group_size: int,
     temperature: float,
     generators,
-    begun: bool = False,
+    continues: bool = False,
 ) -> list[list[Completion]]:
     """``generate`` for as many prompts at a time as the token budget holds, with the task's limit and stop strings.
 
-    begun: the prompts end inside an answer, so that a stop string may come at once.
+    continues: the prompts end inside an answer, so that a stop string may come at once.
     """
     limit = config.max_new_tokens or task.max_new_tokens
     longest = max(map(len, prompts), default=0)
@@ -99,7 +99,7 @@ def sample_in_chunks(
             eos_token_ids=policy.eos_token_ids,
             pad_token_id=policy.pad_token_id,
             generators=generators[start : start + chunk] if generators else None,
-            stop=stop_criterion(policy, task, begun=begun),
+            stop=stop_criterion(policy, task, continues=continues),
         )
     return result
 
@@ -109,11 +109,12 @@ def stopped_share(task: Task, samples: Sequence[Completion], name: str = "stoppe
     return {name: sum(sample.stopped for sample in samples) / max(len(samples), 1)} if task.stop_strings else {}
 
 
-def stop_criterion(policy: Policy, task: Task, *, begun: bool = False):
+def stop_criterion(policy: Policy, task: Task, *, continues: bool = False):
     """What ends a completion besides EOS, or None: a function of the generated ids (rows, t) that gives (rows,) bool.
 
-    A stop string ends an answer only after other text (or where it has ``begun`` before): one that a model writes first would
-    leave an empty answer. A stop string that is a token of its own (the end of a chat turn) ends an empty answer too, as EOS.
+    A stop string ends an answer only after other text, or one that a model writes first would leave an empty answer. With
+    ``continues`` the prompt holds that text already. A stop string that is a token of its own (the end of a chat turn) ends an
+    empty answer too, as EOS does.
     """
     if not task.stop_strings:
         return None
@@ -127,7 +128,7 @@ def stop_criterion(policy: Policy, task: Task, *, begun: bool = False):
 
     def stop(tokens: Tensor) -> Tensor:
         matched = criterion(tokens, None)
-        if not begun:
+        if not continues:
             for row in matched.nonzero().flatten().tolist():
                 matched[row] = ends_an_answer(tokens[row])
         return matched
@@ -152,7 +153,7 @@ def _with_replays(policy: Policy, config: ExperimentConfig, task: Task, group: G
     forced = [group.samples[i].tokens[:start] for i, start in zip(chosen, starts, strict=True)]
     generators = [stream(config.seed, "replay", step, group.problem.id, index) for index in range(len(chosen))]
     prompts = [group.prompt + prefix for prefix in forced]
-    how = {"group_size": 1, "temperature": config.temperature, "generators": generators, "begun": True}
+    how = {"group_size": 1, "temperature": config.temperature, "generators": generators, "continues": True}
     fresh = sample_in_chunks(policy, config, task, prompts, **how)
     samples, texts, rewards = [], [], []
     for prefix, source, (new,) in zip(forced, chosen, fresh, strict=True):

@@ -1,4 +1,4 @@
-"""The command line: exit statuses, one line for what a user can mend, signals, publishing."""
+"""The command line: exit statuses, one line for what a user can fix, signals, publishing."""
 
 from __future__ import annotations
 

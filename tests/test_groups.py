@@ -101,10 +101,10 @@ def test_a_stop_string_ends_a_completion_wherever_it_is_split(policy, random_bas
     assert hits
 
 
-def stops(policy: Policy, text: str, *stop_strings: str, begun: bool = False) -> list[bool]:
+def stops(policy: Policy, text: str, *stop_strings: str, continues: bool = False) -> list[bool]:
     """Whether an answer that grows by one token of ``text`` at a time ends there."""
     tokens = torch.tensor([policy.encode(text)])
-    stop = stop_criterion(policy, replace(TASK, stop_strings=stop_strings), begun=begun)
+    stop = stop_criterion(policy, replace(TASK, stop_strings=stop_strings), continues=continues)
     return [bool(stop(tokens[:, : t + 1])) for t in range(tokens.shape[1])]
 
 
@@ -115,7 +115,7 @@ def test_a_stop_string_ends_no_answer_before_its_first_word(policy):
     assert stops(policy, " 5.\nQuestion:", "\nQuestion:")[-1]
     twice = stops(policy, "\nQuestion: 5.\nQuestion:", "\nQuestion:")
     assert twice[-1] and not any(twice[:-1])
-    assert stops(policy, "\nQuestion:", "\nQuestion:", begun=True)[-1], "a replay goes on inside an answer"
+    assert stops(policy, "\nQuestion:", "\nQuestion:", continues=True)[-1], "a replay goes on inside an answer"
 
 
 def test_a_token_that_ends_a_turn_ends_an_empty_answer_too(policy):

@@ -11,7 +11,8 @@ from random import Random
 import pytest
 
 from replication.errors import UserError
-from replication.tasks import TASKS, Problem, Task, decisive_positions, get_task, multiplication, word_problems
+from replication.names import TASKS
+from replication.tasks import Problem, Task, decisive_positions, get_task, multiplication, word_problems
 from replication.tasks.stories import TEMPLATES
 
 OFFLINE = [("word_problems", {}), ("multiplication", {}), ("multiplication", {"digits": 3})]

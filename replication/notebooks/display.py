@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from markupsafe import Markup
 
-from replication.names import CLAIMS, METHOD_LABELS, ROOT, TASK_LABELS
-from replication.report import figure_style, negative_results, verdict_rows
+from replication.names import CLAIMS, ROOT
+from replication.report import figure_style, negative_results, table_html, verdict_table
 from replication.statistics import Tables, load_claims, verdicts
 
 if TYPE_CHECKING:
@@ -38,39 +38,7 @@ def readable(frame: pd.DataFrame) -> HTML:
     """
     from IPython.display import HTML
 
-    shown = frame.drop(columns=[name for name in ("schema_version",) if name in frame])
-    numeric = {name: pd.api.types.is_numeric_dtype(shown[name]) and shown[name].dtype != bool for name in shown}
-    head = Markup("").join(_tag("th", str(name).replace("_", " "), numeric[name]) for name in shown)
-    rows = [
-        Markup("<tr>{}</tr>").format(Markup("").join(_tag("td", _cell(value), numeric[name]) for name, value in row.items()))
-        for row in shown.to_dict("records")
-    ]
-    body = Markup("\n").join(rows)
-    table = Markup("<table>\n<thead><tr>{}</tr></thead>\n<tbody>\n{}\n</tbody>\n</table>").format(head, body)
-    return HTML(str(table))
-
-
-def _tag(name: str, text: str, numeric: bool) -> Markup:
-    # The alignment is written out, since JupyterLab would align everything to the right; the class is for the pages.
-    long = len(Markup(text).striptags() if isinstance(text, Markup) else text) > 30
-    kind = "number" if numeric else "words" if long else "nowrap"
-    where = "right; white-space: nowrap" if numeric else "left"
-    return Markup('<{0} class="{1}" style="text-align: {2}">{3}</{0}>').format(Markup(name), kind, where, text)
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else ""
-    if value is None or value is pd.NA or (isinstance(value, float) and pd.isna(value)):
-        return ""
-    if isinstance(value, float) and not value.is_integer():
-        return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3g}"
-    if isinstance(value, int | float):
-        return f"{int(value)}"
-    if isinstance(value, Markup):
-        return value
-    text = str(value)
-    return METHOD_LABELS.get(text, TASK_LABELS.get(text, text))
+    return HTML(table_html(frame))
 
 
 def picture(figure: Figure, alt: str = "figure") -> Image:
@@ -164,6 +132,6 @@ def not_as_thought(tables: Tables) -> HTML:
 
 def judged(tables: Tables, *claims: str) -> HTML:
     """The verdicts of some claims (default: all) on these tables."""
-    rows = verdict_rows(verdicts(CLAIMS, tables))
-    frame = pd.DataFrame([row for row in rows if not claims or row["claim"] in claims])
-    return readable(frame[["claim", "mark", "text", "verdict", "ours", "paper", "seeds", "items"]])
+    from IPython.display import HTML
+
+    return HTML(verdict_table(verdicts(CLAIMS, tables), *claims))

@@ -8,7 +8,7 @@ behind them. One module a topic holds how: headline, ablations, side_effects, co
 from __future__ import annotations
 
 from replication.report.exhibits import EXHIBITS, Exhibit, Shown, save_figures
-from replication.report.findings import conclusions, negative_results, power, verdict_rows
+from replication.report.findings import conclusions, negative_results, power, verdict_rows, verdict_table
 from replication.report.html import notebook_page, table_html, with_formulas
 from replication.report.page import build, find_tables, rebuild_tables, update_tables
 from replication.report.plan import plan_frame, plan_sentence, plan_table, state_table
@@ -54,5 +54,6 @@ __all__ = [
     "table_html",
     "update_tables",
     "verdict_rows",
+    "verdict_table",
     "with_formulas",
 ]

@@ -10,6 +10,7 @@ import yaml
 
 from replication.names import METHOD_LABELS, NEGATIVE_RESULTS, TASK_LABELS
 from replication.report.headline import accuracy_table
+from replication.report.html import render
 from replication.report.select import in_order
 from replication.report.wording import counted, interval, listing, number, percent, points, span
 from replication.statistics import Tables, detectable_differences, detectable_gap
@@ -88,6 +89,18 @@ def verdict_rows(judged: pd.DataFrame) -> list[dict[str, str]]:
         if counterparts[row["claim"]] not in counterparts:
             ordered += [row, *(other for other in texts if other["counterpart"] == row["claim"])]
     return ordered
+
+
+def verdict_table(judged: pd.DataFrame, *claims: str) -> str:
+    """The verdicts of some claims (default: all) as an HTML table, and those not run in one line below it.
+
+    What the paper says of a claim stands beside its counterpart in the nano lab.
+    """
+    rows = verdict_rows(judged)
+    paper = {row["claim"]: row["paper"] for row in rows}
+    rows = [row | {"paper": row["paper"] or paper.get(row["counterpart"], "")} for row in rows if row["claim"] in (claims or paper)]
+    missing = [row for row in rows if row["verdict"] == "not run"]
+    return render("verdicts.html", rows=[row for row in rows if row not in missing], missing=missing)
 
 
 def _verdict_row(row: Mapping[str, Any]) -> dict[str, str]:

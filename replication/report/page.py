@@ -11,7 +11,7 @@ import pandas as pd
 from replication.names import CLAIMS, RESULTS
 from replication.report import appendix, plan
 from replication.report.exhibits import EXHIBITS, save_figures
-from replication.report.findings import conclusions, negative_results, power, verdict_rows
+from replication.report.findings import conclusions, negative_results, power, verdict_table
 from replication.report.html import render
 from replication.report.wording import shown_table
 from replication.runs import atomic_write, read_json
@@ -102,15 +102,11 @@ def build(results_dir: str | Path, profile: str) -> Path:
 def _context(tables: Tables, judged: pd.DataFrame, manifest: Mapping[str, Any], folder: Path, profile: str) -> dict[str, Any]:
     runs = tables.get("runs", pd.DataFrame(columns=["profile"]))
     runs = runs[runs["profile"] == profile]
-    rows = verdict_rows(judged)
-    paper = {row["claim"]: row["paper"] for row in rows}
     done = runs[runs["status"] == "done"] if len(runs) else runs
     return {
         "profile": profile,
         "conclusions": conclusions(judged, tables, profile),
-        # What the paper says stands beside its counterpart; claims about Qwen that were not run need no row each.
-        "verdicts": [row | {"paper": row["paper"] or paper.get(row["counterpart"], "")} for row in rows if row["ours"]],
-        "not_judged": [row["claim"] for row in rows if not row["ours"]],
+        "verdicts": verdict_table(judged),
         "power": power(tables, profile),
         "svamp_split": appendix.svamp_split(tables, profile),
         "negative": negative_results(judged),

@@ -41,7 +41,7 @@ def publish(profile: str, source: Path, target: Path) -> list[Path]:
         raise UserError("the working tree has changes that are not committed (or is no git clone): commit them first")
     if not manifest.get("runs_dirty") is manifest.get("dirty") is False:
         raise UserError(
-            f"runs or tables of {source} were made, or begun, from a tree with uncommitted changes or outside git: "
+            f"runs or tables of {source} were made, or started, from a tree with uncommitted changes or outside git: "
             "make them again from a commit"
         )
     files = {path.relative_to(source): path for pattern in _PUBLISHED for path in sorted(source.glob(pattern))}

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pandas as pd
+from markupsafe import Markup
 
 from replication.names import ABLATION_LABELS, METHOD_LABELS, TASK_LABELS
 
@@ -14,6 +15,7 @@ _NAMES = {"task": TASK_LABELS, "method": METHOD_LABELS, "ablation": ABLATION_LAB
 #: Heads of columns whose name alone does not tell the unit or the meaning.
 _HEADS = {
     "accuracy": "test accuracy, %", "sampled_accuracy": "sampled, %", "validation_accuracy": "validation, %",
+    "held_out_accuracy": "held-out templates, %",
     "accuracy_new_stories": "new stories, %", "kept_fraction": "tokens in the loss, % of untied groups",
     "kept_share_all": "% of all groups", "start": "start, %", "end": "end, %", "lowest": "lowest seed, %",
     "highest": "highest seed, %", "gap": "minus GRPO, points", "worth": "changed the chance by, points", "level": "level, %",
@@ -32,8 +34,9 @@ def number(value: float, largest: float | None = None) -> str:
     if pd.isna(value):
         return ""
     size = abs(value if largest is None else largest)
-    decimals = 0 if size >= 1000 else 1 if size >= 1 or size == 0 else 1 - math.floor(math.log10(size))
-    return f"{value:,.{decimals}f}"
+    if size < 1e-4 or (size < 1 and largest is None):
+        return f"{value:.2g}"
+    return f"{value:,.{0 if size >= 1000 else 1 if size >= 1 else 1 - math.floor(math.log10(size))}f}"
 
 
 def points(value: float) -> str:
@@ -80,7 +83,7 @@ def shown_table(frame: pd.DataFrame) -> dict[str, Any]:
     """A frame of numbers as the heads and cells of a page.
 
     ``x``, ``x_low`` and ``x_high`` become one cell with its interval, ids become names, and columns in which nothing was measured
-    are left out.
+    are left out. A cell of type Markup is shown as the HTML it is.
 
     Returns:
         heads: (text, kind) of each column, kind "number", "nowrap" or "words"; rows: the cells as texts.
@@ -97,7 +100,8 @@ def shown_table(frame: pd.DataFrame) -> dict[str, Any]:
                 texts = [interval(*bound) for bound in bounds]
         else:
             texts = [_text(value, name) for value in values]
-            kind = "words" if max(map(len, texts), default=0) > 40 else "nowrap"
+            longest = max((len(Markup(text).striptags() if isinstance(text, Markup) else text) for text in texts), default=0)
+            kind = "words" if longest > 40 else "nowrap"
         heads.append((_HEADS.get(name, name.replace("_", " ")), kind))
         columns.append(texts)
     return {"heads": heads, "rows": list(zip(*columns, strict=True))}
@@ -116,4 +120,6 @@ def _text(value: Any, column: str) -> str:
         return "yes" if value else ""
     if isinstance(value, float):
         return number(value)
+    if isinstance(value, Markup):
+        return value
     return "" if value is None or value is pd.NA else _NAMES.get(column, {}).get(str(value), str(value))

@@ -65,9 +65,9 @@ class RunDirectory:
         remove_leftovers(path)
         earlier = read_json(path / "manifest.json", "a manifest") if (path / "manifest.json").exists() else {}
         settings = json.loads(to_json(config.model_dump(mode="json")))
-        begun = self._has_begun()
+        started_before = self._has_started()
         # A config.json without a run's manifest is somebody's file, a model's for instance, and is never written over.
-        if (path / "config.json").exists() and (begun or "run_id" not in earlier):
+        if (path / "config.json").exists() and (started_before or "run_id" not in earlier):
             self._refuse_another(settings, earlier)
         else:
             atomic_write(path / "config.json", to_json(settings, indent=2) + "\n")
@@ -79,7 +79,7 @@ class RunDirectory:
         with explained(path):
             (path / "failure.json").unlink(missing_ok=True)
         self.manifest = {"run_id": self.run_id, **manifest(), "started": now(), "finished": None, "earlier_starts": []}
-        if earlier and begun:
+        if earlier and started_before:
             self._note_earlier_start(earlier)
         self.write_manifest()
 
@@ -110,7 +110,7 @@ class RunDirectory:
             lock.release()
             raise
 
-    def _has_begun(self) -> bool:
+    def _has_started(self) -> bool:
         """Whether something was measured or trained here that the next start would go on from."""
         return any(self.lengths().values()) or self._checkpoints.exists() or (self.path / "summary.json").exists()
 

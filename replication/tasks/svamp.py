@@ -72,7 +72,7 @@ def load(source: str | Path | None = None) -> Task:
         stat = path.stat()
     except OSError as error:
         raise UserError(f"cannot read SVAMP from {path}: {error.strerror}; {_ADVICE}") from None
-    # Size and time of change are part of the key: a file mended after an error is read again.
+    # Size and time of change are part of the key: a file corrected after an error is read again.
     return _load_file(path.resolve(), stat.st_size, stat.st_mtime_ns)
 
 

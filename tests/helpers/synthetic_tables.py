@@ -56,12 +56,14 @@ def headline(
                 name = run_id(profile, task, method, seed)
                 right = answers(rng, accuracy[task][method], difficulty, 0.0 if method == "base" else seed_sd)
                 runs.append(_run(name, "full_vs_sparse", profile, model, task, method, seed, right.mean(), rng, items))
-                item_rows += [(name, f"{task}-{i:04d}", int(r), 0) for i, r in enumerate(right)]
+                item_rows += [(name, "test", f"{task}-{i:04d}", int(r), 0) for i, r in enumerate(right)]
                 if method != "base":
                     curves += _curves(name, task, method, accuracy[task], steps, rng)
     return {
         "runs": _frame(runs),
-        "items": _frame(pd.DataFrame(item_rows, columns=["run_id", "item_id", "correct", "truncated"])),
+        "items": _frame(pd.DataFrame(item_rows, columns=["run_id", "split", "item_id", "correct", "truncated"])).assign(
+            template=np.nan, reward=np.nan, parsed=np.nan
+        ),
         "curves": _frame(pd.DataFrame(curves, columns=["run_id", "step", "metric", "value"])),
     }
 

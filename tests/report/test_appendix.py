@@ -21,7 +21,8 @@ def items(answers: dict[str, list[tuple[int, int, int]]]) -> dict[str, pd.DataFr
     runs = runs[(runs["profile"] == "nano") & (runs["task"] == "word_problems") & runs["method"].isin(answers)]
     run_ids = dict(zip(runs["method"], runs["run_id"], strict=True))
     rows = [
-        {"schema_version": 1, "run_id": run_ids[method], "item_id": f"i{number}", "correct": c, "truncated": t, "parsed": p}
+        {"run_id": run_ids[method], "split": "test", "item_id": f"i{number}", "correct": c, "truncated": t, "parsed": p}
+        | {"template": None, "reward": float(c)}
         for method, own in answers.items()
         for number, (c, t, p) in enumerate(own)
     ]

@@ -18,8 +18,9 @@ FILES = ("figures/full_vs_sparse.png", "figures/full_vs_sparse.svg", "notebooks/
 def results(folder: Path, **changes) -> Path:
     row = {"run_id": "a" * 16, "ablation": "full_vs_sparse", "profile": "nano", "task": "word_problems", "method": "grpo"}
     row |= {"seed": 0, "command": "python -m replication run", "status": "done", "accuracy": 0.5, "model": "nano"}
-    items = [{"run_id": "a" * 16, "item_id": changes.pop("item_id", "x"), "correct": 1, "truncated": 0}]
-    tables = {"runs": pd.DataFrame([row | changes]), "items": pd.DataFrame(items)}
+    item = {"run_id": "a" * 16, "split": "test", "item_id": changes.pop("item_id", "x"), "correct": 1, "truncated": 0}
+    item |= {"template": None, "reward": 1.0, "parsed": 1}
+    tables = {"runs": pd.DataFrame([row | changes]), "items": pd.DataFrame([item])}
     write_tables(tables, folder, {"commit": "c" * 40, "dirty": False, "runs_dirty": False})
     for name in (*FILES, "figures/mine.png", "runs/x/config.json", "notebooks/one.ipynb"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
