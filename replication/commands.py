@@ -27,6 +27,7 @@ _PLAN: dict[str, tuple[Any, Any]] = {
     "data": (str | None, None),
     "reward": (str | None, None),
     "method": (list, []),
+    "rates": (int | None, None),
 }
 #: Options of ``run`` that --set may not name.
 _OWN = ("profile", "task", "method", "seed")
@@ -106,12 +107,12 @@ def _plan(options: argparse.Namespace, names: Sequence[str] | None = None) -> li
     from replication.config import make_config
 
     overrides = parse_settings(options.set)
-    for name in (*_OWN, "names", "variant", "seeds", "methods"):
+    for name in (*_OWN, "names", "variant", "seeds", "rates", "methods"):
         if name in overrides:
-            raise UserError(f"--set {name}: a plan chooses its runs by --profile, --plan, --seeds, --task and (sweep) --ablation")
+            raise UserError(f"--set {name}: a plan chooses its runs by the options of sweep (see sweep --help)")
     overrides |= _files(options)
     source = {"svamp_source": overrides.pop("svamp_source", None)}
-    how = {"variant": options.plan, "seeds": options.seeds, "task": options.task, "methods": options.method}
+    how = {"variant": options.plan, "seeds": options.seeds, "rates": options.rates, "task": options.task, "methods": options.method}
     planned = plan(options.profile, names, **how, **overrides)
     if source["svamp_source"] is None:
         return planned

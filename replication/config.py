@@ -46,13 +46,17 @@ _OWN_FIELDS = {
     "t_spmo": ("replay_successes", "replay_failures"),
 }
 
+#: Settings that bound memory. The numbers of a run are the same but for rounding, so a run id has their defaults: a run can be
+#: started, or go on, with whatever fits the GPU at hand.
+MEMORY_FIELDS = ("token_budget", "activation_checkpointing")
+
 
 class ExperimentConfig(BaseModel):
     """Everything that decides the outcome of one run; anything unknown is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    profile: Literal["smoke", "nano", "paper"] = Field(description="name of the profile the run belongs to")
+    profile: Literal["smoke", "nano", "small", "paper"] = Field(description="name of the profile the run belongs to")
     task: Literal["word_problems", "multiplication", "svamp", "jsonl"] = Field(description="task trained and evaluated on")
     digits: int = Field(2, ge=1, le=6, description="digits of each factor (multiplication only); 3 in the paper [S]")
     svamp_source: str | None = Field(
@@ -121,6 +125,11 @@ class ExperimentConfig(BaseModel):
     test_items: int = Field(300, ge=1, description="test items, evaluated once at the end")
     eval_batch_size: int = Field(100, ge=1, description="fixed, so that padding never changes between evaluations")
     checkpoint_every: int = Field(25, ge=1, description="steps between checkpoints: the most a kill can cost")
+    tensorboard: bool = Field(
+        False,
+        exclude_if=lambda value: not value,  # a run without it has the config, the id and the tables of before
+        description="also write TensorBoard event files beside metrics.jsonl (extra tensorboard)",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -180,8 +189,11 @@ class ExperimentConfig(BaseModel):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The config without the paths of local files: the run id covers their bytes, however the path is written."""
-        values = self.model_dump(mode="json", exclude_none=True, exclude={"svamp_source", "data"})
+        """What a run is named by: the config without the paths of local files, whose bytes the run id covers, and without
+        what changes no number (MEMORY_FIELDS, tensorboard).
+        """
+        values = self.model_dump(mode="json", exclude_none=True, exclude={"svamp_source", "data", "tensorboard"})
+        values |= {name: type(self).model_fields[name].default for name in MEMORY_FIELDS}
         if Path(self.model_path).resolve() == NANO_BASE:
             values["model"] = "nano"
         elif is_local(self.model):
@@ -253,7 +265,7 @@ class ExperimentConfig(BaseModel):
         words = ["python", "-m", "replication", "run", "--profile", self.profile, "--task", self.task]
         words += ["--method", self.method, "--seed", str(self.seed)]
         for name, value in self.model_dump(mode="json").items():
-            if value != default[name]:
+            if value != default.get(name):
                 words += ["--set", f"{name}={written(name, value)}"]
         return shlex.join([*words, "--out", str(out)])
 
@@ -326,7 +338,7 @@ def load_profile(
     The profile's common values come first, then those of the task, of the method, of the two together, then ``overrides``.
 
     Args:
-        name: smoke, nano or paper.
+        name: smoke, nano, small or paper.
         task, method: default to the first of the profile's tasks, and to s_grpo.
         seed: the seed of the run.
         overrides: any field of ExperimentConfig.

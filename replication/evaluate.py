@@ -16,7 +16,7 @@ from replication.objective import k3
 from replication.randomness import stream
 from replication.rollout import Completion
 from replication.runs import RunDirectory
-from replication.scoring import token_log_probs
+from replication.scoring import score
 from replication.signals import raise_if_stopped
 from replication.tasks import Problem, Task, read_answer
 
@@ -129,7 +129,8 @@ def kl_to_base(policy: Policy, config: ExperimentConfig, samples: Sequence[tuple
         return None
     sampled = torch.tensor([value for _, _, group in samples for tokens in group for value in tokens])
     with policy.reference() as base:
-        reference = token_log_probs(base, prompts, completions, credits, strategy=config.scoring, temperature=config.temperature)
+        how = {"strategy": config.scoring, "temperature": config.temperature, "token_budget": config.token_budget}
+        reference = score(base, prompts, completions, credits, **how).log_probs
     return k3(sampled, reference.to(sampled)).mean().item()
 
 

@@ -15,7 +15,7 @@ NEGATIVE_RESULTS = DATA / "negative_results.yaml"
 #: The one model that ships with the repository; any other is a folder or a name on the Hub.
 NANO_BASE = DATA / "nano-base"
 
-PROFILES = ("smoke", "nano", "paper")
+PROFILES = ("smoke", "nano", "small", "paper")
 TASKS = ("word_problems", "multiplication", "svamp", "jsonl")
 METHODS = ("base", "grpo", "s_grpo", "t_spmo")
 #: The methods that train.

@@ -20,7 +20,7 @@ def configs(profile: str, name: str, **options) -> list[ExperimentConfig]:
 @pytest.mark.parametrize("profile", PROFILES)
 def test_every_planned_run_is_valid_and_planned_once(profile, variant):
     planned = plan(profile, variant=variant)
-    assert {run.ablation for run in planned} == set(ABLATIONS)
+    assert {run.ablation for run in planned} == {"full_vs_sparse", *profile_plan(profile)} & set(ABLATIONS)
     assert max(Counter((run.ablation, run.config.canonical) for run in planned).values()) == 1
     for run in planned:
         assert run.config.profile == profile
@@ -117,12 +117,30 @@ def test_only_the_varied_fields_vary():
             assert changed <= fields, f"{name} also changes {changed - fields}"
 
 
-@pytest.mark.parametrize("profile", PROFILES)
-@pytest.mark.parametrize("name", ABLATIONS)
+@pytest.mark.parametrize(
+    ("profile", "name"),
+    [(profile, name) for profile in PROFILES for name in ABLATIONS if name in {"full_vs_sparse", *profile_plan(profile)}],
+)
 def test_the_full_plan_holds_the_default_one(profile, name):
     default, full = ({config.canonical for config in configs(profile, name, variant=v)} for v in ("default", "full"))
     assert default <= full
     assert profile != "nano" or default != full
+
+
+def test_fewer_rates_are_those_nearest_to_the_headlines_own():
+    def rates(count: int, method: str) -> list[float]:
+        return [c.learning_rate for c in configs("nano", "learning_rate", rates=count) if (c.task, c.method) == (task, method)]
+
+    task, method = "word_problems", "grpo"
+    own, grid = load_profile("nano", task=task, method=method).learning_rate, profile_plan("nano")["learning_rate"]["grid"]
+    assert rates(1, method) == [own] and rates(9, method) == grid
+    assert rates(3, method) == [1.0e-3, 3.0e-3, 1.0e-2]
+
+
+def test_the_first_look_at_the_small_scale_is_four_runs():
+    first = {run.config for run in plan("small", seeds=1, rates=1)}
+    assert sorted(config.method for config in first) == ["base", "grpo", "s_grpo", "t_spmo"]
+    assert first < {run.config for run in plan("small")}, "what it trains is not trained again"
 
 
 def test_overrides_reach_every_run():
@@ -138,10 +156,12 @@ def test_overrides_reach_every_run():
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
-        (("nana",), {}, "unknown profile 'nana': choose one of smoke, nano, paper"),
+        (("nana",), {}, "unknown profile 'nana': choose one of smoke, nano, small, paper"),
         (("nano", ["speed"]), {}, "unknown ablation 'speed': choose one of full_vs_sparse"),
         (("nano",), {"variant": "huge"}, "unknown plan 'huge': choose default or full"),
         (("nano",), {"seeds": 0}, "seeds must be 1 or more, not 0"),
+        (("nano",), {"rates": 0}, "rates must be 1 or more, not 0"),
+        (("small", ["lora_rank"]), {}, "profile small has no ablation lora_rank: choose one of full_vs_sparse, learning_rate"),
         (("nano",), {"speed": 3}, "speed is not a setting"),
         (("nano",), {"seed": 3}, "seed cannot be set for a whole plan"),
         (("nano",), {"keep_probability": 0.5}, "keep_probability is a setting of s_grpo alone"),

@@ -96,7 +96,7 @@ BAD = {
     "unknown option": (["sweep", "--worker", "2"], "unrecognized arguments: --worker"),
     "missing option": (["run", "--profile", "smoke"], "required: --task, --method, --seed, --out"),
     "seed is no number": (["run", "--seed", "one"], "--seed: invalid int value: 'one'"),
-    "unknown profile": (["sweep", "--profile", "mega", "--list"], "unknown profile 'mega': choose one of smoke, nano, paper"),
+    "unknown profile": (["sweep", "--profile", "mega", "--list"], "unknown profile 'mega': choose one of smoke, nano, small"),
     "unknown ablation": (["sweep", "--list", "--ablation", "x"], "unknown ablation 'x': choose one of full_vs_sparse"),
     "unknown plan": (["sweep", "--list", "--plan", "x"], "unknown plan 'x': choose default or full"),
     "no seeds": (["sweep", "--list", "--seeds", "0"], "seeds must be 1 or more, not 0"),

@@ -77,7 +77,10 @@ OTHER_VALUES: dict[str, dict[str, Any]] = {
     "test_items": {"test_items": 6},
     "eval_batch_size": {"eval_batch_size": 5},
     "checkpoint_every": {"checkpoint_every": 4},
+    "tensorboard": {"tensorboard": True},
 }
+#: Fields that change no number of a run.
+NO_PART = ("token_budget", "activation_checkpointing", "tensorboard")
 
 
 def another(base: Path, field: str) -> tuple[ExperimentConfig, ExperimentConfig]:
@@ -151,7 +154,7 @@ def test_a_missing_field_is_named():
 @pytest.mark.parametrize(
     ("profile", "names", "message"),
     [
-        ("nana", {}, "unknown profile 'nana': choose one of smoke, nano, paper"),
+        ("nana", {}, "unknown profile 'nana': choose one of smoke, nano, small, paper"),
         ("nano", {"task": "poems"}, "unknown task 'poems': choose one of word_problems, multiplication, svamp, jsonl"),
         ("nano", {"method": "ppo"}, "unknown method 'ppo': choose one of base, grpo, s_grpo, t_spmo, or package.module:object"),
     ],
@@ -206,11 +209,18 @@ def test_equal_runs_have_equal_configs():
         load_profile("nano", method="t_spmo", cutoff=3)
 
 
-@pytest.mark.parametrize("field", [name for name in ExperimentConfig.model_fields if name not in ("model", "svamp_source", "data")])
+@pytest.mark.parametrize("field", sorted({*ExperimentConfig.model_fields} - {"model", "svamp_source", "data", *NO_PART}))
 def test_another_value_of_any_field_is_another_run(random_base, field):
     here, there = another(random_base, field)
     assert getattr(here, field) != getattr(there, field)
     assert here.run_id != there.run_id and len(here.run_id) == 16 and int(here.run_id, 16) >= 0
+
+
+@pytest.mark.parametrize("field", NO_PART)
+def test_what_changes_no_number_is_no_part_of_the_run(random_base, field):
+    """A run that was started on a large GPU goes on on a small one."""
+    here, there = another(random_base, field)
+    assert getattr(here, field) != getattr(there, field) and here.run_id == there.run_id
 
 
 def test_the_path_of_svamp_is_no_part_of_the_run(random_base, monkeypatch):

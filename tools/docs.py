@@ -61,11 +61,11 @@ def _measured(row: dict) -> str:
 def plan_size(profile: str = "nano", committed: Path = COMMITTED) -> str:
     """How many runs and steps the plans of a profile have, and how long the committed runs took."""
     lines = ["| plan | runs | optimizer steps |", "|---|---|---|"]
-    for variant in ("default", "full"):
-        configs = {run.config for run in plan(profile, variant=variant)}
-        command = "make all" if profile == "nano" else "make paper"
-        name = f"`{command}`" if variant == "default" else f"`{command} PLAN=full`"
-        lines.append(f"| {name} | {len(configs)} | {sum(config.steps for config in configs):,} |")
+    command = "make all" if profile == "nano" else f"make {profile}"
+    first = {" SEEDS=1 RATES=1": {"seeds": 1, "rates": 1}} if profile == "small" else {}
+    for words, options in {**first, "": {}, " PLAN=full": {"variant": "full"}}.items():
+        configs = {run.config for run in plan(profile, **options)}
+        lines.append(f"| `{command}{words}` | {len(configs)} | {sum(config.steps for config in configs):,} |")
     if profile == "nano" and (committed / "timings.csv").exists():
         seconds = read_tables(committed)["timings"]["seconds"]
         lines += ["", f"A committed run took {seconds.mean():.0f} s on average (one thread of a shared machine: an upper bound)."]
@@ -81,7 +81,7 @@ def rooms() -> str:
         names = [name for name in modules if (package / f"{name}.py").exists()]
         lines.append(f"| {', '.join(f'`{name}`' for name in names)} | {title} |")
     lines += [f"| `{name}/` | {_first_sentence(package / name / '__init__.py')} |" for name in found]
-    return "\n".join([*lines, "| `profiles/` | smoke, nano, paper: the settings of each scale |"])
+    return "\n".join([*lines, "| `profiles/` | smoke, nano, small, paper: the settings of each scale |"])
 
 
 def _first_sentence(path: Path) -> str:
@@ -134,6 +134,7 @@ BLOCKS = {
     "docs/api.md": {"api": api.page},
     "docs/update-cost.md": {"cost": cost},
     "docs/paper-scale.md": {"paper-plan": lambda: plan_size("paper")},
+    "docs/your-gpu.md": {"small-plan": lambda: plan_size("small")},
     "docs/teaching.md": {"notebook-times": notebook_times},
 }
 

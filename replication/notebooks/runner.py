@@ -56,7 +56,7 @@ def run_all(
     """Execute notebooks one after the other, each in a fresh kernel of this Python with one thread.
 
     Args:
-        profile: smoke, nano or paper; becomes the parameter ``profile`` of each.
+        profile: smoke, nano, small or paper; becomes the parameter ``profile`` of each.
         results_dir: the folder of runs and tables; executed notebooks go to ``notebooks/`` in it.
         names: the notebooks to run; default: all, in reading order.
         progress: print a line on stderr for each notebook.

@@ -78,7 +78,7 @@ def short_plan(
     """One run of each method, as in the headline comparison but shorter and evaluated more often.
 
     Args:
-        profile: smoke, nano or paper.
+        profile: smoke, nano, small or paper.
         methods: of grpo, s_grpo, t_spmo, or rules of one's own.
         seed: of the runs.
         steps: optimizer steps; default 40, or the profile's if it has fewer.

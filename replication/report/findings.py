@@ -70,6 +70,8 @@ def conclusions(judged: pd.DataFrame, tables: Tables, profile: str) -> list[str]
 def _verdict(judged: pd.DataFrame, *claims: str) -> str:
     """The verdict on claims of the paper in these rows: one phrase where all agree, otherwise each by name."""
     rows = judged[judged["claim"].isin(claims) | judged["counterpart"].isin(claims)]
+    if rows.empty:
+        return "no claim of this scale is about it"
     if rows["verdict"].nunique() == 1:
         return _PHRASES[rows["verdict"].iloc[0]]
     return ", ".join(f"{row.claim}: {row.verdict}" for row in rows.itertuples())

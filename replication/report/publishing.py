@@ -33,7 +33,7 @@ def publish(profile: str, source: Path, target: Path) -> list[Path]:
     if runs is None or set(runs["profile"]) != {profile}:
         raise UserError(f"{source} does not hold runs of profile {profile} alone: name another folder with --out")
     if profile == "smoke" or _is_dry_run(runs, tables):
-        raise UserError("smoke results and dry runs are no evidence and are never published: run profile nano or paper")
+        raise UserError("smoke results and dry runs are no evidence and are never published: run profile nano, small or paper")
     unfinished = runs[~runs["status"].isin(ENDED)]
     if len(unfinished):
         raise UserError(f"{len(unfinished)} planned runs of {source} are not finished: run `make all PROFILE={profile}` first")

@@ -22,6 +22,7 @@ from replication.errors import UserError
 from replication.names import SCHEMA_VERSION
 from replication.runs import checkpoints
 from replication.runs.files import append, atomic_write, explained, finite, make_folder, read_json, remove_leftovers, sync, to_json
+from replication.runs.live_curves import live_curves
 from replication.runs.provenance import manifest, now
 from replication.runs.summary import CHECKED, RunSummary, read_summary, sha256_of
 
@@ -36,6 +37,8 @@ ITEM_COLUMNS = ("split", "item_id", "template", "correct", "reward", "truncated"
 _GROWING = ("metrics.jsonl", "timings.jsonl", "samples.jsonl")
 #: What may lie in the folder of a run before its first start.
 _BEFOREHAND = {"run.log", "failure.json"}
+#: Fields that may differ between two starts of one run: paths to the same bytes, bounds on memory, further files.
+_CHANGEABLE = {"model", "svamp_source", "data", "token_budget", "activation_checkpointing", "tensorboard"}
 #: Seconds that a start waits for the lock: ``is_locked`` in another process holds it for a moment.
 _PATIENCE = 2.0
 
@@ -58,6 +61,7 @@ class RunDirectory:
         self.path = path
         self.run_id = config.run_id
         self._lock = lock
+        self._show = live_curves(path / "tensorboard") if config.tensorboard else None
         remove_leftovers(path)
         earlier = read_json(path / "manifest.json", "a manifest") if (path / "manifest.json").exists() else {}
         settings = json.loads(to_json(config.model_dump(mode="json")))
@@ -113,8 +117,8 @@ class RunDirectory:
     def _refuse_another(self, here: dict[str, Any], earlier: Mapping[str, Any]) -> None:
         there = read_json(self.path / "config.json", "the config of a run")
         names = [name for name in {**here, **there} if there.get(name) != here.get(name)]
-        if earlier.get("run_id") == self.run_id and set(names) <= {"model", "svamp_source", "data"}:
-            return  # another path to the same bytes, which the run id covers
+        if earlier.get("run_id") == self.run_id and set(names) <= _CHANGEABLE:
+            return
         if names:
             first = "; ".join(f"{name} is {there.get(name)!r} there and {here.get(name)!r} here" for name in names[:3])
             raise UserError(f"{self.path} holds a run of another config ({first}): choose another folder")
@@ -135,6 +139,8 @@ class RunDirectory:
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Add a line to metrics.jsonl; a number that is not finite becomes null."""
         self._append("metrics.jsonl", [row])
+        if self._show is not None:
+            self._show(row)
 
     def append_timings(self, row: Mapping[str, Any]) -> None:
         """Add a line to timings.jsonl, which holds all that varies between two runs of one command."""

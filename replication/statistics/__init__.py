@@ -8,7 +8,7 @@ mathematics, ``accuracies`` for what counts, ``judging`` for the verdicts.
 from __future__ import annotations
 
 from replication.statistics.accuracies import (
-    PAPER_MODEL,
+    SCALE_MODELS,
     Tables,
     accuracy,
     answers,
@@ -49,7 +49,7 @@ from replication.statistics.rates import at_best_rate, best_rate, tuning
 
 __all__ = [
     "CORRECTION",
-    "PAPER_MODEL",
+    "SCALE_MODELS",
     "TUNED_WITHIN",
     "VERDICTS",
     "Claim",

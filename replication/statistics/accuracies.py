@@ -21,8 +21,8 @@ from replication.statistics.intervals import Estimate, bootstrap, design_effect,
 RUN_COLUMNS = ("run_id", "ablation", "profile", "task", "method", "seed", "status", "accuracy")
 Tables = Mapping[str, pd.DataFrame]
 
-#: The paper's model itself: not its Instruct or quantised siblings, and not a small stand-in of a dry run.
-PAPER_MODEL = "Qwen2-1.5B"
+#: The model of each scale itself: not its siblings, trained on or quantised, and not a small stand-in of a dry run.
+SCALE_MODELS = {"paper": "Qwen2-1.5B", "small": "Qwen2.5-0.5B-Instruct", "nano": "nano"}
 _ORDER = {name: place for place, name in enumerate((*TASKS, *METHODS))}
 _RIGHT = {"1": 1.0, "1.0": 1.0, "true": 1.0, "0": 0.0, "0.0": 0.0, "false": 0.0}
 
@@ -65,14 +65,14 @@ def rows_of(tables: Tables, ablation: str, profile: str) -> pd.DataFrame:
 def counts_for(scale: str, model: str) -> bool:
     """Whether runs of ``model`` (a config's: a Hub name, a folder, or nano) are evidence for the claims of a scale.
 
-    For the paper's scale the last part of the name decides; a snapshot in the Hub's cache is named by its models--owner--name.
+    The last part of the name decides; a snapshot in the Hub's cache is named by its models--owner--name. nano is a word of its own.
     """
     if scale == "nano":
         return model == "nano"
     parts = [part for part in re.split(r"[/\\]", model) if part]
     if len(parts) > 2 and parts[-2] == "snapshots" and parts[-3].startswith("models--"):
         parts = parts[-3].split("--")
-    return bool(parts) and parts[-1].lower() == PAPER_MODEL.lower()
+    return bool(parts) and scale in SCALE_MODELS and parts[-1].lower() == SCALE_MODELS[scale].lower()
 
 
 def judged_runs(tables: Tables, scale: str) -> pd.DataFrame:

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from replication.names import ENDED, METHOD_LABELS, TASK_LABELS
-from replication.statistics.accuracies import Tables, judged_runs, table
+from replication.statistics.accuracies import SCALE_MODELS, Tables, judged_runs, table
 from replication.statistics.claims import Claim, load_claims
 from replication.statistics.intervals import P_FLOOR, holm
 from replication.statistics.measures import Case, Evidence, measure
@@ -46,7 +46,7 @@ def verdicts(claims: str | PathLike[str] | Mapping[str, Any] | Sequence[Any], ta
     parsed = load_claims(claims)
     for name in ("items", "curves", "timings"):  # what is wrong with a table is said even where no claim needs it
         table(tables, name, ("run_id",))
-    runs = {scale: judged_runs(tables, scale) for scale in ("paper", "nano")}
+    runs = {scale: judged_runs(tables, scale) for scale in SCALE_MODELS}
     found = []
     for claim in parsed:
         evidence = Evidence(tables, claim.of_condition(runs[claim.scale]))

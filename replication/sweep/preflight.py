@@ -14,7 +14,7 @@ from replication.base_files import check_gguf, is_gguf
 from replication.errors import UserError
 from replication.names import CLAIMS
 from replication.runs import read_summary
-from replication.statistics import PAPER_MODEL, counts_for, load_claims
+from replication.statistics import SCALE_MODELS, counts_for, load_claims
 from replication.tasks import get_task, is_made_up
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def check_needs(configs: Sequence[ExperimentConfig], runs_dir: str | Path | None
     demanding = [c for c in configs if c.model != "nano" or c.device != "cpu" or c.task == "svamp"]
     problems = _data_problems([config for config in demanding if config.task == "svamp"])
     if not problems and runs_dir is not None:  # a run id covers the data: it is known only if they are there
-        demanding = [config for config in demanding if not _is_finished(config, Path(runs_dir))]
+        demanding = unfinished(demanding, Path(runs_dir))
     problems += _model_problems(config for config in demanding if config.model != "nano")
     if here and (problem := gpu_problem(demanding, "torch sees none")) and not _has_gpu():
         problems.append(problem)
@@ -58,8 +58,7 @@ def uncounted_claims(configs: Sequence[ExperimentConfig]) -> str | None:
     for profile, model in dict.fromkeys((config.profile, config.model) for config in configs):
         ids = [claim.id for claim in load_claims(CLAIMS) if claim.scale == profile]
         if ids and not counts_for(profile, model):
-            name = "nano" if profile == "nano" else PAPER_MODEL
-            return f"MODEL={model} is not named {name}: claims {ids[0]} to {ids[-1]} will stay not run"
+            return f"MODEL={model} is not named {SCALE_MODELS[profile]}: claims {ids[0]} to {ids[-1]} will stay not run"
     return None
 
 
@@ -71,8 +70,8 @@ def gpu_problem(configs: Sequence[ExperimentConfig], none: str) -> str | None:
     if all(config.device != "auto" for config in wanting):
         return f"GPU: {none}, and device={wanting[0].device} was asked for: set device=auto or device=cpu"
     return (
-        f"GPU: {none}, and {wanting[0].model} is too large for a CPU: use a machine with one CUDA GPU (24 GB are aimed "
-        "at), or MODEL=folder of a small model, or --set device=cpu to try all the same"
+        f"GPU: {none}, and {wanting[0].model} is too large for a CPU: use a machine with a CUDA GPU, "
+        "or MODEL=folder of a small model, or --set device=cpu to try all the same"
     )
 
 
@@ -95,11 +94,20 @@ def _is_dry_run(config: ExperimentConfig) -> bool:
     return path.exists() and bool(json.loads(path.read_text()).get("dry_run"))
 
 
-def _is_finished(config: ExperimentConfig, runs_dir: Path) -> bool:
-    try:
-        return read_summary(runs_dir / config.run_id) is not None
-    except UserError:  # its model is not there, which is named with all else
-        return False
+def unfinished(configs: Iterable[ExperimentConfig], runs_dir: Path) -> list[ExperimentConfig]:
+    """Those of the runs without a summary under ``runs_dir``. Without its model a run has no id: that is named with all else.
+
+    A model that failed once is not asked for again: each try can wait for the Hub.
+    """
+    found, lost = [], set()
+    for config in configs:
+        try:
+            if config.model not in lost and read_summary(runs_dir / config.run_id) is not None:
+                continue
+        except UserError:
+            lost.add(config.model)
+        found.append(config)
+    return found
 
 
 def _model_problems(configs: Iterable[ExperimentConfig]) -> list[str]:
@@ -150,7 +158,12 @@ def _has_gpu() -> bool:
 
 
 def _is_small(config: ExperimentConfig) -> bool:
-    folder = Path(config.model_path)
-    if is_gguf(config.model_path):
-        return folder.is_file() and 4 * folder.stat().st_size < SMALL_MODEL  # 4 bits a weight become 16
-    return folder.is_dir() and sum(path.stat().st_size for path in folder.glob("*.safetensors")) < SMALL_MODEL
+    return weight_bytes(config) < SMALL_MODEL
+
+
+def weight_bytes(config: ExperimentConfig) -> float:
+    """Bytes of a model's weights on this disk in 16 bits; infinite for a name on the Hub."""
+    path = Path(config.model_path)
+    if is_gguf(config.model_path) and path.is_file():
+        return 4 * path.stat().st_size  # 4 bits a weight become 16
+    return sum(file.stat().st_size for file in path.glob("*.safetensors")) if path.is_dir() else float("inf")

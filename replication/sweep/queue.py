@@ -58,7 +58,7 @@ class RunQueue:
         self.runs_dir = runs_dir
         self.progress = progress
         self.result = SweepResult(planned=list(self.configs))
-        self.waiting = sorted(self.configs, key=lambda run_id: _cost(self.configs[run_id]), reverse=True)
+        self.waiting = sorted(self.configs, key=lambda run_id: cost(self.configs[run_id]), reverse=True)
         self.waiting = [run_id for run_id in self.waiting if not self._is_finished(run_id)]
         self.running: set[str] = set()
         self._to_do = len(self.waiting)
@@ -119,9 +119,9 @@ class RunQueue:
 
     def _ended(self, run_id: str, how: str) -> None:
         config = self.configs[run_id]
-        self._cost_done += _cost(config)
+        self._cost_done += cost(config)
         left = [*self.waiting, *self.running]
-        cost_left = sum(_cost(self.configs[other]) for other in left)
+        cost_left = sum(cost(self.configs[other]) for other in left)
         minutes = (time.monotonic() - self._started) * cost_left / self._cost_done / 60
         where = f"{self._to_do - len(left)}/{self._to_do}, {minutes:.0f} min to go"
         self._say(f"{run_id} {config.task} {config.method} seed {config.seed}: {how} ({where})")
@@ -142,7 +142,7 @@ class RunQueue:
             say(line)
 
 
-def _cost(config: ExperimentConfig) -> float:
+def cost(config: ExperimentConfig) -> float:
     """Completions that a run samples; its time is nearly proportional to them."""
     trained = config.steps * config.prompts_per_step * config.group_size
     return 1 + trained + (2 + config.steps / config.eval_every) * config.eval_items + config.test_items

@@ -10,7 +10,7 @@ from replication import signals
 from replication.console import say
 from replication.errors import UserError
 from replication.runs import make_folder
-from replication.sweep import pool, preflight, ray
+from replication.sweep import fit, pool, preflight, ray
 from replication.sweep.queue import RunQueue, SweepResult
 
 if TYPE_CHECKING:
@@ -59,6 +59,23 @@ def run_plan(
         say(f"warning: {line}")
     queue = RunQueue(planned, Path(runs_dir), progress)
     with signals.handled():
-        if queue.waiting:
-            ray.run(queue, address, target) if engine == "ray" else pool.run(queue, workers, target)
+        if queue.waiting and engine == "ray":
+            ray.run(queue, address, target)
+        elif queue.waiting:
+            pool.run(queue, _measured(queue, workers), target)
     return queue.result
+
+
+def _measured(queue: RunQueue, workers: int | None) -> int | None:
+    """How many processes to use. Where a large model is to be trained, the settings that fit are measured and put into its runs."""
+    waiting = [queue.configs[run_id] for run_id in queue.waiting]
+    if not any(map(fit.is_demanding, waiting)):
+        return workers
+    found = fit.fitting(list(queue.configs.values()), queue.runs_dir)
+    for run_id, config in queue.configs.items():
+        if fit.is_large(config):
+            queue.configs[run_id] = config.model_copy(update=found.settings)
+    workers = min(workers or found.workers, len(waiting))
+    for line in fit.sentences(found, waiting, workers):
+        say(line)
+    return workers

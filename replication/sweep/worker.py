@@ -51,7 +51,7 @@ def work(connection: multiprocessing.connection.Connection, target: str, gpu: st
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda signum, frame: signals.request_stop(signum))
-    threading.Thread(target=_follow_parent, daemon=True).start()
+    threading.Thread(target=follow_parent, daemon=True).start()
     with contextlib.suppress(EOFError, OSError):  # the parent closed its end, or is gone
         while True:
             config, folder = connection.recv()
@@ -62,7 +62,7 @@ def work(connection: multiprocessing.connection.Connection, target: str, gpu: st
             gc.collect()
 
 
-def _follow_parent() -> None:
+def follow_parent() -> None:
     """A sweep that was killed leaves no worker behind: its workers save and stop too, or end at once if they were already told."""
     multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
     if signals.stop_requested() is None:

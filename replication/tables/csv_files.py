@@ -87,7 +87,9 @@ def as_text(value: Any) -> Any:
 
 def run_columns(config: type[BaseModel]) -> dict[str, str]:
     """The columns of runs.csv and their kinds: first those a reader looks for, then the other fields, then what came out."""
-    kinds = {name: _kind(field.annotation) for name, field in config.model_fields.items()} | {"selector": "str"}
+    # A field that a config leaves out where it is not set changes no number.
+    kept = {name: field for name, field in config.model_fields.items() if field.exclude_if is None}
+    kinds = {name: _kind(field.annotation) for name, field in kept.items()} | {"selector": "str"}
     first = {name: kinds.pop(name) for name in _FIRST if name in kinds}
     head = {"run_id": "str", "ablation": "str"}
     return {**head, **first, **kinds, "command": "str", "status": "str", "reason": "str", **RESULTS}

@@ -46,6 +46,17 @@ def test_a_run_is_resumed_under_another_spelling_of_its_model(base, tmp_path, mo
         train.run(tiny_config(NANO_BASE), tmp_path / "run")
 
 
+def test_a_run_goes_on_under_another_bound_on_memory(random_base, tmp_path, monkeypatch):
+    noisy_rewards(monkeypatch)
+    monkeypatch.setattr(train, "final_evaluation", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        train.run(tiny_config(random_base), tmp_path / "run")
+    monkeypatch.undo()
+    noisy_rewards(monkeypatch)
+    smaller = tiny_config(random_base, token_budget=128, activation_checkpointing=True)
+    assert train.run(smaller, tmp_path / "run").status == "done"
+
+
 def test_a_run_on_the_shipped_base_is_named_by_its_whole_config():
     """So that the committed runs of the nano lab keep their names."""
     for planned in plan("nano", variant="full"):

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from tiny_runs import tiny_config
 
-from replication.config import load_profile
+from replication.config import ExperimentConfig, load_profile
 from replication.errors import UserError
 from replication.names import ROOT
 from replication.sweep import check_needs, preflight
@@ -25,12 +26,20 @@ def no_gpu(monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
 
-def test_with_nothing_at_hand_one_message_names_everything(tmp_path):
-    environment = {**os.environ, "HF_HOME": str(tmp_path / "no-cache"), "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
-    words = ["-m", "replication", "sweep", "--profile", "paper", "--out", str(tmp_path / "out")]
-    done = subprocess.run([sys.executable, *words], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and done.stdout == "" and not (tmp_path / "out/runs").exists()
-    (line,) = done.stderr.splitlines()
+@pytest.mark.parametrize("target", ["small", "paper"])
+def test_with_nothing_at_hand_make_ends_with_one_message_that_names_everything(target, tmp_path):
+    outer = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "PROFILE", "OUT", "VENV", "MODEL", "SVAMP")
+    environment = {name: value for name, value in os.environ.items() if name not in outer}
+    environment |= {"HF_HOME": str(tmp_path / "no-cache"), "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
+    python = tmp_path / "venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    (tmp_path / "venv/.installed").touch()  # newer than pyproject.toml, so that nothing is installed
+    words = ["make", target, f"VENV={tmp_path / 'venv'}", f"OUT={tmp_path / 'out'}"]
+    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and not (tmp_path / "out/runs").exists()
+    (line,) = [line for line in done.stderr.splitlines() if not line.startswith("make")]
     for part in ("SVAMP data", "SVAMP=", "model weights and tokenizer", "MODEL=", "GPU: torch sees none"):
         assert part in line
 
@@ -56,6 +65,9 @@ def test_a_model_that_no_claim_counts_is_told_before_and_not_refused(random_base
     assert preflight.uncounted_claims([paper("Qwen/Qwen2-1.5B")]) is None
     assert preflight.uncounted_claims([load_profile("nano", task="word_problems", method="grpo")]) is None
     assert "N1 to " in preflight.uncounted_claims([load_profile("nano", task="word_problems", method="grpo", model="/data/other")])
+    small = load_profile("small", method="grpo")
+    assert preflight.uncounted_claims([small]) is None
+    assert "S1 to S7" in preflight.uncounted_claims([small.model_copy(update={"model": "/data/other"})])
     assert preflight.uncounted_claims([load_profile("smoke", model="/data/other")]) is None  # no claim is of that scale
     check_needs([paper(str(random_base), device="cpu")])
 
@@ -73,6 +85,19 @@ def test_the_gpu_of_this_machine_decides_nothing_for_a_cluster(random_base, no_g
     check_needs([config], here=False)
     with pytest.raises(UserError, match="there is no folder"):  # data and model are the same everywhere
         check_needs([config.model_copy(update={"model": "/none"})], here=False)
+
+
+def test_a_model_that_is_not_there_is_asked_for_once(monkeypatch):
+    """A plan of twelve runs asked the Hub twelve times, each with its own timeout."""
+    asked = []
+
+    def missing(self):
+        asked.append(self)
+        raise UserError("no tokenizer")
+
+    monkeypatch.setattr(ExperimentConfig, "run_id", property(missing))
+    configs = [load_profile("small", method="grpo", seed=seed) for seed in range(12)]
+    assert preflight.unfinished(configs, Path("runs")) == configs and len(asked) == 1
 
 
 def test_a_folder_says_what_it_lacks(tmp_path):

@@ -1,0 +1,321 @@
+"""Whether the largest of the missing runs fits this machine, and how long they all take: measured before the first of them.
+
+Three optimizer steps are made in a process of their own, each with the longest prompts and completions that are allowed. Where
+memory runs out, they are tried again with settings that bound it and change no number but for rounding (``choices``); the runs
+take the first that fit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import multiprocessing
+import os
+import platform
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from replication import console, signals
+from replication.console import say
+from replication.errors import UserError
+from replication.runs import atomic_write, cores, make_folder
+from replication.sweep.preflight import weight_bytes
+from replication.sweep.queue import cost
+from replication.sweep.worker import follow_parent, how_it_died
+
+if TYPE_CHECKING:
+    from replication.config import ExperimentConfig
+
+#: A model with fewer bytes of weights, as the shipped base, is not measured: it fits everywhere.
+DEMANDING = 2**25
+STEPS = 3
+#: Seconds that the steps of all tries together may take, without downloading and loading the model.
+LIMIT = 300.0
+#: The budget is not halved below this many tokens: one group of long completions has more.
+LEAST_BUDGET = 1024
+#: Where the last measurement lies, beside the run directories: a sweep that is started again does not measure again.
+FILE = "measured.json"
+#: What of a config decides memory and seconds of a step; a measurement counts for runs that share it.
+_DECIDES = ("model", "revision", "dtype", "task", "digits", "svamp_source", "prompt_template", "prompts_per_step", "group_size")
+_DECIDES += ("max_new_tokens", "lora_rank", "lora_targets", "scoring", "token_budget", "activation_checkpointing", "device")
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What came of the steps in a child process.
+
+    Attributes:
+        outcome: "done", "memory" (it ran out), "time" (it was ended), or why it failed.
+        steps: of each whole step: seconds, peak_bytes (GPU, or resident on a CPU), total_bytes, device (its name).
+        seconds: from the loaded model to its end.
+    """
+
+    outcome: str
+    steps: list[dict[str, Any]]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The settings that fit, and what was measured with them.
+
+    Attributes:
+        answers: completions of a step.
+        step_s: seconds of a step, the first left out where there are others: it also warms up. A lower bound if ``steps`` is 0.
+        peak_bytes: the most that any step held; None if no step ended in time.
+        steps: whole steps that were measured.
+        tries: how many settings were tried.
+    """
+
+    token_budget: int
+    activation_checkpointing: bool
+    answers: int
+    step_s: float
+    peak_bytes: int | None
+    total_bytes: int | None
+    device: str
+    gpus: int
+    steps: int
+    tries: int
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The fields of a config that it sets."""
+        return {"token_budget": self.token_budget, "activation_checkpointing": self.activation_checkpointing}
+
+    @property
+    def workers(self) -> int:
+        """Processes at a time: one for each GPU; on a CPU one for each core, as far as the memory holds them."""
+        return self.gpus or max(1, min(cores(), (self.total_bytes or 0) // self.peak_bytes if self.peak_bytes else cores()))
+
+
+def is_large(config: ExperimentConfig) -> bool:
+    """Whether a run's model is large enough to be measured."""
+    return weight_bytes(config) >= DEMANDING
+
+
+def is_demanding(config: ExperimentConfig) -> bool:
+    """Whether a run trains such a model."""
+    return config.steps > 0 and is_large(config)
+
+
+def heaviest(configs: Iterable[ExperimentConfig]) -> ExperimentConfig:
+    """The run that needs the most memory: first full fine-tuning, then the most tokens, all of them credited, the highest rank."""
+
+    def weight(config: ExperimentConfig) -> tuple[Any, ...]:
+        tokens = config.prompts_per_step * config.group_size * (config.max_new_tokens or 0)
+        return config.lora_rank == 0, tokens, config.selector.startswith("all"), config.lora_rank
+
+    return max(configs, key=weight)
+
+
+def choices(config: ExperimentConfig) -> Iterator[dict[str, Any]]:
+    """Settings to try: the config's own, then fewer tokens at a time (sampled and scored alike), then activation checkpointing."""
+    budget = config.token_budget
+    yield {"token_budget": budget, "activation_checkpointing": config.activation_checkpointing}
+    while budget // 2 >= LEAST_BUDGET:
+        budget //= 2
+        yield {"token_budget": budget, "activation_checkpointing": config.activation_checkpointing}
+    if not config.activation_checkpointing:
+        yield {"token_budget": budget, "activation_checkpointing": True}
+
+
+def find(config: ExperimentConfig, attempt: Callable[[ExperimentConfig, float], Attempt] | None = None) -> Fit:
+    """Try the ``choices`` of a config until one fits.
+
+    Args:
+        config: the heaviest of the runs.
+        attempt: makes the steps within some seconds; default: in a child process.
+
+    Raises:
+        UserError: memory runs out whatever is set, or a step fails for another reason.
+    """
+    attempt, left = attempt or in_child, LIMIT
+    for tries, settings in enumerate(choices(config), 1):
+        made = attempt(config.model_copy(update=settings), left)
+        left -= made.seconds
+        if made.outcome == "memory":
+            say(f"out of memory with {_words(settings)}")
+            if left > 0:
+                continue
+        if made.outcome == "memory" or (made.outcome == "time" and not made.steps and tries > 1):
+            raise UserError(f"memory ran out at every setting that {LIMIT:.0f} s allowed to try: {_advice(config)}")
+        if made.outcome not in ("done", "time"):
+            raise UserError(f"a warm-up step with {config.model} failed, and no run was started: {made.outcome}")
+        steady = [step["seconds"] for step in made.steps[1:] or made.steps]
+        last = made.steps[-1] if made.steps else {"total_bytes": None, "device": config.device}
+        return Fit(
+            **settings,
+            answers=config.prompts_per_step * config.group_size,
+            step_s=sum(steady) / len(steady) if steady else made.seconds,
+            peak_bytes=max((step["peak_bytes"] for step in made.steps), default=None),
+            total_bytes=last["total_bytes"],
+            device=last["device"],
+            gpus=_gpus(config),
+            steps=len(made.steps),
+            tries=tries,
+        )
+    raise UserError(f"out of memory whatever was set, at last {_words(settings)}: {_advice(config)}")
+
+
+def _words(settings: dict[str, Any]) -> str:
+    return ", ".join(f"{name}={str(value).lower()}" for name, value in settings.items())
+
+
+def _advice(config: ExperimentConfig) -> str:
+    return f"lower group_size ({config.group_size}) or max_new_tokens, choose a smaller MODEL=, or use a machine with more memory"
+
+
+def fitting(configs: Sequence[ExperimentConfig], runs_dir: Path, *, measure: Callable[[ExperimentConfig], Fit] = find) -> Fit:
+    """What fits some runs, one of which is demanding; measured, or read from ``measured.json`` beside ``runs_dir``."""
+    config = heaviest(config for config in configs if is_demanding(config))
+    dumped = config.model_dump(mode="json")
+    of = {name: dumped.get(name) for name in _DECIDES} | {"machine": platform.node(), "gpus": _gpus(config)}
+    path = runs_dir.parent / FILE
+    try:
+        kept = json.loads(path.read_text())
+        if kept.pop("of") == of:
+            return Fit(**kept)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass  # nothing usable lies there
+    say(f"measuring {STEPS} steps with the longest answers allowed, at most {LIMIT / 60:.0f} minutes")
+    found = measure(config)
+    if found.steps:
+        make_folder(path.parent)
+        atomic_write(path, json.dumps({"of": of, **dataclasses.asdict(found)}, indent=2) + "\n")
+    return found
+
+
+def _gpus(config: ExperimentConfig) -> int:
+    import torch
+
+    # Only counted: asking for more would make this process hold memory on a GPU while the runs need it.
+    return 0 if config.device == "cpu" else torch.cuda.device_count()
+
+
+def sentences(fit: Fit, configs: Sequence[ExperimentConfig], workers: int) -> Iterator[str]:
+    """What was measured, and the hours that the missing runs take at most: every answer is counted as the longest allowed."""
+    of_a_step = f"a step of {fit.answers} answers of the greatest length"
+    if fit.steps:
+        memory = f" and holds {fit.peak_bytes / 1e9:.1f} of {fit.total_bytes / 1e9:.1f} GB"
+        yield f"measured on {fit.device}: {of_a_step} takes {fit.step_s:.1f} s{memory}, with {_words(fit.settings)}"
+    else:
+        yield f"{of_a_step} takes more than the {fit.step_s:.0f} s after which it was ended, with {_words(fit.settings)}"
+    hours = sum(map(cost, configs)) * fit.step_s / fit.answers / workers / 3600
+    processes = f"{workers} process{'es' if workers > 1 else ''}"
+    where = processes if fit.gpus else f"{processes} on the CPU, {max(config.threads for config in configs)} thread each"
+    bound = "at most about" if fit.steps else "more than"
+    note = "; answers that end earlier take less" if fit.steps else ": use a GPU, a smaller MODEL=, or fewer steps"
+    yield f"{len(configs)} runs in {where}: {bound} {hours:.1f} h{note}"
+
+
+# The child process ---------------------------------------------------------------------------------------------------
+
+
+def in_child(config: ExperimentConfig, seconds: float, warm_up: Callable[..., None] | None = None) -> Attempt:
+    """``warm_up(config, report)`` in a process of its own, whose death costs nothing.
+
+    It calls ``report("loaded")``, from when on it has ``seconds`` before it is ended, and ``report("step", values)`` for each step.
+
+    Raises:
+        Stopped: a signal came; the process is ended.
+    """
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_child, args=(theirs, warm_up or _steps, config), daemon=True)
+    process.start()
+    theirs.close()
+    steps: list[dict[str, Any]] = []
+    outcome, loaded = "time", None
+    try:
+        while outcome == "time" and (loaded is None or time.monotonic() < loaded + seconds):
+            signals.raise_if_stopped()
+            if not ours.poll(signals.POLL):
+                continue
+            try:
+                kind, value = ours.recv()
+            except EOFError:
+                process.join()
+                # The kernel ends a process by SIGKILL where the machine's memory runs out.
+                outcome = "memory" if process.exitcode == -signal.SIGKILL else how_it_died(process.exitcode)
+                break
+            if kind == "loaded":
+                loaded = time.monotonic()
+            elif kind == "step":
+                steps.append(value)
+            else:
+                outcome = value
+    finally:
+        process.kill()
+        process.join()
+        ours.close()
+    return Attempt(outcome, steps, 0.0 if loaded is None else time.monotonic() - loaded)
+
+
+def _child(connection: Connection, warm_up: Callable, config: ExperimentConfig) -> None:
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[name] = str(config.threads)
+    console.open_closed_streams()
+    for number in (signal.SIGINT, signal.SIGHUP):  # the parent decides, and kills this process
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=follow_parent, daemon=True).start()
+    try:
+        warm_up(config, lambda kind, value=None: connection.send((kind, value)))
+        outcome = "done"
+    except UserError as error:
+        outcome = str(error)
+    except BaseException as error:  # everything is the parent's to tell
+        outcome = "memory" if _out_of_memory(error) else f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+    connection.send(("end", outcome))
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    # torch.OutOfMemoryError on a GPU; on a CPU torch raises a plain RuntimeError.
+    signs = ("out of memory", "can't allocate memory", "cublas_status_alloc_failed")
+    return isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in signs)
+
+
+def _steps(config: ExperimentConfig, report: Callable[..., None]) -> None:
+    """Optimizer steps in which nothing ends an answer early, every group has both rewards, and the prompts are the longest."""
+    import torch
+
+    from replication.groups import sample_groups
+    from replication.models import load_policy
+    from replication.randomness import stream
+    from replication.runs import forget_peak_memory, peak_memory
+    from replication.train import TrainingState, backward
+
+    torch.set_num_threads(config.threads)
+    task = dataclasses.replace(config.load_task(), stop_strings=())
+    policy = dataclasses.replace(load_policy(config), eos_token_ids=(-1,))
+    problems = sorted(task.train, key=lambda problem: len(problem.prompt), reverse=True)[: config.prompts_per_step]
+    state, method = TrainingState(policy, config.learning_rate), config.build_method()
+    on_gpu = policy.model.device.type == "cuda"
+    if on_gpu:
+        properties = torch.cuda.get_device_properties(policy.model.device)
+        machine = {"total_bytes": properties.total_memory, "device": properties.name}
+    else:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        machine = {"total_bytes": total, "device": "the CPU"}
+    report("loaded")
+    for step in range(STEPS):
+        forget_peak_memory()
+        started = time.perf_counter()
+        groups = sample_groups(policy, config, task, problems, step)
+        groups = [dataclasses.replace(group, rewards=torch.arange(len(group.samples)) % 2.0) for group in groups]
+        credits = []
+        for group in groups:
+            needs = {name: getattr(group, name) for name in getattr(method, "needs", ())}
+            draws = stream(config.seed, "selection", step, group.problem.id)
+            credits.append(method.assign(group.completions, group.rewards, draws, **needs))
+        state.optimizer.zero_grad(set_to_none=True)
+        loss, _, _ = backward(config, policy, groups, credits, state.scaler.scale)
+        state.step(loss, config.learning_rate, config.max_grad_norm)  # its norm is read from the GPU, which is then done
+        peak = peak_memory()["peak_gpu_bytes" if on_gpu else "peak_rss_bytes"]
+        report("step", {"seconds": time.perf_counter() - started, "peak_bytes": peak, **machine})
