@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
 #: A table with more bytes than this is compressed: name.csv.gz.
-COMPRESSED_OVER = 2_000_000
+COMPRESSED_OVER = 4_000_000
 SUFFIXES = (".csv", ".csv.gz")
 SECONDS = ("rollout_s", "score_s", "update_s", "evaluation_s")
 PEAKS = ("peak_rss_bytes", "peak_gpu_bytes")
