@@ -142,7 +142,8 @@ lab: $(STAMP) ## open JupyterLab at the overview
 lint: $(STAMP) ## check code and notebooks
 	$(PY) -m ruff check .
 	$(VENV)/bin/lint-imports --no-cache
+	$(PY) -m mypy
 
 clean: ## remove .venv and caches; results stay
-	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .hypothesis build *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

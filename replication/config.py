@@ -98,7 +98,7 @@ class ExperimentConfig(BaseModel):
     )
     beta: float = Field(0.0, ge=0, description="weight of the KL term [R]")
     l2: float = Field(0.0, ge=0, description="lambda, weight of the squared norm of the adapter [R]")
-    selector: Literal["none", "all", "rule", "trie", "all_and_branches", *SELECTORS, "own"] = Field(
+    selector: Literal["none", "all", "rule", "trie", "all_and_branches", *SELECTORS, "own"] = Field(  # type: ignore[valid-type]
         description="which tokens are credited; default by method: all, rule (S-GRPO), trie (T-SPMO); the others are controls "
         "(replication/algorithms/controls.py) that run as method s_grpo, all_and_branches as grpo [R]"
     )

@@ -89,20 +89,24 @@ def shares(results: Sequence[ItemResult]) -> dict[str, float | int]:
     Under a reward of one's own the two accuracies are mean rewards, with t intervals over the items.
     """
     parsable = [result for result in results if result.parsed and not result.sample.truncated]
+    own = bool(results) and results[0].correct is None
+
+    def scores(some: Sequence[ItemResult]) -> list[float]:
+        return [result.reward if own else float(bool(result.correct)) for result in some]
+
     parts = {
-        "accuracy": (sum(result.reward for result in results), len(results)),
+        "accuracy": (sum(scores(results)), len(results)),
         "parsable_share": (len(parsable), len(results)),
-        "accuracy_of_parsable": (sum(result.reward for result in parsable), len(parsable)),
+        "accuracy_of_parsable": (sum(scores(parsable)), len(parsable)),
         "truncated_share": (sum(result.sample.truncated for result in results), len(results)),
         "stopped_share": (sum(result.sample.stopped for result in results), len(results)),
     }
-    own = bool(results) and results[0].correct is None
     rewarded = {"accuracy": results, "accuracy_of_parsable": parsable} if own else {}
     row: dict[str, float | int] = {"items": len(results)}
     for name, (count, n) in parts.items():
         low, high = wilson(count, n)
         if name in rewarded and (scored := rewarded[name]):
-            estimate = mean_over_items([result.reward for result in scored])
+            estimate = mean_over_items(scores(scored))
             low, high = max(estimate.low, 0.0), min(estimate.high, 1.0)
         row |= {name: count / n if n else float("nan"), f"{name}_low": low, f"{name}_high": high}
     return row
