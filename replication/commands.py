@@ -282,9 +282,9 @@ def dryrun(options: argparse.Namespace) -> int:
 
 
 def base(options: argparse.Namespace) -> int:
-    from replication.models import nano_base
+    from replication import nano
 
-    print(nano_base.build(options.out, steps=options.steps, threads=options.threads)["comparison"])
+    print(nano.build(options.out, steps=options.steps, threads=options.threads)["comparison"])
     return 0
 
 

@@ -55,6 +55,9 @@ class ExperimentConfig(BaseModel):
 
     profile: Literal["smoke", "nano", "paper"] = Field(description="name of the profile the run belongs to")
     task: Literal["word_problems", "multiplication", "svamp"] = Field(description="task trained and evaluated on")
+    asides: Literal["none", "before", "after"] | None = Field(
+        None, description="where the chat of a word problem's answer stands; default for word_problems: after (that task only) [R]"
+    )
     digits: int = Field(2, ge=1, le=6, description="digits of each factor (multiplication only); 3 in the paper [S]")
     svamp_source: str | None = Field(None, description="path to the official SVAMP.json; none = download from the Hub")
     model: str = Field("nano", min_length=1, description='"nano", a folder, or a name on the Hub; Qwen2-1.5B in the paper [P]')
@@ -118,6 +121,8 @@ class ExperimentConfig(BaseModel):
         if not isinstance(values, Mapping) or values.get("method") not in METHODS:
             return values
         values = dict(values)
+        if values.get("task") == "word_problems" and values.get("asides") is None:
+            values["asides"] = "after"
         for name, choices in (("denominator", _DENOMINATORS), ("selector", _SELECTORS)):
             if values.get(name) is None:
                 values[name] = choices[values["method"]][0]
@@ -148,6 +153,8 @@ class ExperimentConfig(BaseModel):
             limit = self.max_new_tokens or (None if self.task == "svamp" else self._bare().load_task().max_new_tokens)
             if rule and limit is not None and self.cutoff > limit:
                 raise ValueError(f"cutoff {self.cutoff} is over the {limit} tokens a completion can have: lower the cutoff")
+        if self.asides is not None and self.task != "word_problems":
+            raise ValueError(f"asides is a setting of task word_problems: leave it out for {self.task}")
         if self.svamp_source is not None and self.task != "svamp":
             raise ValueError(f"svamp_source is a setting of task svamp: leave it out for {self.task}")
         self.build_method()  # raises for values that the method itself refuses
@@ -174,7 +181,8 @@ class ExperimentConfig(BaseModel):
         from replication.tasks import get_task
 
         name = name or self.task
-        options = {"multiplication": {"digits": self.digits}, "svamp": {"source": self.svamp_source}}
+        words = {"asides": self.asides or "after"}
+        options = {"word_problems": words, "multiplication": {"digits": self.digits}, "svamp": {"source": self.svamp_source}}
         return self._put(get_task(name, **options.get(name, {})))
 
     def _bare(self) -> ExperimentConfig:
@@ -197,7 +205,7 @@ class ExperimentConfig(BaseModel):
         from replication.tasks import get_task
 
         if self.task == "word_problems":
-            return self._put(get_task("word_problems", longer_numbers=True))
+            return self._put(get_task("word_problems", asides=self.asides, longer_numbers=True))
         if self.task == "multiplication" and self.digits < 4:
             return self._put(get_task("multiplication", digits=self.digits + 1))
         return None

@@ -18,7 +18,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
 from replication import evaluate, groups
 from replication.config import ExperimentConfig, load_profile
-from replication.models.nano_corpus import train_tokenizer
+from replication.nano import train_tokenizer
 from replication.tasks import Problem
 
 #: Every way to train, full fine-tuning (rank 0) and replays included.

@@ -21,7 +21,7 @@ TASKS = tuple(_LOADERS)
 
 
 def get_task(name: str, **options: object) -> Task:
-    """The task by name: ``word_problems``, ``multiplication`` (``digits``), ``svamp`` (``source``).
+    """The task by name: ``word_problems`` (``asides``), ``multiplication`` (``digits``), ``svamp`` (``source``).
 
     Generated tasks are functions of their options alone and kept after the first call.
     Raises UserError for an unknown name, an unknown option or a value the task does not have.
@@ -47,7 +47,7 @@ def decisive_positions(problem: Problem, completion_tokens: list[int], tokenizer
         grown = tokenizer.decode(completion_tokens[: position + 1])
         offsets.append((len(text), len(grown)))
         text = grown
-    if "template" in problem.meta:
+    if "operands" in problem.meta:
         return word_problems.decisive_positions(text, offsets)
     if "left" in problem.meta:
         return multiplication.decisive_positions(text, offsets)

@@ -1,16 +1,12 @@
 """The nano base: a Qwen2 of under a million parameters, trained from scratch to stand where Qwen2-1.5B stood.
 
-    python -m replication.models.nano_base --out DIR
-
-Greedy it solves about 46 % of the word problems and few products, because the corpus holds more hasty solutions than
-careful ones; sampled it shows the careful ones often enough to be reinforced. The shipped weights were chosen by the
-numbers that ``nano_report`` measures on validation items, before any reinforcement run was looked at.
+Greedy it solves about 46 % of the word problems and few products, because the corpus shows hasty solutions beside careful ones;
+sampled it shows the careful ones often enough to be reinforced. The shipped weights were chosen by the criteria of
+``base_report`` on validation items, before any reinforcement run on them.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
 import time
 from pathlib import Path
 from random import Random
@@ -23,11 +19,12 @@ from tqdm import tqdm
 from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
 
 from replication.errors import UserError
-from replication.models import nano_corpus
+from replication.nano import corpus
 
 SEED = 0
 STEPS = 1600
 BATCH = 128
+PART = 16  # sequences that go through the model at a time
 LEARNING_RATE = 3e-3
 WARM_UP = 50
 EARLY_SHARE = 0.65  # of the steps see the early mixture
@@ -61,7 +58,7 @@ def learning_rate(step: int, steps: int) -> float:
 
 def pretrain(steps: int, *, progress: bool = True) -> tuple[Qwen2ForCausalLM, Any]:
     """Model and tokenizer after ``steps`` batches; a function of ``steps`` and the number of threads alone."""
-    tokenizer = nano_corpus.train_tokenizer()
+    tokenizer = corpus.train_tokenizer()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         model = new_model(len(tokenizer), tokenizer.eos_token_id, tokenizer.pad_token_id)
@@ -72,14 +69,14 @@ def pretrain(steps: int, *, progress: bool = True) -> tuple[Qwen2ForCausalLM, An
     random = Random(f"nano_base:corpus:{SEED}")
     bar = tqdm(range(steps), desc="pre-training", disable=not progress, mininterval=5)
     for step in bar:
-        mixture = nano_corpus.EARLY if step < EARLY_SHARE * steps else nano_corpus.LATE
-        pairs = [nano_corpus.line(random, mixture) for _ in range(BATCH)]
-        # Two halves by length: less padding, the same gradient.
+        mixture = corpus.EARLY if step < EARLY_SHARE * steps else corpus.LATE
+        pairs = [corpus.line(random, mixture) for _ in range(BATCH)]
+        # Parts by length: less padding, the same gradient.
         pairs.sort(key=lambda pair: len(pair[0]) + len(pair[1]))
-        halves = [nano_corpus.encode(tokenizer, half, PROMPT_WEIGHT) for half in (pairs[: BATCH // 2], pairs[BATCH // 2 :])]
-        total = sum(weight[:, 1:].sum() for _, weight in halves)
+        parts = [corpus.encode(tokenizer, pairs[at : at + PART], PROMPT_WEIGHT) for at in range(0, BATCH, PART)]
+        total = sum(weight[:, 1:].sum() for _, weight in parts)
         loss = 0.0
-        for ids, weight in halves:
+        for ids, weight in parts:
             part = batch_loss(model, ids, weight) / total
             part.backward()
             loss += part.item()
@@ -93,12 +90,12 @@ def pretrain(steps: int, *, progress: bool = True) -> tuple[Qwen2ForCausalLM, An
     return model.eval(), tokenizer
 
 
-def build(out: Path, *, steps: int | None = None, threads: int = 2, progress: bool = True) -> dict[str, Any]:
+def build(out: Path, *, steps: int | None = None, threads: int = 1, progress: bool = True) -> dict[str, Any]:
     """Pre-train, measure, write the folder ``out`` with its card, and compare the weights with the shipped ones.
 
     Returns the report that is also written as ``base_report.json``. Raises UserError if ``out`` exists.
     """
-    from replication.models import nano_report
+    from replication.nano import base_report
 
     out = Path(out)
     if out.exists():
@@ -115,27 +112,8 @@ def build(out: Path, *, steps: int | None = None, threads: int = 2, progress: bo
         out.mkdir(parents=True)
         model.save_pretrained(out)
         tokenizer.save_pretrained(out)
-        (out / nano_report.WEIGHTS).chmod(0o644)  # safetensors writes for the owner alone
+        (out / base_report.WEIGHTS).chmod(0o644)  # safetensors writes for the owner alone
         settings = {"seed": SEED, "batch": BATCH, "learning_rate": LEARNING_RATE, "warm_up": WARM_UP, "early_share": EARLY_SHARE}
-        return nano_report.write(out, steps=steps, threads=threads, seconds=seconds, shipped=SHIPPED, settings=settings)
+        return base_report.write(out, steps=steps, threads=threads, seconds=seconds, shipped=SHIPPED, settings=settings)
     finally:
         torch.set_num_threads(before)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, help="a folder that does not exist yet")
-    parser.add_argument("--steps", type=int, default=None, help=f"batches of {BATCH} sequences (default {STEPS})")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads; part of what the weights' bits depend on")
-    options = parser.parse_args(arguments)
-    try:
-        report = build(options.out, steps=options.steps, threads=options.threads)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(report["comparison"])
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -14,32 +14,31 @@ from torch import Tensor
 from transformers import Qwen2Tokenizer
 
 from replication.tasks import multiplication, word_problems
-from replication.tasks.templates import NAMES, TEMPLATES, THINGS
+from replication.tasks.asides import CUES, FIXED, PATTERNS, WORDS
+from replication.tasks.stories import NAMES, TEMPLATES, THINGS
 
-VOCABULARY = 1024  # an upper bound: the trainer stops when every word is one token
+VOCABULARY = 2048  # an upper bound: the trainer stops when every word is one token
 EOS, PAD = "<|endoftext|>", "<|pad|>"
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """Shares of the corpus. The hasty solvers end up the more common ones, so that greedy decoding follows them."""
+    """What a part of the corpus is made of."""
 
-    words: float = 0.5  # word problems; the rest are two-digit products
-    shallow: float = 0.70  # of the word problems: solved by keywords
-    blurted: float = 0.82  # of the products: blurted out
-    lucky: float = 0.1  # of the blurted products: right
+    words: float = 0.6  # share of word problems, a third of them for each condition; the rest are two-digit products
+    splitting: float = -0.9  # log-odds of splitting a product where its digits say neither
 
 
-# First a corpus with more careful solutions, so that these are reliable once chosen (reinforcement cannot teach what never
-# works), then the hasty habits.
-EARLY, LATE = Mixture(shallow=0.5, blurted=0.2), Mixture()
+# First a corpus with more splits, so that these are reliable once chosen (reinforcement cannot teach what never works), then the
+# hasty habits.
+EARLY, LATE = Mixture(splitting=1.5), Mixture()
 
 
 def line(random: Random, mixture: Mixture) -> tuple[str, str]:
     """One (prompt, completion); never from a validation or test bucket or a held-out template."""
     if random.random() < mixture.words:
-        return word_problems.corpus_line(random, mixture.shallow)
-    return multiplication.corpus_line(random, mixture.blurted, mixture.lucky)
+        return word_problems.corpus_line(random)
+    return multiplication.corpus_line(random, mixture.splitting)
 
 
 def train_tokenizer() -> Qwen2Tokenizer:
@@ -48,12 +47,21 @@ def train_tokenizer() -> Qwen2Tokenizer:
     Trained on each word of the templates once, in a fixed order: word frequencies would only decide which words stay whole.
     Also holds the 256 bytes, so that any text can be encoded.
     """
-    texts = [t.text.format(a="", b="", c="", N=n, M=n, o=o, p=o) for t in TEMPLATES for n in NAMES for o in THINGS]
-    texts += [word_problems.PROMPT.format(question=""), multiplication.PROMPT.format(left="", right="")]
-    texts += [" We use and. The answer is."]
+    texts = [PROMPT_FORM, f" We take. The answer is.{FIXED}"]
+    for template in TEMPLATES:
+        plural, singular = template.scene.container
+        blank = {"x": "", "y": "", "z": "", "N": "Sam", "M": "Sam", "o": "", "p": "", "c": plural, "c1": singular}
+        texts.append(f" {template.text.format(**blank)}")
+    texts += [f" {word} {word}." for word in (*NAMES, *THINGS)]
+    texts += [f" {cue}" for cue in CUES.values()]
+    texts += [pattern.format(**dict.fromkeys(WORDS, "")) for pattern in PATTERNS]
+    texts += [f" {word}." for words in WORDS.values() for word in words]
     untrained = Qwen2Tokenizer(eos_token=EOS, pad_token=PAD, unk_token=EOS)
     # min_frequency 1: a word that occurs once still becomes one token.
     return untrained.train_new_from_iterator([texts], vocab_size=VOCABULARY, min_frequency=1, show_progress=False)
+
+
+PROMPT_FORM = word_problems.PROMPT.format(question="") + multiplication.PROMPT.format(left="", right="")
 
 
 def encode(tokenizer: Qwen2Tokenizer, pairs: list[tuple[str, str]], prompt_weight: float) -> tuple[Tensor, Tensor]:
