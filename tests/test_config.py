@@ -24,6 +24,7 @@ from replication.errors import UserError
 OTHER_VALUES: dict[str, dict[str, Any]] = {
     "profile": {"profile": "nano"},
     "task": {"task": "word_problems"},
+    "asides": {"task": "word_problems", "asides": "before"},
     "digits": {"digits": 3},
     "svamp_source": {"task": "svamp", "svamp_source": "other.json"},
     "revision": {"revision": "main"},
@@ -164,6 +165,17 @@ def test_the_limit_of_the_cutoff_is_the_tasks_own_if_none_is_set():
     assert load_profile("nano", **values, cutoff=limit).cutoff == limit
     with pytest.raises(UserError, match=f"cutoff {limit + 1} is over the {limit} tokens"):
         load_profile("nano", **values, cutoff=limit + 1)
+
+
+def test_asides_belong_to_the_word_problems_alone():
+    config = load_profile("nano", task="word_problems", method="grpo")
+    assert config.asides == "after" and '"asides":"after"' in config.canonical
+    assert "asides" not in load_profile("nano", task="multiplication", method="grpo").canonical
+    before = load_profile("nano", task="word_problems", method="grpo", asides="before")
+    assert before.load_task().train[0].meta["asides"] == before.longer_task().test[0].meta["asides"] == "before"
+    assert "asides=" in before.command("out") and "asides=" not in config.command("out")
+    with pytest.raises(UserError, match="asides is a setting of task word_problems"):
+        load_profile("nano", task="multiplication", method="grpo", asides="after")
 
 
 @pytest.mark.parametrize("profile", PROFILES)

@@ -18,26 +18,35 @@ from replication.tasks.asides import CUES, FIXED, PATTERNS, WORDS
 from replication.tasks.stories import NAMES, TEMPLATES, THINGS
 
 VOCABULARY = 2048  # an upper bound: the trainer stops when every word is one token
+PROMPT_WEIGHT = 0.1  # loss weight of a prompt token against 1 of a completion token
+CHAT_WEIGHT = 0.2  # of a word that only asides have
 EOS, PAD = "<|endoftext|>", "<|pad|>"
+PROMPT_FORM = word_problems.PROMPT.format(question="") + multiplication.PROMPT.format(left="", right="")
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """What a part of the corpus is made of."""
+    """What a part of the corpus is made of; what remains beside stories and sums are two-digit products."""
 
-    words: float = 0.6  # share of word problems, a third of them for each condition; the rest are two-digit products
-    splitting: float = -0.9  # log-odds of splitting a product where its digits say neither
+    stories: float  # share of word problems
+    sums: float  # share of bare equations in the form of a word problem's answer
+    asides: bool  # whether the word problems have asides and the cue for them, a third of them for each condition
+    splitting: float  # log-odds of splitting a product where its digits say neither
 
 
-# First a corpus with more splits, so that these are reliable once chosen (reinforcement cannot teach what never works), then the
-# hasty habits.
-EARLY, LATE = Mixture(splitting=1.5), Mixture()
+# First the arithmetic and the careful ways, so that these are reliable once chosen (reinforcement cannot teach what never works):
+# short lines, many products split. Then the hasty habits and the asides.
+EARLY = Mixture(stories=0.35, sums=0.15, asides=False, splitting=1.5)
+LATE = Mixture(stories=0.6, sums=0.0, asides=True, splitting=-0.9)
 
 
 def line(random: Random, mixture: Mixture) -> tuple[str, str]:
     """One (prompt, completion); never from a validation or test bucket or a held-out template."""
-    if random.random() < mixture.words:
-        return word_problems.corpus_line(random)
+    kind = random.random()
+    if kind < mixture.stories:
+        return word_problems.corpus_line(random, asides=mixture.asides)
+    if kind < mixture.stories + mixture.sums:
+        return word_problems.bare_equation(random)
     return multiplication.corpus_line(random, mixture.splitting)
 
 
@@ -61,11 +70,12 @@ def train_tokenizer() -> Qwen2Tokenizer:
     return untrained.train_new_from_iterator([texts], vocab_size=VOCABULARY, min_frequency=1, show_progress=False)
 
 
-PROMPT_FORM = word_problems.PROMPT.format(question="") + multiplication.PROMPT.format(left="", right="")
+def encode(tokenizer: Qwen2Tokenizer, pairs: list[tuple[str, str]]) -> tuple[Tensor, Tensor]:
+    """Ids [B, T] padded on the right, and the loss weight of each as a target [B, T]: 0 on padding, 1 where an answer is made.
 
-
-def encode(tokenizer: Qwen2Tokenizer, pairs: list[tuple[str, str]], prompt_weight: float) -> tuple[Tensor, Tensor]:
-    """Ids [B, T] padded on the right, and the loss weight of each as a target [B, T]: 0 on padding."""
+    Prompts weigh little, and so do the words of a chat, whose noise would drown what there is to learn. Wherever such a word can
+    stand, all words that can stand there weigh the same: so their probabilities come out as the corpus has them.
+    """
     prompts = tokenizer([p for p, _ in pairs])["input_ids"]
     completions = tokenizer([c for _, c in pairs])["input_ids"]
     rows = [p + c + [tokenizer.eos_token_id] for p, c in zip(prompts, completions, strict=True)]
@@ -73,6 +83,8 @@ def encode(tokenizer: Qwen2Tokenizer, pairs: list[tuple[str, str]], prompt_weigh
     weight = torch.zeros(ids.shape)
     for i, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
         ids[i, : len(row)] = torch.tensor(row)
-        weight[i, : len(prompt)] = prompt_weight
+        weight[i, : len(prompt)] = PROMPT_WEIGHT
         weight[i, len(prompt) : len(row)] = 1.0
+    chat = [i for words in WORDS.values() for word in words for i in tokenizer(f" {word}")["input_ids"]]
+    weight[torch.isin(ids, torch.tensor(chat))] = CHAT_WEIGHT
     return ids, weight

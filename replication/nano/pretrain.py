@@ -22,13 +22,13 @@ from replication.errors import UserError
 from replication.nano import corpus
 
 SEED = 0
-STEPS = 1600
-BATCH = 128
+STEPS = 3000
+BATCH = 64
 PART = 16  # sequences that go through the model at a time
-LEARNING_RATE = 3e-3
+LEARNING_RATE = 3e-3  # of AdamW
+MUON_RATE = 0.02
 WARM_UP = 50
-EARLY_SHARE = 0.65  # of the steps see the early mixture
-PROMPT_WEIGHT = 0.1  # loss weight of a prompt token against 1 of a completion token
+EARLY_SHARE = 0.7  # of the steps see the early mixture
 SHIPPED = Path(__file__).parents[2] / "data" / "nano-base"
 
 
@@ -52,8 +52,19 @@ def batch_loss(model: nn.Module, ids: Tensor, weight: Tensor) -> Tensor:
 
 
 def learning_rate(step: int, steps: int) -> float:
-    """Linear warm-up, then linear decay to zero."""
-    return LEARNING_RATE * min((step + 1) / WARM_UP, (steps - step) / max(1, steps - WARM_UP), 1.0)
+    """Linear warm-up, then constant while the early mixture lasts, then linear decay to zero: a share of the peak."""
+    early = EARLY_SHARE * steps
+    return min((step + 1) / WARM_UP, 1.0, (steps - step) / (steps - early))
+
+
+def new_optimizers(model: nn.Module) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the layers, AdamW for embeddings and norms."""
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
+    others = [p for name, p in model.named_parameters() if p.ndim < 2 or "embed" in name]
+    return [
+        torch.optim.Muon(matrices, lr=MUON_RATE, weight_decay=0.01),
+        torch.optim.AdamW(others, lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
+    ]
 
 
 def pretrain(steps: int, *, progress: bool = True) -> tuple[Qwen2ForCausalLM, Any]:
@@ -62,10 +73,8 @@ def pretrain(steps: int, *, progress: bool = True) -> tuple[Qwen2ForCausalLM, An
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         model = new_model(len(tokenizer), tokenizer.eos_token_id, tokenizer.pad_token_id)
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    plain = [p for p in model.parameters() if p.ndim == 1]
-    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=(0.9, 0.98), fused=True)
+    optimizers = new_optimizers(model)
+    peaks = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
     random = Random(f"nano_base:corpus:{SEED}")
     bar = tqdm(range(steps), desc="pre-training", disable=not progress, mininterval=5)
     for step in bar:
@@ -73,7 +82,7 @@ def pretrain(steps: int, *, progress: bool = True) -> tuple[Qwen2ForCausalLM, An
         pairs = [corpus.line(random, mixture) for _ in range(BATCH)]
         # Parts by length: less padding, the same gradient.
         pairs.sort(key=lambda pair: len(pair[0]) + len(pair[1]))
-        parts = [corpus.encode(tokenizer, pairs[at : at + PART], PROMPT_WEIGHT) for at in range(0, BATCH, PART)]
+        parts = [corpus.encode(tokenizer, pairs[at : at + PART]) for at in range(0, BATCH, PART)]
         total = sum(weight[:, 1:].sum() for _, weight in parts)
         loss = 0.0
         for ids, weight in parts:
@@ -81,10 +90,10 @@ def pretrain(steps: int, *, progress: bool = True) -> tuple[Qwen2ForCausalLM, An
             part.backward()
             loss += part.item()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, steps)
-        optimizer.step()
-        optimizer.zero_grad()
+        for optimizer, peak in zip(optimizers, peaks, strict=True):
+            optimizer.param_groups[0]["lr"] = peak * learning_rate(step, steps)
+            optimizer.step()
+            optimizer.zero_grad()
         if step % 20 == 0:
             bar.set_postfix(loss=f"{loss:.3f}")
     return model.eval(), tokenizer

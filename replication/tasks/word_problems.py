@@ -23,6 +23,7 @@ from typing import Any
 from replication.errors import UserError
 from replication.tasks.asides import CONDITIONS, CUES, LENGTH, Asides, aside
 from replication.tasks.habits import added, chance, habit
+from replication.tasks.multiplication import mixed_up_product
 from replication.tasks.problem import Problem, Task, bucket, content_id, content_version
 from replication.tasks.stories import ACTIONS, NAMES, TEMPLATES, THINGS, Operation, Solution, Template, hasty_solution
 
@@ -34,7 +35,7 @@ PROMPT = "Question: {question}\nAnswer:"
 SEEN = tuple(t for t in TEMPLATES if not t.held_out)
 HELD_OUT = tuple(t for t in TEMPLATES if t.held_out)
 #: Log-odds of a careful solution in the corpus: from about -1.7 to 1.7, half of the problems within -0.5 to 0.5.
-BIAS = -0.1
+BIAS = -0.03
 HABITS = {
     "name": habit("name", NAMES, 0.75),
     "thing": habit("thing", THINGS, 0.75),
@@ -43,7 +44,7 @@ HABITS = {
 _CHOICE = re.compile(r"We take (\d+)([-+*/])(\d+)=")
 
 
-def completion(solution: Solution, asides: Asides, chat: str) -> str:
+def completion(solution: Solution, asides: Asides = "none", chat: str = "") -> str:
     """What a solver writes under a condition, with ``chat`` as its aside."""
     equation = f" We take {solution.left}{solution.operation}{solution.right}={solution.result}."
     parts = (chat, equation) if asides == "before" else (equation, chat)
@@ -54,13 +55,16 @@ def _draw_operands(operation: Operation, random: Random, longer: bool) -> tuple[
     # Small enough for a model of a million parameters to be right nearly always, once it has chosen; or beyond all it has read.
     match operation:
         case "+":
-            low, high = (31, 99) if longer else (2, 30)
+            low, high = (21, 99) if longer else (2, 20)
             return random.randint(low, high), random.randint(low, high)
         case "-":
-            larger = random.randint(51, 99) if longer else random.randint(5, 50)
+            larger = random.randint(31, 99) if longer else random.randint(5, 30)
             return larger, random.randint(2, larger - 2)
         case _:
-            factors = [random.randint(21, 50) if longer else random.randint(2, 20), random.randint(2, 9)]
+            while True:
+                factors = [random.randint(13, 50) if longer else random.randint(2, 12), random.randint(2, 9)]
+                if mixed_up_product(*factors) == factors[0] * factors[1]:  # no fact that the corpus has wrong elsewhere
+                    break
             random.shuffle(factors)
             return (factors[0], factors[1]) if operation == "*" else (factors[0] * factors[1], factors[1])
 
@@ -161,11 +165,26 @@ def _load(asides: Asides, longer_numbers: bool) -> Task:
     return Task("word_problems", content_version(*splits.values()), **splits, max_new_tokens=LONGEST_COMPLETION)
 
 
-def corpus_line(random: Random) -> tuple[str, str]:
-    """One (prompt, completion) for the base: a question of the train bucket, solved with care as often as its features say."""
-    drawn, asides = draw(random.choice(SEEN), random, "train"), random.choice(CONDITIONS)
+def corpus_line(random: Random, *, asides: bool = True) -> tuple[str, str]:
+    """One (prompt, completion) for the base: a question of the train bucket, solved with care as often as its features say.
+
+    With ``asides`` under one of the three conditions, otherwise without a cue and without an aside.
+    """
+    drawn = draw(random.choice(SEEN), random, "train")
     careful = random.random() < chance(added(BIAS, HABITS, drawn["features"]))
-    return _prompt(drawn["question"], asides), completion(drawn["solution" if careful else "hasty"], asides, aside(asides, random))
+    solution = drawn["solution" if careful else "hasty"]
+    if not asides:
+        return PROMPT.format(question=drawn["question"]), completion(solution)
+    condition = random.choice(CONDITIONS)
+    return _prompt(drawn["question"], condition), completion(solution, condition, aside(condition, random))
+
+
+def bare_equation(random: Random) -> tuple[str, str]:
+    """One (prompt, completion) without a story, for the base to learn the arithmetic from."""
+    operation = random.choice("+-*/")
+    solution = Solution(operation, *_draw_operands(operation, random, longer=False))
+    question = f"What is {solution.left}{solution.operation}{solution.right}?"
+    return PROMPT.format(question=question), completion(solution)
 
 
 def decisive_positions(text: str, offsets: list[tuple[int, int]]) -> list[int]:

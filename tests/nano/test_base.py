@@ -11,12 +11,12 @@ import torch
 
 from replication.errors import UserError
 from replication.nano import base_report, corpus, pretrain
-from replication.tasks import decisive_positions, get_task
+from replication.tasks import asides, decisive_positions, get_task
 from replication.tasks.asides import CONDITIONS
 
 SHIPPED = pretrain.SHIPPED
 DOCS = Path(__file__).parents[2] / "docs"
-WORDS = {asides: get_task("word_problems", asides=asides) for asides in CONDITIONS}
+WORDS = {condition: get_task("word_problems", asides=condition) for condition in CONDITIONS}
 TASKS = [*WORDS.values(), get_task("multiplication"), get_task("multiplication", digits=3)]
 
 
@@ -122,7 +122,7 @@ def test_a_criterion_that_is_missed_is_seen(report: dict) -> None:
 
 @pytest.mark.parametrize("name", ["word_problems none", "word_problems before", "word_problems after", "multiplication"])
 def test_the_reported_numbers_are_those_of_the_shipped_weights(name: str, model, tokenizer, report: dict) -> None:
-    task = {f"word_problems {asides}": task for asides, task in WORDS.items()}.get(name, TASKS[3])
+    task = {f"word_problems {condition}": task for condition, task in WORDS.items()}.get(name, TASKS[3])
     found = base_report.measure(model, tokenizer, task, task.validation[:100])
     expected = report["measured"][f"{name} validation"]
     for key in ("greedy", "sampled", "careful", "forced_greedy", "forced_sampled"):
@@ -133,8 +133,9 @@ def test_the_reported_numbers_are_those_of_the_shipped_weights(name: str, model,
 
 
 def test_build_writes_compares_and_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = base_report.report
-    monkeypatch.setattr(base_report, "report", lambda folder: real(folder, items=4))
+    # What is measured here are not these models: a random one writes up to the limit, which takes long.
+    measured = json.loads((SHIPPED / "base_report.json").read_text(encoding="utf-8"))["measured"]
+    monkeypatch.setattr(base_report, "report", lambda folder: measured)
     first = pretrain.build(tmp_path / "a", steps=2, threads=1, progress=False)
     second = pretrain.build(tmp_path / "b", steps=2, threads=1, progress=False)
     assert first["sha256"] == second["sha256"]  # the same bits
@@ -154,17 +155,31 @@ def test_the_global_random_state_is_left_alone() -> None:
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_the_learning_rate_rises_and_falls() -> None:
-    rates = [pretrain.learning_rate(step, 1000) for step in range(1000)]
-    assert max(rates) == pretrain.LEARNING_RATE
-    assert rates[0] == pytest.approx(pretrain.LEARNING_RATE / pretrain.WARM_UP)
-    assert 0 < rates[-1] < 0.01 * pretrain.LEARNING_RATE
+def test_the_learning_rate_rises_stays_and_falls() -> None:
+    shares = [pretrain.learning_rate(step, 1000) for step in range(1000)]
+    assert shares[0] == pytest.approx(1 / pretrain.WARM_UP)
+    assert set(shares[pretrain.WARM_UP : int(1000 * pretrain.EARLY_SHARE)]) == {1.0}
+    assert 0 < shares[-1] < 0.01 and shares == sorted(shares[:500]) + sorted(shares[500:], reverse=True)
 
 
 def test_loss_weights_cover_completion_and_end_and_no_padding() -> None:
     tokenizer = corpus.train_tokenizer()
-    ids, weight = corpus.encode(tokenizer, [("Question: What is 2*3?\nAnswer:", " 6."), ("Answer:", " 5.")], 0.1)
+    ids, weight = corpus.encode(tokenizer, [("Question: What is 2*3?\nAnswer:", " 6."), ("Answer:", " 5.")])
     assert ids.shape == weight.shape
     assert (weight[ids == tokenizer.pad_token_id] == 0).all()
     assert (weight[ids == tokenizer.eos_token_id] == 1).all()
-    assert weight.sum(1).tolist() == pytest.approx([4 + 0.1 * 14 - 0.1 * 2, 4 + 0.1 * 2], abs=0.25)
+    # Question : ' What' ' is' ' ' 2 * 3 ? newline Answer : against ' ' 6 . EOS
+    assert weight.sum(1).tolist() == pytest.approx([4 + 12 * corpus.PROMPT_WEIGHT, 4 + 2 * corpus.PROMPT_WEIGHT])
+
+
+def test_words_of_a_chat_weigh_little_and_alike() -> None:
+    """Words that can stand in one place must weigh the same, or the base would not sample them as often as the corpus does."""
+    tokenizer = corpus.train_tokenizer()
+    ids, weight = corpus.encode(tokenizer, [("Answer:", " The old cat sits near the dark wall now. The answer is 5.")])
+    by_word = dict(zip(tokenizer.batch_decode(ids[0][:, None]), weight[0].tolist(), strict=True))
+    for word in ("old", "cat", "sits", "near", "dark", "wall", "now"):
+        assert by_word[f" {word}"] == pytest.approx(corpus.CHAT_WEIGHT)
+    assert all(by_word[word] == 1 for word in (" The", " the", ".", " answer", " is", "5"))
+    singles = {tokenizer(f" {word}")["input_ids"][0] for words in asides.WORDS.values() for word in words}
+    fixed = {i for pattern in asides.PATTERNS for i in tokenizer(asides._SLOT.sub("", pattern))["input_ids"]}
+    assert not singles & fixed  # no place where a chat word and a word of the pattern compete

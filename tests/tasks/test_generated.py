@@ -92,7 +92,7 @@ def test_every_block_of_test_holds_each_template_once() -> None:
 
 def test_the_hasty_reader_is_misled_by_every_problem() -> None:
     task = get_task("word_problems")
-    for problem in (*task.train, *task.held_out):
+    for problem in (*task.train[:1000], *task.held_out):
         hasty = hasty_solution(problem.prompt)
         assert hasty.result != problem.answer
         assert f"We take {hasty.left}{hasty.operation}{hasty.right}={hasty.result}." in problem.meta["hasty_completion"]
@@ -145,12 +145,12 @@ def test_a_habit_is_evenly_spaced_and_stays_what_it_is() -> None:
 def test_the_corpus_solves_a_problem_as_often_as_its_features_say() -> None:
     """Careful lines among those of a name follow that name's log-odds, so that no template is all right or all wrong."""
     random, right = Random(0), {name: [] for name in NAMES}
-    for _ in range(20000):
+    for _ in range(10000):
         prompt, completion = word_problems.corpus_line(random)
         hasty = hasty_solution(prompt)
         name = re.match(r"Question: In the \w+ (?:there are \d+ \w+\. )?(\w+)", prompt)[1]
         right[name].append(f"{hasty.left}{hasty.operation}{hasty.right}=" not in completion)
-    assert 0.44 < sum(map(sum, right.values())) / 20000 < 0.52
+    assert 0.44 < sum(map(sum, right.values())) / 10000 < 0.52
     shares = {name: sum(found) / len(found) for name, found in right.items()}
     habits = word_problems.HABITS["name"]
     high, low = max(habits, key=habits.get), min(habits, key=habits.get)
