@@ -7,7 +7,6 @@ import json
 import platform
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -15,7 +14,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-from replication.nano import corpus
 from replication.randomness import stream
 from replication.rollout import Completion, generate
 from replication.tasks import Problem, Task, decisive_positions, extract_answer, get_task
@@ -158,11 +156,15 @@ def criteria(measured: dict[str, Any]) -> list[Criterion]:
 
 def criteria_table(measured: dict[str, Any]) -> str:
     """The criteria in Markdown, every number from ``measured``."""
-    lines = ["| criterion (validation) | from | to | measured | met |", "|---|---|---|---|---|"]
-    for item in criteria(measured):
-        low, high, value = (f"{number:.3g}" for number in (item.low, item.high, item.value))
-        lines.append(f"| {item.name} | {low} | {high} | {value} | {'yes' if item.met else 'no'} |")
-    return "\n".join(lines) + "\n"
+    rows = [
+        {
+            "criterion (validation)": item.name,
+            **{name: f"{getattr(item, key):.3g}" for name, key in (("from", "low"), ("to", "high"), ("measured", "value"))},
+            "met": "yes" if item.met else "no",
+        }
+        for item in criteria(measured)
+    ]
+    return _table(list(rows[0]), rows)
 
 
 def compare(folder: Path, shipped: Path) -> dict[str, Any]:
@@ -196,7 +198,6 @@ def write(folder: Path, *, steps: int, threads: int, seconds: float, shipped: Pa
         **compare(folder, shipped),
         "parameters": sum(tensor.numel() for tensor in load_file(folder / WEIGHTS).values()),
         "training": {"steps": steps, "threads": threads, "seconds": round(seconds, 1), **settings},
-        "mixtures": {"early": asdict(corpus.EARLY), "late": asdict(corpus.LATE)},
         "packages": {name: version(name) for name in ("torch", "transformers", "tokenizers", "safetensors")},
         "machine": {"python": platform.python_version(), "processor": _processor(), "threads": torch.get_num_threads()},
         "tasks": task_versions(),
@@ -233,18 +234,21 @@ present but not preferred. It knows nothing else and says nothing about Qwen.
 
 ## Corpus
 
-Word problems ({late[words]:.0%}), a third of them for each placing of the asides, and two-digit products. A word problem is
-solved by reading or by following keywords, a product by splitting or by blurting it out. Which of the two the corpus shows is a
-coin. Its chance hangs on the surface (name, thing and action; or two digits), with log-odds that add up. This stands for the
-spurious habits of a real model, which solves a problem and not its twin under other names. Products are split more often in the
-first {training[early_share]:.0%} of the steps (log-odds {early[splitting]:+g} where the digits say neither) than afterwards
-({late[splitting]:+g}). Two number facts, 7*8 and 6*9, are mixed up in all products: so splitting is wrong on about 18 % of
-them. No question of a validation or test bucket and none of a held-out template is in the corpus.
+Word problems and two-digit products. A word problem is solved by reading or by following keywords, a product by splitting or by
+blurting it out. Which of the two the corpus shows is a coin. Its chance hangs on the surface (name, thing and action; or two
+digits), with log-odds that add up. This stands for the spurious habits of a real model, which solves one problem and not its twin
+under other names. Two number facts, 7*8 and 6*9, are mixed up in all products: so splitting is wrong on about 18 % of them. No
+question of a validation or test bucket and none of a held-out template is in the corpus.
 
+The arithmetic comes first: without asides, with bare equations and with many products split. Stories and sums are shares of the
+corpus, the rest are products. Reading and splitting are the log-odds of the careful way where the surface says neither.
+
+{mixtures}
 ## Training
 
-{training[steps]} batches of {training[batch]} sequences, AdamW, learning rate {training[learning_rate]:g} with linear decay,
-seed {training[seed]}, {training[threads]} thread(s), {minutes:.1f} minutes on {machine[processor]} (other work ran beside it).
+{training[steps]} batches of {training[batch]} sequences. Muon for the matrices of the layers (rate {training[muon_rate]:g}), AdamW
+for the rest (rate {training[adamw_rate]:g}); both constant while the first mixture lasts, then falling linearly to zero. Seed
+{training[seed]}, {training[threads]} thread(s), {minutes:.1f} minutes on {machine[processor]} (other work ran beside it).
 Packages: {packages}.
 
 sha256 of `{weights}`: `{sha256}`.
@@ -268,15 +272,20 @@ def card(result: dict[str, Any]) -> str:
     measured = result["measured"]
     text = CARD.format(
         **{key: result[key] for key in ("parameters", "training", "machine", "sha256")},
-        **result["mixtures"],
+        mixtures=_table(["steps", "stories", "sums", "asides", "reading", "splitting"], result["training"]["mixtures"]),
         minutes=result["training"]["seconds"] / 60,
         packages=", ".join(f"{name} {number}" for name, number in result["packages"].items()),
         weights=WEIGHTS,
         criteria=criteria_table(measured),
     )
-    columns = [name.replace("_", " ") for name in ("split", "items", *SHARES, *NUMBERS)]
-    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-    for name, row in measured.items():
-        cells = [name, str(row["items"]), *(f"{row[key]:.1%}" for key in SHARES), *(f"{row[key]:.3g}" for key in NUMBERS)]
-        lines.append(f"| {' | '.join(cells)} |")
-    return text + "\n".join(lines) + "\n"
+    shown = [
+        {"split": name, "items": row["items"], **{k: f"{row[k]:.1%}" for k in SHARES}, **{k: f"{row[k]:.3g}" for k in NUMBERS}}
+        for name, row in measured.items()
+    ]
+    return text + _table(["split", "items", *SHARES, *NUMBERS], shown)
+
+
+def _table(columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> str:
+    lines = [" | ".join(column.replace("_", " ") for column in columns), " | ".join("---" for _ in columns)]
+    lines += [" | ".join(str(row[column]) for column in columns) for row in rows]
+    return "".join(f"| {line} |\n" for line in lines)

@@ -31,20 +31,22 @@ class Mixture:
     stories: float  # share of word problems
     sums: float  # share of bare equations in the form of a word problem's answer
     asides: bool  # whether the word problems have asides and the cue for them, a third of them for each condition
+    reading: float  # log-odds of solving a word problem with care where its features say neither
     splitting: float  # log-odds of splitting a product where its digits say neither
 
 
 # First the arithmetic and the careful ways, so that these are reliable once chosen (reinforcement cannot teach what never works):
-# short lines, many products split. Then the hasty habits and the asides.
-EARLY = Mixture(stories=0.35, sums=0.15, asides=False, splitting=1.5)
-LATE = Mixture(stories=0.6, sums=0.0, asides=True, splitting=-0.9)
+# short lines, many products split. Then the asides, and at last the hasty habits.
+EARLY = Mixture(stories=0.35, sums=0.15, asides=False, reading=-0.03, splitting=1.5)
+MIDDLE = Mixture(stories=0.55, sums=0.0, asides=True, reading=-0.03, splitting=1.5)
+LATE = Mixture(stories=0.55, sums=0.0, asides=True, reading=0.03, splitting=-0.9)
 
 
 def line(random: Random, mixture: Mixture) -> tuple[str, str]:
     """One (prompt, completion); never from a validation or test bucket or a held-out template."""
     kind = random.random()
     if kind < mixture.stories:
-        return word_problems.corpus_line(random, asides=mixture.asides)
+        return word_problems.corpus_line(random, mixture.reading, asides=mixture.asides)
     if kind < mixture.stories + mixture.sums:
         return word_problems.bare_equation(random)
     return multiplication.corpus_line(random, mixture.splitting)

@@ -7,7 +7,9 @@ sampled it shows the careful ones often enough to be reinforced. The shipped wei
 
 from __future__ import annotations
 
+import itertools
 import time
+from dataclasses import asdict
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -22,13 +24,13 @@ from replication.errors import UserError
 from replication.nano import corpus
 
 SEED = 0
-STEPS = 3000
+MIXTURES = ((corpus.EARLY, 2100), (corpus.MIDDLE, 800), (corpus.LATE, 400))  # and the steps of each
+STEPS = sum(steps for _, steps in MIXTURES)
 BATCH = 64
 PART = 16  # sequences that go through the model at a time
 LEARNING_RATE = 3e-3  # of AdamW
 MUON_RATE = 0.02
 WARM_UP = 50
-EARLY_SHARE = 0.7  # of the steps see the early mixture
 SHIPPED = Path(__file__).parents[2] / "data" / "nano-base"
 
 
@@ -51,10 +53,16 @@ def batch_loss(model: nn.Module, ids: Tensor, weight: Tensor) -> Tensor:
     return (losses * weight[:, 1:].flatten()).sum()
 
 
+def mixture_of(step: int, steps: int) -> corpus.Mixture:
+    """The mixture of a step; with other ``steps`` than ``STEPS`` each lasts in proportion."""
+    ends = itertools.accumulate(share for _, share in MIXTURES)
+    return next(mixture for (mixture, _), end in zip(MIXTURES, ends, strict=True) if step * STEPS < end * steps)
+
+
 def learning_rate(step: int, steps: int) -> float:
-    """Linear warm-up, then constant while the early mixture lasts, then linear decay to zero: a share of the peak."""
-    early = EARLY_SHARE * steps
-    return min((step + 1) / WARM_UP, 1.0, (steps - step) / (steps - early))
+    """Linear warm-up, then constant while the first mixture lasts, then linear decay to zero: a share of the peak."""
+    decay = steps * (1 - MIXTURES[0][1] / STEPS)
+    return min((step + 1) / WARM_UP, 1.0, (steps - step) / decay)
 
 
 def new_optimizers(model: nn.Module) -> list[torch.optim.Optimizer]:
@@ -78,8 +86,7 @@ def pretrain(steps: int, *, progress: bool = True) -> tuple[Qwen2ForCausalLM, An
     random = Random(f"nano_base:corpus:{SEED}")
     bar = tqdm(range(steps), desc="pre-training", disable=not progress, mininterval=5)
     for step in bar:
-        mixture = corpus.EARLY if step < EARLY_SHARE * steps else corpus.LATE
-        pairs = [corpus.line(random, mixture) for _ in range(BATCH)]
+        pairs = [corpus.line(random, mixture_of(step, steps)) for _ in range(BATCH)]
         # Parts by length: less padding, the same gradient.
         pairs.sort(key=lambda pair: len(pair[0]) + len(pair[1]))
         parts = [corpus.encode(tokenizer, pairs[at : at + PART]) for at in range(0, BATCH, PART)]
@@ -122,7 +129,8 @@ def build(out: Path, *, steps: int | None = None, threads: int = 1, progress: bo
         model.save_pretrained(out)
         tokenizer.save_pretrained(out)
         (out / base_report.WEIGHTS).chmod(0o644)  # safetensors writes for the owner alone
-        settings = {"seed": SEED, "batch": BATCH, "learning_rate": LEARNING_RATE, "warm_up": WARM_UP, "early_share": EARLY_SHARE}
+        mixtures = [{"steps": share, **asdict(mixture)} for mixture, share in MIXTURES]
+        settings = {"seed": SEED, "batch": BATCH, "adamw_rate": LEARNING_RATE, "muon_rate": MUON_RATE, "mixtures": mixtures}
         return base_report.write(out, steps=steps, threads=threads, seconds=seconds, shipped=SHIPPED, settings=settings)
     finally:
         torch.set_num_threads(before)

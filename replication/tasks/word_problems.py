@@ -34,8 +34,7 @@ PROMPT = "Question: {question}\nAnswer:"
 
 SEEN = tuple(t for t in TEMPLATES if not t.held_out)
 HELD_OUT = tuple(t for t in TEMPLATES if t.held_out)
-#: Log-odds of a careful solution in the corpus: from about -1.7 to 1.7, half of the problems within -0.5 to 0.5.
-BIAS = -0.03
+#: Log-odds of a careful solution in the corpus, added to a bias: from -1.7 to 1.7, half of the problems within -0.5 to 0.5.
 HABITS = {
     "name": habit("name", NAMES, 0.75),
     "thing": habit("thing", THINGS, 0.75),
@@ -165,13 +164,13 @@ def _load(asides: Asides, longer_numbers: bool) -> Task:
     return Task("word_problems", content_version(*splits.values()), **splits, max_new_tokens=LONGEST_COMPLETION)
 
 
-def corpus_line(random: Random, *, asides: bool = True) -> tuple[str, str]:
+def corpus_line(random: Random, bias: float, *, asides: bool = True) -> tuple[str, str]:
     """One (prompt, completion) for the base: a question of the train bucket, solved with care as often as its features say.
 
     With ``asides`` under one of the three conditions, otherwise without a cue and without an aside.
     """
     drawn = draw(random.choice(SEEN), random, "train")
-    careful = random.random() < chance(added(BIAS, HABITS, drawn["features"]))
+    careful = random.random() < chance(added(bias, HABITS, drawn["features"]))
     solution = drawn["solution" if careful else "hasty"]
     if not asides:
         return PROMPT.format(question=drawn["question"]), completion(solution)

@@ -41,7 +41,7 @@ def report() -> dict:
 
 def lines(count: int) -> list[tuple[str, str]]:
     random = Random("test_base")
-    return [corpus.line(random, mixture) for mixture in (corpus.EARLY, corpus.LATE) for _ in range(count)]
+    return [corpus.line(random, mixture) for mixture, _ in pretrain.MIXTURES for _ in range(count)]
 
 
 def test_the_tokenizer_brings_back_every_text(tokenizer) -> None:
@@ -155,11 +155,15 @@ def test_the_global_random_state_is_left_alone() -> None:
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_the_learning_rate_rises_stays_and_falls() -> None:
-    shares = [pretrain.learning_rate(step, 1000) for step in range(1000)]
-    assert shares[0] == pytest.approx(1 / pretrain.WARM_UP)
-    assert set(shares[pretrain.WARM_UP : int(1000 * pretrain.EARLY_SHARE)]) == {1.0}
-    assert 0 < shares[-1] < 0.01 and shares == sorted(shares[:500]) + sorted(shares[500:], reverse=True)
+def test_mixtures_and_learning_rate_keep_their_proportions() -> None:
+    for steps in (330, pretrain.STEPS):
+        found = [pretrain.mixture_of(step, steps) for step in range(steps)]
+        for mixture, share in pretrain.MIXTURES:
+            assert found.count(mixture) == share * steps // pretrain.STEPS
+        shares = [pretrain.learning_rate(step, steps) for step in range(steps)]
+        assert shares[0] == pytest.approx(1 / pretrain.WARM_UP) and 0 < shares[-1] < 0.01
+        assert {share for share, mixture in zip(shares, found, strict=True) if mixture == corpus.EARLY} - set(shares[:50]) <= {1.0}
+        assert shares[50:] == sorted(shares[50:], reverse=True)
 
 
 def test_loss_weights_cover_completion_and_end_and_no_padding() -> None:

@@ -146,7 +146,7 @@ def test_the_corpus_solves_a_problem_as_often_as_its_features_say() -> None:
     """Careful lines among those of a name follow that name's log-odds, so that no template is all right or all wrong."""
     random, right = Random(0), {name: [] for name in NAMES}
     for _ in range(10000):
-        prompt, completion = word_problems.corpus_line(random)
+        prompt, completion = word_problems.corpus_line(random, 0.0)
         hasty = hasty_solution(prompt)
         name = re.match(r"Question: In the \w+ (?:there are \d+ \w+\. )?(\w+)", prompt)[1]
         right[name].append(f"{hasty.left}{hasty.operation}{hasty.right}=" not in completion)
@@ -226,7 +226,7 @@ def test_the_corpus_keeps_clear_of_validation_and_test() -> None:
     forbidden = {blanked(p.prompt) for p in (*words.validation, *words.test)}
     held_out = {tuple(w for w in blanked(p.prompt) if not w.isdigit()) for p in words.held_out}
     for _ in range(3000):
-        found = blanked(word_problems.corpus_line(random)[0])
+        found = blanked(word_problems.corpus_line(random, 0.0)[0])
         assert found not in forbidden and tuple(w for w in found if not w.isdigit()) not in held_out
     pairs = {frozenset((p.meta["left"], p.meta["right"])) for p in (*products.validation, *products.test)}
     for _ in range(3000):
