@@ -20,7 +20,8 @@ from replication.tasks import Problem, Task, decisive_positions, extract_answer,
 from replication.tasks.asides import CONDITIONS
 
 WEIGHTS = "model.safetensors"
-BATCH = 100
+BATCH = 256  # completions at a time
+ITEMS = {"validation": None, "test": 960, "held_out": 960}  # measured of each split; none = all
 
 
 def weights_sha256(folder: Path) -> str:
@@ -96,8 +97,8 @@ def _choice(text: str) -> str:
     return text.partition("=")[0].rpartition(" ")[2]
 
 
-def report(folder: Path, *, items: int | None = None) -> dict[str, Any]:
-    """Measure the model in ``folder``: name of task, condition and split -> ``measure`` of its first ``items`` (default: all)."""
+def report(folder: Path) -> dict[str, Any]:
+    """Measure the model in ``folder``: name of task, condition and split -> ``measure`` of its first ``ITEMS``."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
@@ -106,7 +107,7 @@ def report(folder: Path, *, items: int | None = None) -> dict[str, Any]:
     tasks["multiplication"] = get_task("multiplication")
     return {
         f"{name} {split}": measure(model, tokenizer, task, getattr(task, split)[:items])
-        for split in ("validation", "test", "held_out")
+        for split, items in ITEMS.items()
         for name, task in tasks.items()
         if getattr(task, split)
     }
