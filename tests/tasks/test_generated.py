@@ -16,7 +16,7 @@ from replication.tasks.habits import added, chance, habit
 from replication.tasks.stories import ACTIONS, DISTRACTORS, NAMES, SCENES, TEMPLATES, THINGS, hasty_solution
 
 OFFLINE = [*(("word_problems", {"asides": a}) for a in CONDITIONS), ("multiplication", {}), ("multiplication", {"digits": 3})]
-VERSIONS = ["none", "before", "after", "6e320b1e6896", "4a916b2c2d9b"]
+VERSIONS = ["7c223e4510e1", "c72ee72cb799", "b2689418989f", "6e320b1e6896", "4a916b2c2d9b"]
 
 
 def splits(task: Task) -> dict[str, tuple[Problem, ...]]:
