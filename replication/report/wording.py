@@ -110,10 +110,10 @@ def shown_table(frame: pd.DataFrame, rewards: bool = False) -> dict[str, Any]:
     Returns:
         heads: (text, kind) of each column, kind "number", "nowrap" or "words"; rows: the cells as texts.
     """
-    frame = frame.dropna(axis="columns", how="all") if len(frame) else frame
+    frame = (frame.dropna(axis="columns", how="all") if len(frame) else frame).rename(columns=str)
     ends = {f"{name}_{end}" for name in frame for end in ("low", "high")}
     heads, columns = [], []
-    for name in [str(name) for name in frame if name not in ends and name not in _HIDDEN]:
+    for name in [name for name in frame if name not in ends and name not in _HIDDEN]:
         values = frame[name].tolist()
         if pd.api.types.is_numeric_dtype(frame[name]) and frame[name].dtype != bool:
             kind, texts = "number", _numbers(values)
