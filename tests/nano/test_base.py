@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from replication.errors import UserError
-from replication.models import nano_base, nano_corpus, nano_report
+from replication.nano import base_report as nano_report
+from replication.nano import corpus as nano_corpus
+from replication.nano import pretrain as nano_base
 from replication.tasks import decisive_positions, get_task
 
 SHIPPED = nano_base.SHIPPED
