@@ -17,8 +17,8 @@ def test_loading_a_model_prints_nothing_and_leaves_other_warnings_alone(random_b
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         load_policy(tiny_config(random_base, kind))
-        warnings.warn("a setting of yours is odd", UserWarning, stacklevel=1)
-        warnings.warn("a name of ours will change", FutureWarning, stacklevel=1)
-    assert [str(warning.message) for warning in seen] == ["a setting of yours is odd", "a name of ours will change"]
+        warnings.warn("one of your settings is odd", UserWarning, stacklevel=1)
+        warnings.warn("one of our names will change", FutureWarning, stacklevel=1)
+    assert [str(warning.message) for warning in seen] == ["one of your settings is odd", "one of our names will change"]
     assert capfd.readouterr().err == ""
     assert not huggingface_hub.utils.are_progress_bars_disabled(), "a download of gigabytes must show that it goes on"

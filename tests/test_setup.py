@@ -36,7 +36,7 @@ def pins(path: Path = ROOT / "constraints.txt") -> dict[str, str]:
 
 
 def test_every_direct_dependency_is_a_range_around_its_pin():
-    """Exact pins in the metadata replaced the torch of whoever installed the package into an environment of theirs."""
+    """Exact pins in the metadata replaced the torch of the environment that the package was installed into."""
     groups = (PROJECT["dependencies"], *PROJECT["optional-dependencies"].values())
     needed = [Requirement(text) for texts in groups for text in texts]
     assert {name_of(one.name) for one in needed} == set(pins())

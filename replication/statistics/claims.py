@@ -33,7 +33,7 @@ class Claim(BaseModel):
     id: str = Field(min_length=1)
     mark: Literal["P", "S", "R", "own"] = Field(description="who says so; only P may be printed as the paper's word")
     scale: Literal["paper", "small", "nano"] = Field(description="the profile whose runs are evidence")
-    counterpart: str | None = Field(None, description="the paper's claim that a claim of ours stands beside")
+    counterpart: str | None = Field(None, description="the paper's claim beside which this one stands")
     text: str = Field(min_length=1)
     paper_value: int | float | str | None = Field(None, description="as the paper words it, empty where we do not hold it")
     paper_exact: int | float | str | None = Field(None, description="for a reader who has the paper")

@@ -41,7 +41,7 @@ LIMIT = 300.0
 LEAST_BUDGET = 1024
 #: Where the last measurement lies, beside the run directories: a sweep that is started again does not measure again.
 FILE = "measured.json"
-#: What of a config decides memory and seconds of a step; a measurement counts for runs that share it.
+#: The fields that decide memory and seconds of a step; a measurement counts for all runs that share them.
 _DECIDES = ("model", "revision", "dtype", "task", "digits", "svamp_source", "data", "prompt_template")
 _DECIDES += ("prompts_per_step", "group_size", "max_new_tokens", "lora_rank", "lora_targets")
 _DECIDES += ("scoring", "token_budget", "activation_checkpointing", "device")

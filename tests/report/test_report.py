@@ -431,7 +431,7 @@ def test_an_exhibit_in_a_notebook_becomes_a_file_that_its_page_refers_to(tables,
     write_tables(tables, build_folder, MANIFEST)
     build(build_folder, "nano")
     same = (build_folder / "figures/full_vs_sparse.png").read_bytes()
-    assert (tmp_path / "figures/full_vs_sparse.png").read_bytes() == same, "one figure, one file, whoever writes it"
+    assert (tmp_path / "figures/full_vs_sparse.png").read_bytes() == same, "one figure, one file"
 
 
 def test_formulas_become_images_with_their_source_as_text():
