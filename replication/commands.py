@@ -253,6 +253,9 @@ def notebooks(options: argparse.Namespace) -> int:
     from replication.notebooks import notebook_names, parameters, run_all
 
     given = parse_settings(options.set)
+    for name, option in (("profile", "--profile"), ("results_dir", "--out")):
+        if name in given:  # two values that disagree would put one profile's notebook into another's folder
+            raise UserError(f"--set {name}: use the option {option}")
     names = options.names or notebook_names()
     if not names:
         raise UserError("the notebooks are in the repository, not in an installed package: run this in a clone")
