@@ -91,7 +91,7 @@ def test_a_signal_saves_and_the_next_start_goes_on(tmp_path, signum):
 
 
 BAD = {
-    "a profile said twice": (["notebooks", "--profile", "smoke", "--set", "profile=nano"], "--set profile: use the option --profile"),
+    "a profile said twice": (["notebooks", "--set", "profile=nano"], "--set profile: use the option --profile"),
     "a folder said twice": (["notebooks", "--set", "results_dir=x"], "--set results_dir: use the option --out"),
     "no command": ([], "COMMAND"),
     "unknown command": (["trian"], "invalid choice: 'trian'"),
