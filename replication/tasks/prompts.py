@@ -1,6 +1,6 @@
 """Prompt templates as data: how a question is put to a model, and which strings end its answer besides EOS.
 
-A mismatched template makes any later gain look large, so the base is measured under each (replication/prompting.py).
+A mismatched template makes any later gain look large, so the base is measured under each (replication/measure/prompts.py).
 """
 
 from __future__ import annotations
