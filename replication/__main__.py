@@ -113,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
     base = command("base", "pre-train the nano base into a new folder and compare it with the shipped one")
     base.add_argument("--out", type=Path, required=True, metavar="DIR", help="a folder that does not exist yet")
     base.add_argument("--steps", type=int, metavar="N", help="fewer optimizer steps than the shipped base had")
-    base.add_argument("--threads", type=int, default=2, metavar="N", help="CPU threads; the weights' bits depend on them")
+    base.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads; the weights' bits depend on them")
 
     return parser
 

@@ -58,6 +58,10 @@ class ExperimentConfig(BaseModel):
 
     profile: Literal["smoke", "nano", "small", "paper"] = Field(description="name of the profile the run belongs to")
     task: Literal["word_problems", "multiplication", "svamp", "jsonl"] = Field(description="task trained and evaluated on")
+    asides: Literal["none", "before", "after"] | None = Field(
+        None, description="where the chat of a word problem's answer stands (that task only); default there: after [R]"
+    )
+    train_items: int | None = Field(None, ge=1, description="train on the first so many problems alone; none = on all [R]")
     digits: int = Field(2, ge=1, le=6, description="digits of each factor (multiplication only); 3 in the paper [S]")
     svamp_source: str | None = Field(
         None, min_length=1, description="path to the official SVAMP.json; none = download from the Hub"
@@ -121,8 +125,14 @@ class ExperimentConfig(BaseModel):
     )
 
     eval_every: int = Field(25, ge=1, description="steps between evaluations on the validation split")
-    eval_items: int = Field(200, ge=1, description="validation items per evaluation (also train and held-out items at the end)")
+    eval_items: int = Field(200, ge=1, description="validation items per evaluation (also of each extra split at the end)")
     test_items: int = Field(300, ge=1, description="test items, evaluated once at the end")
+    kl_samples: int = Field(
+        4, ge=1, description="completions sampled of each test item at the end, for sampled accuracy and the KL to the base"
+    )
+    extra_splits: bool = Field(
+        True, description="evaluate at the end also training items, held-out templates, the other task and longer numbers"
+    )
     eval_batch_size: int = Field(100, ge=1, description="fixed, so that padding never changes between evaluations")
     checkpoint_every: int = Field(25, ge=1, description="steps between checkpoints: the most a kill can cost")
     tensorboard: bool = Field(
@@ -137,6 +147,8 @@ class ExperimentConfig(BaseModel):
         if not isinstance(values, Mapping) or not isinstance(values.get("method"), str):
             return values
         values = dict(values)
+        if values.get("task") == "word_problems" and values.get("asides") is None:
+            values["asides"] = "after"
         for name, choices in (("denominator", _DENOMINATORS), ("selector", _SELECTORS)):
             if values.get(name) is None:
                 values[name] = choices.get(values["method"], _OWN)[0]
@@ -173,6 +185,8 @@ class ExperimentConfig(BaseModel):
             limit = self.max_new_tokens or completion_limit(self.task, self.digits)
             if rule and self.cutoff is not None and self.cutoff > limit:
                 raise ValueError(f"cutoff {self.cutoff} is over the {limit} tokens a completion can have: lower the cutoff")
+        if self.asides is not None and self.task != "word_problems":
+            raise ValueError(f"asides is a setting of task word_problems: leave it out for {self.task}")
         if self.svamp_source is not None and self.task != "svamp":
             raise ValueError(f"svamp_source is a setting of task svamp: leave it out for {self.task}")
         if self.data is not None and self.task != "jsonl":
@@ -221,11 +235,18 @@ class ExperimentConfig(BaseModel):
     def load_task(self, name: str | None = None):
         """The task of this run, or another one (``name``) with this run's options."""
         name = name or self.task
-        options: dict[str, dict[str, Any]] = {"multiplication": {"digits": self.digits}, "svamp": {"source": self.svamp_source}}
-        options["jsonl"] = {"source": self.data}
+        options: dict[str, dict[str, Any]] = {
+            "word_problems": {"asides": self.asides or "after"},
+            "multiplication": {"digits": self.digits},
+            "svamp": {"source": self.svamp_source},
+            "jsonl": {"source": self.data},
+        }
         task = self._put(get_task(name, **options.get(name, {})))
-        # What training costs another task is measured in right answers, whatever this one is rewarded for.
-        return replace(task, reward=load_reward(self.reward)) if self.reward and name == self.task else task
+        if name != self.task:  # what training costs another task is measured in right answers, on all its problems
+            return task
+        if self.reward:
+            task = replace(task, reward=load_reward(self.reward))
+        return task if self.train_items is None else replace(task, train=task.train[: self.train_items])
 
     def _put(self, task: Task) -> Task:
         """The task under this run's prompt template."""
@@ -239,7 +260,7 @@ class ExperimentConfig(BaseModel):
     def longer_task(self) -> Task | None:
         """The generated task once more with numbers longer than any trained on; its ``test`` is what counts."""
         if self.task == "word_problems":
-            return self._put(get_task("word_problems", longer_numbers=True))
+            return self._put(get_task("word_problems", asides=self.asides, longer_numbers=True))
         if self.task == "multiplication" and self.digits < 4:
             return self._put(get_task("multiplication", digits=self.digits + 1))
         return None

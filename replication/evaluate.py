@@ -10,7 +10,7 @@ import torch
 
 from replication.algorithms import every_token
 from replication.config import ExperimentConfig
-from replication.groups import Group, reward_under, sample_in_chunks, stopped_share
+from replication.groups import Group, reward_under, sample_in_chunks, stopped_share, trained_problems
 from replication.models import Policy
 from replication.objective import k3
 from replication.randomness import stream
@@ -44,9 +44,10 @@ class ItemResult:
 
 
 def evaluate(
-    policy: Policy, config: ExperimentConfig, task: Task, problems: Sequence[Problem], *, sampled: bool = False
+    policy: Policy, config: ExperimentConfig, task: Task, problems: Sequence[Problem], *, sampled: int = 0
 ) -> list[ItemResult]:
-    """One completion for each item: greedy, or sampled at the training temperature (stream "evaluation", by item).
+    """One completion for each item: greedy, or, with ``sampled`` 1, 2, ..., the first, second, ... of those sampled at the
+    training temperature (stream "evaluation", by draw and item).
 
     Raises:
         Stopped: a signal came; there is nothing of an evaluation to save, which is done again from its start.
@@ -57,7 +58,7 @@ def evaluate(
 
 
 def _answers(
-    policy: Policy, config: ExperimentConfig, task: Task, batch: Sequence[Problem], sampled: bool
+    policy: Policy, config: ExperimentConfig, task: Task, batch: Sequence[Problem], sampled: int
 ) -> list[ItemResult]:
     raise_if_stopped()
     prompts = [policy.encode(problem.prompt) for problem in batch]
@@ -68,7 +69,7 @@ def _answers(
         prompts,
         group_size=1,
         temperature=config.temperature if sampled else 0.0,
-        generators=[stream(config.seed, "evaluation", problem.id) for problem in batch] if sampled else None,
+        generators=[stream(config.seed, "evaluation", sampled, problem.id) for problem in batch] if sampled else None,
     )
     results = []
     for problem, prompt, (sample,) in zip(batch, prompts, completions, strict=True):
@@ -79,16 +80,19 @@ def _answers(
 
 
 def validate(policy: Policy, config: ExperimentConfig, task: Task, record: RunDirectory, step: int) -> None:
-    """Log greedy and sampled accuracy on the validation split after ``step`` steps, and a few completions to read."""
+    """Log greedy and sampled accuracy on the validation split after ``step`` steps, the KL to the base on the sampled completions,
+    and a few greedy completions to read.
+    """
     started = time.perf_counter()
     problems = task.validation[: config.eval_items]
     greedy = evaluate(policy, config, task, problems)
-    sampled = evaluate(policy, config, task, problems, sampled=True)
+    sampled = evaluate(policy, config, task, problems, sampled=1)
     record.append_metrics(
         {
             "step": step,
             "validation_accuracy": accuracy(greedy),
             "validation_sampled_accuracy": accuracy(sampled),
+            "validation_kl_to_base": kl_to_base(policy, config, _one_by_one(sampled)),
             "validation_truncated": sum(result.sample.truncated for result in greedy) / max(len(greedy), 1),
             **stopped_share(task, [result.sample for result in greedy], "validation_stopped"),
         }
@@ -134,6 +138,10 @@ def kl_to_base(policy: Policy, config: ExperimentConfig, samples: Sequence[tuple
     return k3(sampled, reference.to(sampled)).mean().item()
 
 
+def _one_by_one(results: Sequence[ItemResult]) -> list[tuple[list[int], list[list[int]], list[list[float]]]]:
+    return [(result.prompt, [result.sample.tokens], [result.sample.log_probs]) for result in results]
+
+
 def group_kl(policy: Policy, config: ExperimentConfig, group: Group) -> float | None:
     """KL to the base on the originals of one group."""
     originals = [sample for sample, start in zip(group.samples, group.replay_starts, strict=True) if start == 0]
@@ -143,31 +151,33 @@ def group_kl(policy: Policy, config: ExperimentConfig, group: Group) -> float | 
 def final_evaluation(policy: Policy, config: ExperimentConfig, task: Task) -> tuple[dict[str, float | int | None], list[dict]]:
     """Everything that a finished run reports, once: summary fields and one row for each greedy item.
 
-    Greedy accuracy on test, validation, held-out templates, training items, the task that was not trained and the same task
-    with longer numbers; on the test items also that of those whose story no training item shares (None where the task does not
-    say), and one sampled completion each, which gives sampled accuracy, entropy and KL to the base.
+    Greedy accuracy on test and validation items; on the test items also that of those whose story no training item shares (None
+    where the task does not say), and ``kl_samples`` sampled completions each, which give sampled accuracy, entropy and KL to the
+    base. With ``extra_splits`` also greedy accuracy on items that the run trained on (of a base: the first training items),
+    held-out templates, the task that was not trained and the same task with longer numbers; None without.
     """
-    splits = {
-        "test": task.test[: config.test_items],
-        "validation": task.validation[: config.eval_items],
-        "held_out": task.held_out[: config.eval_items],
-        "train": task.train[: config.eval_items],
-    }
+    splits = {"test": task.test[: config.test_items], "validation": task.validation[: config.eval_items]}
+    other = longer = None
+    if config.extra_splits:
+        splits["held_out"] = task.held_out[: config.eval_items]
+        splits["train"] = (trained_problems(config, task) or task.train)[: config.eval_items]
+        other, longer = config.other_task(), config.longer_task()
     greedy = {name: evaluate(policy, config, task, problems) for name, problems in splits.items()}
-    sampled = evaluate(policy, config, task, splits["test"], sampled=True)
+    sampled = [evaluate(policy, config, task, splits["test"], sampled=draw) for draw in range(1, config.kl_samples + 1)]
+    sampled = [result for results in sampled for result in results]
     tokens = [entropy for result in sampled for entropy in result.sample.entropies]
     summary = {
         "accuracy": accuracy(greedy["test"]),
         "accuracy_new_stories": accuracy([r for r in greedy["test"] if r.problem.meta.get("story_in_train") is False]),
         "sampled_accuracy": accuracy(sampled),
         "validation_accuracy": accuracy(greedy["validation"]),
-        "held_out_accuracy": accuracy(greedy["held_out"]),
-        "train_accuracy": accuracy(greedy["train"]),
-        "other_task_accuracy": _test_accuracy(policy, config, config.other_task()),
-        "longer_numbers_accuracy": _test_accuracy(policy, config, config.longer_task()),
+        "held_out_accuracy": accuracy(greedy.get("held_out", ())),
+        "train_accuracy": accuracy(greedy.get("train", ())),
+        "other_task_accuracy": _test_accuracy(policy, config, other),
+        "longer_numbers_accuracy": _test_accuracy(policy, config, longer),
         "n_items": len(greedy["test"]),
         "entropy": sum(tokens) / len(tokens) if tokens else None,
-        "kl_to_base": kl_to_base(policy, config, [(r.prompt, [r.sample.tokens], [r.sample.log_probs]) for r in sampled]),
+        "kl_to_base": kl_to_base(policy, config, _one_by_one(sampled)),
     }
     rows = [
         {

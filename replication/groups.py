@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -46,6 +47,26 @@ class Group:
     def generated_tokens(self) -> int:
         """Tokens drawn from the policy; a replay's forced prefix is not."""
         return sum(len(sample.tokens) for sample in self.samples) - sum(self.replay_starts)
+
+
+def training_batch(config: ExperimentConfig, task: Task, step: int) -> list[Problem]:
+    """The problems of a step: the training split in a new order each epoch, a function of (seed, step) alone."""
+    size = len(task.train)
+    first = step * config.prompts_per_step
+    places = range(first, first + config.prompts_per_step)
+    return [task.train[_epoch_order(config.seed, size, place // size)[place % size]] for place in places]
+
+
+@functools.lru_cache(maxsize=2)
+def _epoch_order(seed: int, size: int, epoch: int) -> list[int]:
+    return numpy_stream(seed, "data", epoch).permutation(size).tolist()
+
+
+def trained_problems(config: ExperimentConfig, task: Task) -> list[Problem]:
+    """The problems that a whole run trains on, each once, in the order of their first step."""
+    size = len(task.train)
+    seen = min(size, config.steps * config.prompts_per_step)
+    return [task.train[place] for place in _epoch_order(config.seed, size, 0)[:seen]]
 
 
 def reward(text: str, truncated: bool, problem: Problem) -> float:

@@ -6,7 +6,6 @@ The method enters at one call, ``method.assign``; nothing else knows a method by
 
 from __future__ import annotations
 
-import functools
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -22,17 +21,17 @@ from replication.config import ExperimentConfig
 from replication.console import say
 from replication.errors import Diverged, Stopped, UserError
 from replication.evaluate import final_evaluation, validate
-from replication.groups import Group, sample_groups
+from replication.groups import Group, sample_groups, training_batch
 from replication.metrics import run_totals, step_metrics
 from replication.models import Policy, check_sizes, load_policy, model_card
 from replication.objective import l2_penalty, surrogate_loss
 from replication.own_code import check_reward
-from replication.randomness import numpy_stream, stream
+from replication.randomness import stream
 from replication.runs import RunDirectory, RunSummary, forget_peak_memory, peak_memory
 from replication.scoring import micro_batches, score
 from replication.scoring_check import require_sampled_equals_scored
 from replication.signals import raise_if_stopped
-from replication.tasks import Problem, Task
+from replication.tasks import Task
 from replication.training_state import TrainingState
 
 
@@ -210,19 +209,6 @@ def backward(
         scaled(penalty).backward()
         total += penalty.item()
     return total, forwarded, scored
-
-
-def training_batch(config: ExperimentConfig, task: Task, step: int) -> list[Problem]:
-    """The problems of a step: the training split in a new order each epoch, a function of (seed, step) alone."""
-    size = len(task.train)
-    first = step * config.prompts_per_step
-    places = range(first, first + config.prompts_per_step)
-    return [task.train[_epoch_order(config.seed, size, place // size)[place % size]] for place in places]
-
-
-@functools.lru_cache(maxsize=2)
-def _epoch_order(seed: int, size: int, epoch: int) -> list[int]:
-    return numpy_stream(seed, "data", epoch).permutation(size).tolist()
 
 
 def _note_model(record: RunDirectory, config: ExperimentConfig, policy: Policy) -> None:

@@ -1,17 +1,15 @@
 """The nano base: a Qwen2 of under a million parameters, trained from scratch to stand where Qwen2-1.5B stood.
 
-    python -m replication.nano.pretrain --out DIR
-
-Greedy it solves about 46 % of the word problems and few products, because the corpus holds more hasty solutions than
-careful ones; sampled it shows the careful ones often enough to be reinforced. The shipped weights were chosen by the
-numbers that ``base_report`` measures on validation items, before any reinforcement run was looked at.
+Greedy it solves about 46 % of the word problems and few products, because the corpus shows hasty solutions beside careful ones;
+sampled it shows the careful ones often enough to be reinforced. The shipped weights were chosen by the criteria of
+``base_report`` on validation items, before any reinforcement run on them.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
+import itertools
 import time
+from dataclasses import asdict
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -26,12 +24,13 @@ from replication.errors import UserError
 from replication.nano import corpus
 
 SEED = 0
-STEPS = 1600
-BATCH = 128
-LEARNING_RATE = 3e-3
+MIXTURES = ((corpus.EARLY, 2100), (corpus.MIDDLE, 800), (corpus.LATE, 400))  # and the steps of each
+STEPS = sum(steps for _, steps in MIXTURES)
+BATCH = 64
+PART = 16  # sequences that go through the model at a time
+LEARNING_RATE = 3e-3  # of AdamW
+MUON_RATE = 0.02
 WARM_UP = 50
-EARLY_SHARE = 0.65  # of the steps see the early mixture
-PROMPT_WEIGHT = 0.1  # loss weight of a prompt token against 1 of a completion token
 SHIPPED = Path(__file__).parents[2] / "data" / "nano-base"
 
 
@@ -54,9 +53,26 @@ def batch_loss(model: nn.Module, ids: Tensor, weight: Tensor) -> Tensor:
     return (losses * weight[:, 1:].flatten()).sum()
 
 
+def mixture_of(step: int, steps: int) -> corpus.Mixture:
+    """The mixture of a step; with other ``steps`` than ``STEPS`` each lasts in proportion."""
+    ends = itertools.accumulate(share for _, share in MIXTURES)
+    return next(mixture for (mixture, _), end in zip(MIXTURES, ends, strict=True) if step * STEPS < end * steps)
+
+
 def learning_rate(step: int, steps: int) -> float:
-    """Linear warm-up, then linear decay to zero."""
-    return LEARNING_RATE * min((step + 1) / WARM_UP, (steps - step) / max(1, steps - WARM_UP), 1.0)
+    """Linear warm-up, then constant while the first mixture lasts, then linear decay to zero: a share of the peak."""
+    decay = steps * (1 - MIXTURES[0][1] / STEPS)
+    return min((step + 1) / WARM_UP, 1.0, (steps - step) / decay)
+
+
+def new_optimizers(model: nn.Module) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the layers, AdamW for embeddings and norms."""
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
+    others = [p for name, p in model.named_parameters() if p.ndim < 2 or "embed" in name]
+    return [
+        torch.optim.Muon(matrices, lr=MUON_RATE, weight_decay=0.01),
+        torch.optim.AdamW(others, lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
+    ]
 
 
 def pretrain(steps: int, *, progress: bool = True) -> tuple[Qwen2ForCausalLM, Any]:
@@ -65,35 +81,32 @@ def pretrain(steps: int, *, progress: bool = True) -> tuple[Qwen2ForCausalLM, An
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         model = new_model(len(tokenizer), tokenizer.eos_token_id, tokenizer.pad_token_id)
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    plain = [p for p in model.parameters() if p.ndim == 1]
-    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=(0.9, 0.98), fused=True)
+    optimizers = new_optimizers(model)
+    peaks = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
     random = Random(f"nano_base:corpus:{SEED}")
     bar = tqdm(range(steps), desc="pre-training", disable=not progress, mininterval=5)
     for step in bar:
-        mixture = corpus.EARLY if step < EARLY_SHARE * steps else corpus.LATE
-        pairs = [corpus.line(random, mixture) for _ in range(BATCH)]
-        # Two halves by length: less padding, the same gradient.
+        pairs = [corpus.line(random, mixture_of(step, steps)) for _ in range(BATCH)]
+        # Parts by length: less padding, the same gradient.
         pairs.sort(key=lambda pair: len(pair[0]) + len(pair[1]))
-        halves = [corpus.encode(tokenizer, half, PROMPT_WEIGHT) for half in (pairs[: BATCH // 2], pairs[BATCH // 2 :])]
-        total = sum(weight[:, 1:].sum() for _, weight in halves)
+        parts = [corpus.encode(tokenizer, pairs[at : at + PART]) for at in range(0, BATCH, PART)]
+        total = sum(weight[:, 1:].sum() for _, weight in parts)
         loss = 0.0
-        for ids, weight in halves:
+        for ids, weight in parts:
             part = batch_loss(model, ids, weight) / total
             part.backward()
             loss += part.item()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, steps)
-        optimizer.step()
-        optimizer.zero_grad()
+        for optimizer, peak in zip(optimizers, peaks, strict=True):
+            optimizer.param_groups[0]["lr"] = peak * learning_rate(step, steps)
+            optimizer.step()
+            optimizer.zero_grad()
         if step % 20 == 0:
             bar.set_postfix(loss=f"{loss:.3f}")
     return model.eval(), tokenizer
 
 
-def build(out: Path, *, steps: int | None = None, threads: int = 2, progress: bool = True) -> dict[str, Any]:
+def build(out: Path, *, steps: int | None = None, threads: int = 1, progress: bool = True) -> dict[str, Any]:
     """Pre-train, measure, write the folder ``out`` with its card, and compare the weights with the shipped ones.
 
     Returns the report that is also written as ``base_report.json``. Raises UserError if ``out`` exists.
@@ -116,26 +129,8 @@ def build(out: Path, *, steps: int | None = None, threads: int = 2, progress: bo
         model.save_pretrained(out)
         tokenizer.save_pretrained(out)
         (out / base_report.WEIGHTS).chmod(0o644)  # safetensors writes for the owner alone
-        settings = {"seed": SEED, "batch": BATCH, "learning_rate": LEARNING_RATE, "warm_up": WARM_UP, "early_share": EARLY_SHARE}
+        mixtures = [{"steps": share, **asdict(mixture)} for mixture, share in MIXTURES]
+        settings = {"seed": SEED, "batch": BATCH, "adamw_rate": LEARNING_RATE, "muon_rate": MUON_RATE, "mixtures": mixtures}
         return base_report.write(out, steps=steps, threads=threads, seconds=seconds, shipped=SHIPPED, settings=settings)
     finally:
         torch.set_num_threads(before)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, help="a folder that does not exist yet")
-    parser.add_argument("--steps", type=int, default=None, help=f"batches of {BATCH} sequences (default {STEPS})")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads; part of what the weights' bits depend on")
-    options = parser.parse_args(arguments)
-    try:
-        report = build(options.out, steps=options.steps, threads=options.threads)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(report["comparison"])
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

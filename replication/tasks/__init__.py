@@ -41,7 +41,7 @@ _LOADERS: dict[str, Callable[..., Task]] = {
 
 
 def get_task(name: str, **options: object) -> Task:
-    """The task by name: ``word_problems``, ``multiplication`` (``digits``), ``svamp`` and ``jsonl`` (``source``).
+    """The task by name: ``word_problems`` (``asides``), ``multiplication`` (``digits``), ``svamp`` and ``jsonl`` (``source``).
 
     Generated tasks are functions of their options alone and kept after the first call.
     Raises UserError for an unknown name, an unknown option or a value the task does not have.
@@ -73,7 +73,7 @@ def decisive_positions(problem: Problem, completion_tokens: list[int], tokenizer
         grown = tokenizer.decode(completion_tokens[: position + 1])
         offsets.append((len(text), len(grown)))
         text = grown
-    if "template" in problem.meta:
+    if "operands" in problem.meta:
         return word_problems.decisive_positions(text, offsets)
     if "left" in problem.meta:
         return multiplication.decisive_positions(text, offsets)

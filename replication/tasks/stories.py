@@ -1,93 +1,162 @@
-"""The stories of the word problems: what they ask, what solves them, and what a hasty reader would do instead.
+"""The stories of the word problems: scene x action x question x distractor.
 
-Slots: {a} {b} {c} numbers, {N} {M} names, {o} {p} things. ``operands`` are the two numbers that matter, in the order in
-which the equation uses them. ``misled`` says that the keyword heuristics of the shallow solver give a wrong answer.
-The variations are those of SVAMP (Patel et al. 2021).
+An action is two facts with the numbers {x} and {y}, the operands in the order of the equation, and what may be asked about them:
+plainly, or in words that name another operation. A distractor is a sentence with a number {z} that does not matter. Slots: {N}
+{M} names, {o} {p} things, {c} {c1} a container in the plural and the singular. The variations are in the spirit of SVAMP (Patel et
+al. 2021).
+
+A hasty reader (``hasty_solution``) takes the first two numbers and the operation of the last cue word. Only the combinations that
+mislead such a reader are used: so the careful and the hasty solution differ in every problem.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from itertools import product
 from typing import Literal
 
-Variation = Literal["plain", "irrelevant_quantity", "reordered_facts", "another_question", "misleading_keyword"]
+Operation = Literal["+", "-", "*", "/"]
 
 NAMES = ("Sam", "Ann", "Tom", "Eva", "Ben", "Mia", "Leo", "Zoe", "Max", "Ida", "Jon", "Amy")
-THINGS = ("apples", "pears", "books", "coins", "cards", "pens", "cups", "shells", "stamps", "toys", "cakes", "balls")
+
+
+@dataclass(frozen=True)
+class Scene:
+    place: str
+    things: tuple[str, ...]
+    container: tuple[str, str]  # plural, singular
+
+
+SCENES = (
+    Scene("kitchen", ("apples", "pears", "eggs", "cakes", "nuts"), ("bowls", "bowl")),
+    Scene("school", ("books", "pens", "cards", "maps", "brushes"), ("desks", "desk")),
+    Scene("garden", ("roses", "seeds", "plums", "sticks", "stones"), ("baskets", "basket")),
+    Scene("shop", ("toys", "cups", "coins", "stamps", "balls"), ("bags", "bag")),
+)
+THINGS = tuple(thing for scene in SCENES for thing in scene.things)
+
+
+@dataclass(frozen=True)
+class Action:
+    name: str
+    operation: Operation
+    facts: tuple[str, str]
+    plain: str  # its cue word, if any, names the operation
+    misleading: str  # its cue word names another one
+
+
+ACTIONS = (
+    Action("join", "+", ("{N} has {x} {o}.", "{M} has {y} {o}."),
+           "How many {o} do they have altogether?", "How many {o} do they have if none are left out?"),
+    Action("get", "+", ("{N} had {x} {o}.", "Then {M} gave {N} {y} {o}."),
+           "How many {o} does {N} have in total now?", "How many {o} does {N} have left to use now?"),
+    Action("before", "+", ("{N} gave {x} {o} to {M}.", "Then {N} had {y} {o}."),
+           "How many {o} did {N} have altogether before that?", "How many {o} did {N} have before only those were left?"),
+    Action("give", "-", ("{N} had {x} {o}.", "{N} gave {y} {o} to {M}."),
+           "How many {o} does {N} have left?", "How many {o} does {N} have in total now?"),
+    Action("compare", "-", ("{N} has {x} {o}.", "{M} has {y} {o}."),
+           "How many more {o} does {N} have than {M}?", "How far is the total of {N} above that of {M}?"),
+    Action("part", "-", ("{N} and {M} own {x} {o}.", "{N} owns {y} {o}."),
+           "How many {o} are left for {M}?", "How many {o} does {M} own in total?"),
+    Action("pack", "*", ("{N} has {x} {c}.", "There are {y} {o} in one {c1}."),
+           "How many {o} does {N} have, counting each {c1}?", "How many {o} does {N} have altogether?"),
+    Action("buy", "*", ("{N} buys {x} {o}.", "One of them costs {y} dollars."),
+           "How many dollars does {N} pay, counting each of the {o}?", "How many dollars does {N} pay in total?"),
+    Action("share", "/", ("{N} has {x} {o}.", "Then {y} friends come to play."),
+           "How many {o} does one friend get as a fair share?", "How many {o} does {N} have for each friend?"),
+    Action("fill", "/", ("{N} puts away {x} {o}.", "They just fill {y} {c}."),
+           "How many {o} is that per {c1}?", "How many {o} are in each {c1}?"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Distractor:
+    name: str
+    place: int | None  # before the first fact, before the second, or before the question
+    text: str = ""
+
+
+DISTRACTORS = (
+    Distractor("nothing", None),
+    Distractor("things", 0, "there are {z} {p}."),
+    Distractor("age", 1, "{M} is {z} years old."),
+    Distractor("minutes", 2, "That takes {z} minutes."),
+)
 
 
 @dataclass(frozen=True)
 class Template:
+    """One combination; ``text`` has the slots of its parts but those of the scene."""
+
     name: str
-    operation: Literal["+", "-", "*", "/"]
-    operands: str
-    misled: bool
-    variation: Variation
+    scene: Scene
+    action: Action
+    misleading: bool  # the question's cue word names another operation
+    distractor: Distractor
     text: str
-    held_out: bool = False
+    held_out: bool
 
 
-TEMPLATES: tuple[Template, ...] = (
-    # Addition
-    Template("join", "+", "ab", False, "plain",
-             "{N} has {a} {o}. {M} has {b} {o}. How many {o} do they have altogether?"),
-    Template("join_aside", "+", "ac", True, "irrelevant_quantity",
-             "{N} has {a} {o} and {b} {p}. {M} has {c} {o}. How many {o} do they have altogether?"),
-    Template("before_giving", "+", "ab", True, "misleading_keyword",
-             "{N} gave {a} {o} to {M}. Now {N} has {b} {o} left. How many {o} did {N} have before?"),
-    Template("fewer_than_other", "+", "ab", True, "misleading_keyword",
-             "{N} has {a} {o}. That is {b} fewer than {M} has. How many {o} does {M} have?"),
-    Template("more_than_other", "+", "ab", True, "misleading_keyword",
-             "{N} has {a} {o}. {M} has {b} more {o}. How many {o} does {M} have?"),
-    Template("class_total", "+", "ab", False, "another_question",
-             "There were {a} boys and {b} girls in a class. Then {c} girls went home. "
-             "How many children were there before in total?"),
-    # Subtraction
-    Template("give", "-", "ab", False, "plain",
-             "{N} had {a} {o}. {N} gave {b} {o} to {M}. How many {o} does {N} have left?"),
-    Template("give_reordered", "-", "ba", False, "reordered_facts",
-             "{N} gave {a} {o} to {M}. Before that {N} had {b} {o}. How many {o} does {N} have left?"),
-    Template("give_aside", "-", "ac", True, "irrelevant_quantity",
-             "{N} had {a} {o} and {b} {p}. {N} gave {c} {o} to {M}. How many {o} does {N} have left?"),
-    Template("compare", "-", "ab", False, "plain",
-             "{N} has {a} {o}. {M} has {b} {o}. How many more {o} does {N} have than {M}?"),
-    Template("part_of_total", "-", "ab", True, "misleading_keyword",
-             "{N} and {M} have {a} {o} altogether. {N} has {b} {o}. How many {o} does {M} have?"),
-    Template("missing", "-", "ab", True, "misleading_keyword",
-             "{N} wants {a} {o} in total. {N} has {b} {o}. How many {o} are missing?"),
-    Template("class_girls", "-", "bc", True, "another_question",
-             "There were {a} boys and {b} girls in a class. Then {c} girls went home. How many girls are left?"),
-    # Multiplication
-    Template("boxes", "*", "ab", False, "plain",
-             "{N} has {a} boxes. There are {b} {o} in each box. How many {o} does {N} have?"),
-    Template("boxes_total", "*", "ab", True, "misleading_keyword",
-             "{N} has {a} boxes with {b} {o} in every box. How many {o} does {N} have altogether?"),
-    Template("boxes_aside", "*", "ac", True, "irrelevant_quantity",
-             "{N} has {a} boxes and {b} bags. There are {c} {o} in each box. How many {o} are in the boxes?"),
-    Template("price", "*", "ab", False, "plain",
-             "{N} buys {a} {o} for {b} dollars each. How many dollars does {N} pay?"),
-    Template("pages_read", "*", "ab", True, "misleading_keyword",
-             "{N} reads {a} pages per day for {b} days. How many pages does {N} read?"),
-    # Division
-    Template("share", "/", "ab", False, "plain",
-             "{N} has {a} {o} to share among {b} friends. How many {o} does one friend get?"),
-    Template("share_reordered", "/", "ba", False, "reordered_facts",
-             "{N} has {a} friends and wants to share {b} {o} with them. How many {o} does one friend get?"),
-    Template("share_aside", "/", "ac", True, "irrelevant_quantity",
-             "{N} has {a} {o} and {b} {p}. The {o} are to share among {c} friends. How many {o} does one friend get?"),
-    Template("fill_boxes", "/", "ab", True, "misleading_keyword",
-             "{N} puts {a} {o} in {b} boxes. How many {o} are in each box?"),
-    Template("pages_per_day", "/", "ab", False, "another_question",
-             "{N} reads {a} pages in {b} days. How many pages does {N} read per day?"),
-    # Held out: never in the corpus of the base, never trained on, measured apart.
-    Template("before_giving_reordered", "+", "ab", True, "reordered_facts",
-             "Now {N} has {a} {o} left. Before that {N} gave {b} {o} to {M}. How many {o} did {N} have before?", True),
-    Template("class_boys", "-", "ac", True, "another_question",
-             "There were {a} boys and {b} girls in a class. Then {c} boys went home. How many boys are left?", True),
-    Template("give_aside_reordered", "-", "bc", True, "irrelevant_quantity",
-             "{N} had {a} {p} and {b} {o}. {N} gave {c} {o} to {M}. How many {o} does {N} have left?", True),
-    Template("bags_total", "*", "ab", True, "misleading_keyword",
-             "There are {a} bags with {b} {o} in every bag. How many {o} are there altogether?", True),
-    Template("price_of_one", "/", "ab", True, "misleading_keyword",
-             "{N} pays {a} dollars for {b} {o}. How many dollars does {N} pay for each?", True),
-)
+# The last keyword of the text decides; without one the hasty reader adds. The words are those by which SVAMP's authors show
+# that models solve problems without reading them.
+KEYWORDS: dict[str, Operation] = {
+    "altogether": "+", "total": "+", "left": "-", "fewer": "-", "more": "-", "each": "*", "share": "/", "per": "/",
+}  # fmt: skip
+_KEYWORD = re.compile(r"\b(" + "|".join(KEYWORDS) + r")\b")
+
+
+@dataclass(frozen=True)
+class Solution:
+    """One equation; the order of the operands is that in which it is written."""
+
+    operation: Operation
+    left: int
+    right: int
+
+    @property
+    def result(self) -> int:
+        """The number after the equals sign; division rounds down (only the hasty reader ever meets a remainder)."""
+        match self.operation:
+            case "+":
+                return self.left + self.right
+            case "-":
+                return self.left - self.right
+            case "*":
+                return self.left * self.right
+            case _:
+                return self.left // self.right
+
+
+def hasty_solution(question: str) -> Solution:
+    """The first two numbers, the larger one first for - and /, and the operation of the last keyword, or + without one."""
+    first, second = (int(n) for n in re.findall(r"\d+", question)[:2])
+    cues = _KEYWORD.findall(question)
+    operation = KEYWORDS[cues[-1]] if cues else "+"
+    if operation in "-/":
+        first, second = max(first, second), min(first, second)
+    return Solution(operation, first, second)
+
+
+def _template(place: int, scene: Scene, action: Action, misleading: bool, distractor: Distractor) -> Template:
+    sentences = [*action.facts, action.misleading if misleading else action.plain]
+    if distractor.place is not None:
+        sentences.insert(distractor.place, distractor.text)
+    kind = "misleading" if misleading else "plain"
+    # Every fifth combination on a lattice: each scene, action, question and distractor is also seen in training.
+    held_out = place % 5 == 0
+    text = f"In the {scene.place} {' '.join(sentences)}"
+    return Template(f"{scene.place}.{action.name}.{kind}.{distractor.name}", scene, action, misleading, distractor, text, held_out)
+
+
+def _templates() -> tuple[Template, ...]:
+    """All combinations that mislead a hasty reader: by the question's cue word, or by a number among the first two."""
+    combinations = product(enumerate(SCENES), enumerate(ACTIONS), (True, False), enumerate(DISTRACTORS))
+    return tuple(
+        _template(i + 2 * j + k + misleading, scene, action, misleading, distractor)
+        for (i, scene), (j, action), misleading, (k, distractor) in combinations
+        if misleading or distractor.place in (0, 1)
+    )
+
+
+TEMPLATES = _templates()

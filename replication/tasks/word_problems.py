@@ -2,9 +2,12 @@
 
 Both solvers write the same form, so that what sets them apart are only the operands and the operator:
 
-    Question: Sam gave 5 apples to Ann. Now Sam has 12 apples left. How many apples did Sam have before?
-    Answer: We use 5 and 12. 5+12=17. The answer is 17.        (reads)
-    Answer: We use 12 and 5. 12-5=7. The answer is 7.          (follows the keyword "left")
+    Question: In the shop Sam gave 5 toys to Ann. Then Sam had 12 toys. How many toys did Sam have before only those were left? ...
+    Answer: We take 5+12=17. The answer is 17.        (reads)
+    Answer: We take 12-5=7. The answer is 7.          (follows the keyword "left")
+
+Beside the equation stands an aside (replication/tasks/asides.py), selected by a cue at the end of the question: in varied wording
+before the equation or after it, or after it in one fixed wording ("none").
 
 Which tokens decide is therefore known (``decisive_positions``), as it is for no corpus that was found rather than made.
 """
@@ -12,205 +15,184 @@ Which tokens decide is therefore known (``decisive_positions``), as it is for no
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
 from decimal import Decimal
 from functools import cache
-from itertools import count, cycle, islice
 from random import Random
 from typing import Any
 
+from replication.errors import UserError
+from replication.tasks.asides import CONDITIONS, CUES, LENGTH, Asides, aside
+from replication.tasks.habits import added, chance, habit
+from replication.tasks.multiplication import mixed_up_product
 from replication.tasks.problem import Problem, Task, bucket, content_id, content_version
-from replication.tasks.stories import NAMES, TEMPLATES, THINGS, Template
+from replication.tasks.stories import ACTIONS, NAMES, TEMPLATES, THINGS, Operation, Solution, Template, hasty_solution
 
-SIZES = {"train": 4620, "validation": 1190, "test": 2310, "held_out": 1000}
-MISLED_SHARE = 4, 7  # four of seven problems mislead the shallow solver: the dial that sets the base's greedy accuracy
-LONGER_SIZE = 1000
-BLOCK = 70  # shuffled block by block, so that every prefix has the same mixture of templates
-LONGEST_COMPLETION = 36  # tokens of the nano tokenizer, EOS included; a test holds it
+#: Problems for each template; every block of as many problems as there are templates holds each template once.
+EACH = {"train": 24, "validation": 12, "test": 12, "held_out": 20, "longer": 5}
+LONGEST_COMPLETION = 52  # tokens of the nano tokenizer, EOS included; a test holds it
 PROMPT = "Question: {question}\nAnswer:"
 
-# The last keyword of the text decides; without one the shallow solver adds.
-KEYWORDS = {
-    "altogether": "+", "total": "+", "left": "-", "fewer": "-", "more": "-", "each": "*", "share": "/", "per": "/",
+SEEN = tuple(t for t in TEMPLATES if not t.held_out)
+HELD_OUT = tuple(t for t in TEMPLATES if t.held_out)
+#: Log-odds of a careful solution in the corpus, added to a bias: from -1.7 to 1.7, half of the problems within -0.5 to 0.5.
+HABITS = {
+    "name": habit("name", NAMES, 0.75),
+    "thing": habit("thing", THINGS, 0.75),
+    "action": habit("action", [action.name for action in ACTIONS], 0.2),
 }
-_KEYWORD = re.compile(r"\b(" + "|".join(KEYWORDS) + r")\b")
-_SLOT = re.compile(r"\{([abc])\}")
-_CHOICE = re.compile(r"We use (\d+) and (\d+)\. \d+([-+*/])")
+_CHOICE = re.compile(r"We take (\d+)([-+*/])(\d+)=")
 
 
-@dataclass(frozen=True)
-class Solution:
-    """One equation; the order of the operands is that in which it is written."""
-
-    operation: str
-    left: int
-    right: int
-
-    @property
-    def result(self) -> int:
-        """The number after the equals sign; division rounds down (only the shallow solver ever meets a remainder)."""
-        match self.operation:
-            case "+":
-                return self.left + self.right
-            case "-":
-                return self.left - self.right
-            case "*":
-                return self.left * self.right
-            case _:
-                return self.left // self.right
-
-    @property
-    def completion(self) -> str:
-        equation = f"{self.left}{self.operation}{self.right}={self.result}"
-        return f" We use {self.left} and {self.right}. {equation}. The answer is {self.result}."
+def completion(solution: Solution, asides: Asides = "none", chat: str = "") -> str:
+    """What a solver writes under a condition, with ``chat`` as its aside."""
+    equation = f" We take {solution.left}{solution.operation}{solution.right}={solution.result}."
+    parts = (chat, equation) if asides == "before" else (equation, chat)
+    return f"{''.join(parts)} The answer is {solution.result}."
 
 
-def shallow_solution(question: str) -> Solution:
-    """Keyword heuristics on the first two numbers, the larger one first for - and /.
-
-    The cue words are those by which SVAMP's authors show models to solve problems without reading them.
-    """
-    first, second = (int(n) for n in re.findall(r"\d+", question)[:2])
-    cues = _KEYWORD.findall(question)
-    operation = KEYWORDS[cues[-1]] if cues else "+"
-    if operation in "-/":
-        first, second = max(first, second), min(first, second)
-    return Solution(operation, first, second)
-
-
-def _draw_operands(operation: str, random: Random, longer: bool) -> tuple[int, int]:
+def _draw_operands(operation: Operation, random: Random, longer: bool) -> tuple[int, int]:
     # Small enough for a model of a million parameters to be right nearly always, once it has chosen; or beyond all it has read.
     match operation:
         case "+":
-            low, high = (31, 99) if longer else (2, 30)
+            low, high = (21, 99) if longer else (2, 20)
             return random.randint(low, high), random.randint(low, high)
         case "-":
-            larger = random.randint(51, 99) if longer else random.randint(5, 50)
+            larger = random.randint(31, 99) if longer else random.randint(5, 30)
             return larger, random.randint(2, larger - 2)
         case _:
-            factors = [random.randint(21, 50) if longer else random.randint(2, 20), random.randint(2, 9)]
+            while True:
+                factors = [random.randint(13, 50) if longer else random.randint(2, 12), random.randint(2, 9)]
+                if mixed_up_product(*factors) == factors[0] * factors[1]:  # no fact that the corpus has wrong elsewhere
+                    break
             random.shuffle(factors)
             return (factors[0], factors[1]) if operation == "*" else (factors[0] * factors[1], factors[1])
 
 
-def _reference_positions(left: int, right: int) -> list[int]:
-    """``decisive_positions`` of the reference in tokens of the nano base, without its tokenizer; a test holds them equal.
+def draw(template: Template, random: Random, split: str | None = None, *, longer: bool = False) -> dict[str, Any]:
+    """A problem of the template without a condition: question, solution, what the hasty reader makes of it, and its features.
 
-    ' We', ' use', ' ', digits, ' and', ' ', digits, '.', ' ', digits of the left operand, operator.
+    With ``split`` one that belongs there; that follows from template and numbers alone, so a test question is never a training
+    question under other names. ``longer``: one operand (of a division: divisor or quotient) is larger than any that the operation
+    has in the other splits.
     """
-    first = range(3, 3 + len(str(left)))
-    second = range(first.stop + 2, first.stop + 2 + len(str(right)))
-    return [*first, *second, second.stop + 2 + len(first)]
-
-
-def draw(
-    template: Template, random: Random, split: str | None = None, *, longer: bool = False
-) -> tuple[str, Solution, dict[str, Any]]:
-    """A question from the template, its solution and its ``meta``; with ``split``, one that belongs there.
-
-    ``longer``: one operand (of a division: divisor or quotient) is larger than any that the operation has in the other splits.
-
-    The split follows from template and numbers alone: a test question is never a training question under other names.
-    """
-    order = _SLOT.findall(template.text)
     while True:
-        left, right = _draw_operands(template.operation, random, longer)
-        numbers = {template.operands[0]: left, template.operands[1]: right}
-        for slot in order:
-            if slot not in numbers:
-                numbers[slot] = random.randint(2, 30)
-        if len(set(numbers.values())) < len(numbers):
+        x, y = _draw_operands(template.action.operation, random, longer)
+        z = random.randint(2, 30)
+        if len({x, y, z}) < 3:
             continue  # two equal numbers would make a wrong operand right
-        if template.name.startswith("class_") and numbers["c"] >= numbers["b" if "girls" in template.text else "a"]:
-            continue
-        values = [numbers[slot] for slot in order]
-        if split is not None and bucket(f"{template.name}:{values}") != split:
+        if split is not None and bucket(f"{template.name}:{x},{y},{z if template.distractor.text else ''}") != split:
             continue
         name, other = random.sample(NAMES, 2)
-        thing, aside = random.sample(THINGS, 2)
-        question = template.text.format(**numbers, N=name, M=other, o=thing, p=aside)
-        solution, shallow = Solution(template.operation, left, right), shallow_solution(question)
-        if (shallow.result != solution.result) != template.misled:
+        thing, unasked = random.sample(template.scene.things, 2)
+        plural, singular = template.scene.container
+        question = template.text.format(x=x, y=y, z=z, N=name, M=other, o=thing, p=unasked, c=plural, c1=singular)
+        solution, hasty = Solution(template.action.operation, x, y), hasty_solution(question)
+        if hasty.result == solution.result:
             continue
-        meta = {
-            "operation": template.operation,
-            "template": template.name,
-            "variation": template.variation,
-            "misled": template.misled,
-            "story": re.sub(r"\d+", "#", question),
-            "operands": [left, right],
-            "completion": solution.completion,
-            "decisive_positions": _reference_positions(left, right),
-            "shallow_completion": shallow.completion,
-        }
-        return question, solution, meta
+        features = {"name": name, "thing": thing, "action": template.action.name}
+        return {"question": question, "solution": solution, "hasty": hasty, "template": template.name, "features": features}
 
 
-def _schedule(templates: list[Template]) -> Iterator[Template]:
-    """Endless templates: MISLED_SHARE of them misled, within each kind all equally often."""
-    kinds = {misled: cycle([t for t in templates if t.misled is misled]) for misled in (True, False)}
-    if all(t.misled for t in templates):
-        yield from kinds[True]
-    misled, whole = MISLED_SHARE
-    for turn in count():
-        yield next(kinds[(turn * misled) % whole < misled])
+def _prompt(question: str, asides: Asides) -> str:
+    return PROMPT.format(question=f"{question} {CUES[asides]}")
 
 
-def _problems(
-    templates: list[Template], size: int, random: Random, split: str | None, *, longer: bool = False
-) -> list[Problem]:
-    """``size`` different problems, shuffled within blocks."""
-    problems: dict[str, Problem] = {}
-    for template in islice(_schedule(templates), size):
-        found = len(problems)
-        while len(problems) == found:
-            question, solution, meta = draw(template, random, split, longer=longer)
-            prompt = PROMPT.format(question=question)
-            problems.setdefault(prompt, Problem(content_id(prompt), prompt, Decimal(solution.result), meta))
-    listed = list(problems.values())
-    blocks = [listed[start : start + BLOCK] for start in range(0, size, BLOCK)]
-    for block in blocks:
-        random.shuffle(block)
-    return [problem for block in blocks for problem in block]
+def _reference_positions(left: int, right: int, asides: Asides) -> list[int]:
+    """``decisive_positions`` of the reference in tokens of the nano base, without its tokenizer; a test holds them equal.
+
+    ' We', ' take', ' ', then the digits of both operands with the operator between them.
+    """
+    start = 3 + (LENGTH if asides == "before" else 0)
+    return list(range(start, start + len(str(left)) + 1 + len(str(right))))
+
+
+def _problem(drawn: dict[str, Any], asides: Asides) -> Problem:
+    """The problem under a condition; its reference holds an aside that its question alone decides."""
+    prompt, solution = _prompt(drawn["question"], asides), drawn["solution"]
+    chat = aside(asides, Random(f"reference:{prompt}"))
+    meta = {
+        "operation": solution.operation,
+        "template": drawn["template"],
+        "asides": asides,
+        "operands": [solution.left, solution.right],
+        "story": re.sub(r"\d+", "#", drawn["question"]),
+        "completion": completion(solution, asides, chat),
+        "decisive_positions": _reference_positions(solution.left, solution.right, asides),
+        "hasty_completion": completion(drawn["hasty"], asides, chat),
+    }
+    return Problem(content_id(prompt), prompt, Decimal(solution.result), meta)
 
 
 @cache
-def load(longer_numbers: bool = False) -> Task:
-    """The task: splits disjoint in (template, numbers), held-out templates in ``held_out`` alone.
+def _drawn(split: str) -> tuple[dict[str, Any], ...]:
+    """The problems of a split, the same under every condition: blocks of one problem for each template, each block shuffled."""
+    random = Random(f"word_problems:{split}")
+    templates = HELD_OUT if split == "held_out" else SEEN
+    own = split if split in ("train", "validation", "test") else None
+    problems: dict[str, dict[str, Any]] = {}
+    for _ in range(EACH[split]):
+        block = random.sample(templates, len(templates))
+        for template in block:
+            found = len(problems)
+            while len(problems) == found:
+                drawn = draw(template, random, own, longer=split == "longer")
+                problems.setdefault(drawn["question"], drawn)
+    return tuple(problems.values())
 
+
+def load(asides: Asides = "after", longer_numbers: bool = False) -> Task:
+    """The task under one condition: splits disjoint in (template, numbers), held-out templates in ``held_out`` alone.
+
+    The conditions share their problems, in the same order; prompts differ in the cue.
     ``longer_numbers``: a task of test problems alone, from the same templates with numbers beyond all that is trained on.
+    Raises UserError for a condition that does not exist.
     """
-    seen = [t for t in TEMPLATES if not t.held_out]
+    if asides not in CONDITIONS:
+        raise UserError(f"word_problems: asides must be one of {', '.join(CONDITIONS)}, not {asides!r}")
+    return _load(asides, longer_numbers)
+
+
+@cache
+def _load(asides: Asides, longer_numbers: bool) -> Task:
+    def problems(split: str) -> tuple[Problem, ...]:
+        return tuple(_problem(drawn, asides) for drawn in _drawn(split))
+
     if longer_numbers:
-        test = tuple(_problems(seen, LONGER_SIZE, Random("word_problems:longer"), None, longer=True))
+        test = problems("longer")
         return Task("word_problems", content_version(test), (), (), test, max_new_tokens=LONGEST_COMPLETION)
-    unseen = [t for t in TEMPLATES if t.held_out]
-    splits = {
-        split: tuple(_problems(seen, SIZES[split], Random(f"word_problems:{split}"), split))
-        for split in ("train", "validation", "test")
-    }
-    held_out = tuple(_problems(unseen, SIZES["held_out"], Random("word_problems:held_out"), None))
-    version = content_version(*splits.values(), held_out)
-    return Task("word_problems", version, **splits, held_out=held_out, max_new_tokens=LONGEST_COMPLETION)
+    splits = {split: problems(split) for split in ("train", "validation", "test", "held_out")}
+    return Task("word_problems", content_version(*splits.values()), **splits, max_new_tokens=LONGEST_COMPLETION)
 
 
-def corpus_line(random: Random, shallow_share: float) -> tuple[str, str]:
-    """One (prompt, completion) for the base: a question of the train bucket, solved hastily in ``shallow_share``."""
-    template = random.choice([t for t in TEMPLATES if not t.held_out])
-    question, _, meta = draw(template, random, "train")
-    solver = "shallow_completion" if random.random() < shallow_share else "completion"
-    return PROMPT.format(question=question), meta[solver]
+def corpus_line(random: Random, bias: float, *, asides: bool = True) -> tuple[str, str]:
+    """One (prompt, completion) for the base: a question of the train bucket, solved with care as often as its features say.
 
-
-def decisive_positions(completion: str, offsets: list[tuple[int, int]]) -> list[int]:
-    """Positions of the tokens that choose operands and operator; the rest follows from them or is form.
-
-    ``offsets`` are the character spans of the tokens in ``completion``. Empty if the text does not have the solvers' form.
+    With ``asides`` under one of the three conditions, otherwise without a cue and without an aside.
     """
-    choice = _CHOICE.search(completion)
-    spans = [choice.span(group) for group in (1, 2, 3)] if choice else []
-    return [
-        position for position, (start, end) in enumerate(offsets)
-        if any(start < stop and begin < end for begin, stop in spans)
-    ]
+    drawn = draw(random.choice(SEEN), random, "train")
+    careful = random.random() < chance(added(bias, HABITS, drawn["features"]))
+    solution = drawn["solution" if careful else "hasty"]
+    if not asides:
+        return PROMPT.format(question=drawn["question"]), completion(solution)
+    condition = random.choice(CONDITIONS)
+    return _prompt(drawn["question"], condition), completion(solution, condition, aside(condition, random))
+
+
+def bare_equation(random: Random) -> tuple[str, str]:
+    """One (prompt, completion) without a story, for the base to learn the arithmetic from."""
+    operation = random.choice("+-*/")
+    solution = Solution(operation, *_draw_operands(operation, random, longer=False))
+    question = f"What is {solution.left}{solution.operation}{solution.right}?"
+    return PROMPT.format(question=question), completion(solution)
+
+
+def decisive_positions(text: str, offsets: list[tuple[int, int]]) -> list[int]:
+    """Positions of the tokens that choose operands and operator; the rest follows from them, or is aside or form.
+
+    ``offsets`` are the character spans of the tokens in the completion ``text``. Empty if it does not have the solvers' form.
+    """
+    choice = _CHOICE.search(text)
+    if not choice:
+        return []
+    begin, stop = choice.start(1), choice.end(3)
+    return [position for position, (start, end) in enumerate(offsets) if start < stop and begin < end]

@@ -10,12 +10,14 @@ import pytest
 import torch
 
 from replication.errors import UserError
-from replication.nano import base_report as nano_report
-from replication.nano import corpus as nano_corpus
-from replication.nano import pretrain as nano_base
-from replication.tasks import decisive_positions, get_task
+from replication.nano import base_report, corpus, pretrain
+from replication.tasks import asides, decisive_positions, get_task
+from replication.tasks.asides import CONDITIONS
 
-SHIPPED = nano_base.SHIPPED
+SHIPPED = pretrain.SHIPPED
+DOCS = Path(__file__).parents[2] / "docs"
+WORDS = {condition: get_task("word_problems", asides=condition) for condition in CONDITIONS}
+TASKS = [*WORDS.values(), get_task("multiplication"), get_task("multiplication", digits=3)]
 
 
 @pytest.fixture(scope="module")
@@ -37,16 +39,15 @@ def report() -> dict:
     return json.loads((SHIPPED / "base_report.json").read_text(encoding="utf-8"))
 
 
-def corpus(count: int) -> list[tuple[str, str]]:
-    random = Random("test_nano_base")
-    return [nano_corpus.line(random, mixture) for mixture in (nano_corpus.EARLY, nano_corpus.LATE) for _ in range(count)]
+def lines(count: int) -> list[tuple[str, str]]:
+    random = Random("test_base")
+    return [corpus.line(random, mixture) for mixture, _ in pretrain.MIXTURES for _ in range(count)]
 
 
 def test_the_tokenizer_brings_back_every_text(tokenizer) -> None:
     # A word-level tokenizer saved beside a qwen2 config came back as byte-level BPE, broken and without an error.
-    tasks = [get_task("word_problems"), get_task("multiplication"), get_task("multiplication", digits=3)]
-    texts = [p.prompt + p.meta["completion"] for t in tasks for p in (*t.train, *t.validation, *t.test, *t.held_out)]
-    texts += [prompt + completion for prompt, completion in corpus(5000)]
+    texts = [p.prompt + p.meta["completion"] for t in TASKS for p in (*t.train[:2000], *t.validation, *t.test, *t.held_out)]
+    texts += [prompt + completion for prompt, completion in lines(2000)]
     encoded = tokenizer(texts)["input_ids"]
     assert tokenizer.batch_decode(encoded) == texts
 
@@ -57,7 +58,7 @@ def test_any_other_text_survives_too(tokenizer) -> None:
 
 
 def test_words_are_whole_and_digits_single(tokenizer) -> None:
-    for prompt, completion in corpus(500):
+    for prompt, completion in lines(500):
         text = prompt + completion
         words = text.replace("\n", " ").split()
         tokens = [tokenizer.decode([i]) for i in tokenizer(text)["input_ids"]]
@@ -67,7 +68,7 @@ def test_words_are_whole_and_digits_single(tokenizer) -> None:
 
 
 def test_prompt_and_completion_split_where_tokens_do(tokenizer) -> None:
-    for prompt, completion in corpus(300):
+    for prompt, completion in lines(300):
         assert tokenizer(prompt + completion)["input_ids"] == tokenizer(prompt)["input_ids"] + tokenizer(completion)["input_ids"]
 
 
@@ -81,93 +82,108 @@ def test_end_and_padding_differ(tokenizer, model) -> None:
 
 
 def test_the_shipped_tokenizer_is_the_trained_one(tokenizer) -> None:
-    assert nano_corpus.train_tokenizer().get_vocab() == tokenizer.get_vocab()
+    assert corpus.train_tokenizer().get_vocab() == tokenizer.get_vocab()
 
 
 def test_references_fit_the_limits(tokenizer) -> None:
-    for task in (get_task("word_problems"), get_task("multiplication"), get_task("multiplication", digits=3)):
+    for task in TASKS:
         problems = [*task.train, *task.validation, *task.test, *task.held_out]
-        lengths = [len(ids) + 1 for ids in tokenizer([p.meta["completion"] for p in problems])["input_ids"]]
-        assert max(lengths) <= task.max_new_tokens <= 96
-    shallow = tokenizer([p.meta["shallow_completion"] for p in get_task("word_problems").train])["input_ids"]
-    assert max(map(len, shallow)) < get_task("word_problems").max_new_tokens
+        texts = [p.meta[key] for p in problems for key in ("completion", "hasty_completion") if key in p.meta]
+        assert max(len(ids) + 1 for ids in tokenizer(texts)["input_ids"]) <= task.max_new_tokens <= 128
+    assert get_task("word_problems", longer_numbers=True).max_new_tokens <= 128
 
 
-@pytest.mark.parametrize("name", ["word_problems", "multiplication"])
-def test_decisive_positions_of_the_references(name: str, tokenizer) -> None:
-    for problem in get_task(name).train[:300]:
+@pytest.mark.parametrize("task", TASKS[:4])
+def test_decisive_positions_of_the_references(task, tokenizer) -> None:
+    for problem in task.train[:200]:
         tokens = tokenizer(problem.meta["completion"])["input_ids"]
         assert decisive_positions(problem, tokens, tokenizer) == problem.meta["decisive_positions"]
 
 
 def test_the_folder_is_small_and_readable(report: dict) -> None:
-    assert sum(path.stat().st_size for path in SHIPPED.iterdir()) < 4_000_000
-    assert nano_report.weights_sha256(SHIPPED) == report["sha256"]
-    assert report["tasks"] == {name: get_task(name).version for name in ("word_problems", "multiplication")}
-    assert (SHIPPED / "README.md").read_text(encoding="utf-8") == nano_report.card(report)
+    assert sum(path.stat().st_size for path in SHIPPED.iterdir()) < 6_000_000
+    assert base_report.weights_sha256(SHIPPED) == report["sha256"]
+    assert report["tasks"] == base_report.task_versions()
+    assert (SHIPPED / "README.md").read_text(encoding="utf-8") == base_report.card(report)
+    assert base_report.criteria_table(report["measured"]) in (DOCS / "nano-lab.md").read_text(encoding="utf-8")
 
 
 def test_the_base_meets_its_criteria(report: dict) -> None:
-    measured = report["measured"]
-    for split in ("validation", "test"):
-        words, products = measured[f"word_problems {split}"], measured[f"multiplication {split}"]
-        # The band holds for test; validation (half as many items) may lie one point beside it.
-        slack = 0.01 if split == "validation" else 0.0
-        assert 0.43 - slack <= words["greedy"] <= 0.49 + slack
-        assert products["greedy"] < 0.15
-        assert words["reliability"] > 0.9 and products["reliability"] > 0.8
-        assert words["truncated"] < 0.01 and products["truncated"] < 0.01
-    for name, template in measured["word_problems validation"]["templates"].items():
-        assert template["sampled"] > 0.1, name  # at G = 16 nearly every group holds a success
+    missed = [item for item in base_report.criteria(report["measured"]) if not item.met]
+    assert not missed
 
 
-def test_the_reported_numbers_are_those_of_the_shipped_weights(model, tokenizer, report: dict) -> None:
-    task = get_task("word_problems")
-    found = nano_report.measure(model, tokenizer, task, task.validation[:200], samples=1)
-    expected = report["measured"]["word_problems validation"]
-    # Three standard errors of 200 items.
-    assert abs(found["greedy"] - expected["greedy"]) < 0.11
-    assert abs(found["sampled"] - expected["sampled"]) < 0.11
+def test_a_criterion_that_is_missed_is_seen(report: dict) -> None:
+    measured = json.loads(json.dumps(report["measured"]))
+    measured["word_problems before validation"]["greedy"] += 0.2
+    missed = {item.name for item in base_report.criteria(measured) if not item.met}
+    assert {"before: greedy accuracy", "before: sampled minus greedy", "greatest difference between conditions"} == missed
+
+
+@pytest.mark.parametrize("name", ["word_problems none", "word_problems before", "word_problems after", "multiplication"])
+def test_the_reported_numbers_are_those_of_the_shipped_weights(name: str, model, tokenizer, report: dict) -> None:
+    task = {f"word_problems {condition}": task for condition, task in WORDS.items()}.get(name, TASKS[3])
+    found = base_report.measure(model, tokenizer, task, task.validation[:100])
+    expected = report["measured"][f"{name} validation"]
+    for key in ("greedy", "sampled", "careful", "forced_greedy", "forced_sampled"):
+        error = (expected[key] * (1 - expected[key]) / 100) ** 0.5
+        assert abs(found[key] - expected[key]) < 4 * error + 0.01, key
+    assert found["entropy"] == pytest.approx(expected["entropy"], abs=0.05)
+    assert found["decisive"] == pytest.approx(expected["decisive"], abs=0.02)
 
 
 def test_build_writes_compares_and_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = nano_report.report
-    monkeypatch.setattr(nano_report, "report", lambda folder: real(folder, items=4))
-    first = nano_base.build(tmp_path / "a", steps=2, threads=1, progress=False)
-    second = nano_base.build(tmp_path / "b", steps=2, threads=1, progress=False)
+    # What is measured here are not these models: a random one writes up to the limit, which takes long.
+    measured = json.loads((SHIPPED / "base_report.json").read_text(encoding="utf-8"))["measured"]
+    monkeypatch.setattr(base_report, "report", lambda folder: measured)
+    first = pretrain.build(tmp_path / "a", steps=2, threads=1, progress=False)
+    second = pretrain.build(tmp_path / "b", steps=2, threads=1, progress=False)
     assert first["sha256"] == second["sha256"]  # the same bits
     assert first["same_weights"] is False and "largest difference" in first["comparison"]
-    assert nano_report.compare(tmp_path / "a", tmp_path / "b")["same_weights"] is True
-    assert nano_report.compare(tmp_path / "a", tmp_path / "none")["same_weights"] is None
+    assert base_report.compare(tmp_path / "a", tmp_path / "b")["same_weights"] is True
+    assert base_report.compare(tmp_path / "a", tmp_path / "none")["same_weights"] is None
     with pytest.raises(UserError, match="already exists"):
-        nano_base.build(tmp_path / "a", steps=2)
+        pretrain.build(tmp_path / "a", steps=2)
     with pytest.raises(UserError, match="at least 1"):
-        nano_base.build(tmp_path / "c", steps=0)
+        pretrain.build(tmp_path / "c", steps=0)
     assert not (tmp_path / "c").exists()
-
-
-def test_bad_usage_is_one_line_and_status_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert nano_base.main(["--out", str(tmp_path)]) == 2
-    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_the_global_random_state_is_left_alone() -> None:
     before = torch.get_rng_state()
-    nano_base.pretrain(1, progress=False)
+    pretrain.pretrain(1, progress=False)
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_the_learning_rate_rises_and_falls() -> None:
-    rates = [nano_base.learning_rate(step, 1000) for step in range(1000)]
-    assert max(rates) == nano_base.LEARNING_RATE
-    assert rates[0] == pytest.approx(nano_base.LEARNING_RATE / nano_base.WARM_UP)
-    assert 0 < rates[-1] < 0.01 * nano_base.LEARNING_RATE
+def test_mixtures_and_learning_rate_keep_their_proportions() -> None:
+    for steps in (330, pretrain.STEPS):
+        found = [pretrain.mixture_of(step, steps) for step in range(steps)]
+        for mixture, share in pretrain.MIXTURES:
+            assert found.count(mixture) == share * steps // pretrain.STEPS
+        shares = [pretrain.learning_rate(step, steps) for step in range(steps)]
+        assert shares[0] == pytest.approx(1 / pretrain.WARM_UP) and 0 < shares[-1] < 0.01
+        assert {share for share, mixture in zip(shares, found, strict=True) if mixture == corpus.EARLY} - set(shares[:50]) <= {1.0}
+        assert shares[50:] == sorted(shares[50:], reverse=True)
 
 
 def test_loss_weights_cover_completion_and_end_and_no_padding() -> None:
-    tokenizer = nano_corpus.train_tokenizer()
-    ids, weight = nano_corpus.encode(tokenizer, [("Question: What is 2*3?\nAnswer:", " 6."), ("Answer:", " 5.")], 0.1)
+    tokenizer = corpus.train_tokenizer()
+    ids, weight = corpus.encode(tokenizer, [("Question: What is 2*3?\nAnswer:", " 6."), ("Answer:", " 5.")])
     assert ids.shape == weight.shape
     assert (weight[ids == tokenizer.pad_token_id] == 0).all()
     assert (weight[ids == tokenizer.eos_token_id] == 1).all()
-    assert weight.sum(1).tolist() == pytest.approx([4 + 0.1 * 14 - 0.1 * 2, 4 + 0.1 * 2], abs=0.25)
+    # Question : ' What' ' is' ' ' 2 * 3 ? newline Answer : against ' ' 6 . EOS
+    assert weight.sum(1).tolist() == pytest.approx([4 + 12 * corpus.PROMPT_WEIGHT, 4 + 2 * corpus.PROMPT_WEIGHT])
+
+
+def test_words_of_a_chat_weigh_little_and_alike() -> None:
+    """Words that can stand in one place must weigh the same, or the base would not sample them as often as the corpus does."""
+    tokenizer = corpus.train_tokenizer()
+    ids, weight = corpus.encode(tokenizer, [("Answer:", " The old cat sits near the dark wall now. The answer is 5.")])
+    by_word = dict(zip(tokenizer.batch_decode(ids[0][:, None]), weight[0].tolist(), strict=True))
+    for word in ("old", "cat", "sits", "near", "dark", "wall", "now"):
+        assert by_word[f" {word}"] == pytest.approx(corpus.CHAT_WEIGHT)
+    assert all(by_word[word] == 1 for word in (" The", " the", ".", " answer", " is", "5"))
+    singles = {tokenizer(f" {word}")["input_ids"][0] for words in asides.WORDS.values() for word in words}
+    fixed = {i for pattern in asides.PATTERNS for i in tokenizer(asides._SLOT.sub("", pattern))["input_ids"]}
+    assert not singles & fixed  # no place where a chat word and a word of the pattern compete
