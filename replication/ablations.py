@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from replication.config import ExperimentConfig, load_profile, profile_plan
 from replication.errors import UserError
 from replication.names import ABLATIONS, HEADLINE, TRAINED
+
+#: Learning rates are chosen with seeds from here on, which no reported comparison uses.
+TUNING_SEED = 100
+#: Cells of ``regimes`` that a screening picked out are run again with seeds from here on.
+NEW_SEED = 200
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,7 @@ def plan(
     rates: int | None = None,
     **overrides: Any,
 ) -> list[PlannedRun]:
-    """The planned runs of some ablations (default: all that the profile has) under a profile.
+    """The planned runs of some ablations (default: all that the profile has) under a profile, the headline first.
 
     Args:
         profile: smoke, nano, small or paper.
@@ -46,7 +51,8 @@ def plan(
     Raises:
         UserError: unknown profile, ablation, variant or field.
     """
-    grid = _grid(profile, variant, task or ("jsonl" if overrides.get("data") else None)) | {"methods": (*TRAINED, *methods)}
+    grid = _grid(profile, variant, task or ("jsonl" if overrides.get("data") else None), overrides)
+    grid["methods"] = (*TRAINED, *methods)
     known = [name for name in ABLATIONS if name == HEADLINE or name in grid]
     names = known if names is None else names
     for name in names:
@@ -65,62 +71,93 @@ def plan(
         if rates < 1:
             raise UserError(f"rates must be 1 or more, not {rates}")
         grid["learning_rate"] = grid["learning_rate"] | {"rates": rates}
-    planned = [PlannedRun(name, config) for name in names for config in _PLANS[name](profile, grid, overrides)]
+
+    def config(method: str, seed: int, setting: dict[str, Any], **values: Any) -> ExperimentConfig:
+        return load_profile(profile, method=method, seed=seed, **(setting | values | overrides))
+
+    planned = [PlannedRun(name, found) for name in names for found in _PLANS[name](config, grid, grid.get(name) or {})]
     return list({(run.ablation, run.config): run for run in planned}.values())
 
 
-def _grid(profile: str, variant: str, task: str | None) -> dict[str, Any]:
-    """The profile's plan, with the parts that a variant changes laid over it, and ``task`` in place of its tasks."""
+def _grid(profile: str, variant: str, task: str | None, overrides: dict[str, Any]) -> dict[str, Any]:
+    """The profile's plan, with the parts that a variant changes laid over it, and ``task`` in place of its tasks.
+
+    ``settings`` of the whole plan and of its parts are lists of fields: a task, and for word problems their asides.
+    """
     section = profile_plan(profile)
     if variant not in ("default", "full"):
         raise UserError(f"unknown plan {variant!r}: choose default or full")
     grid = {name: value for name, value in section.items() if name != "full"}
     for name, value in (section.get("full") or {}).items() if variant == "full" else ():
-        grid[name] = {**grid[name], **value} if isinstance(value, dict) else value
+        grid[name] = {**grid.get(name, {}), **value} if isinstance(value, dict) else value
     if task is not None:
-        grid["tasks"] = [task]
-        grid |= {name: {**part, "task": task} for name, part in grid.items() if isinstance(part, dict) and "task" in part}
+        own = [{"task": task}]
+        grid["settings"] = own
+        grid |= {name: {**part, "settings": own} for name, part in grid.items() if isinstance(part, dict) and "settings" in part}
     return grid
 
 
-def _full_vs_sparse(profile: str, grid: dict[str, Any], overrides: dict[str, Any]) -> Iterator[ExperimentConfig]:
-    """Base, the three methods and those of one's own on every task, each at its tuned learning rate."""
-    for task in grid["tasks"]:
+#: Makes a config from method, seed, a setting and further fields.
+Make = Callable[..., ExperimentConfig]
+#: Runs outside the headline are evaluated on what their comparison needs.
+_BRIEF = {"extra_splits": "never"}
+
+
+def _full_vs_sparse(make: Make, grid: dict[str, Any], own: dict[str, Any]) -> Iterator[ExperimentConfig]:
+    """Base, the three methods and those of one's own in every setting, each at its tuned learning rate; PPO with fewer seeds."""
+    for setting in grid["settings"]:
         # Nothing is trained, whatever number of steps is set for the others.
-        yield load_profile(profile, task=task, method="base", **(overrides | {"steps": 0}))
-        for method in grid["methods"]:
-            for seed in range(grid["seeds"]):
-                yield load_profile(profile, task=task, method=method, seed=seed, **overrides)
+        yield make("base", 0, setting | {"steps": 0}).model_copy(update={"steps": 0})
+    for seed in range(grid["seeds"]):
+        for setting in grid["settings"]:
+            for method in grid["methods"]:
+                yield make(method, seed, setting)
+        for setting in own.get("ppo", {}).get("settings", ()):
+            if seed < own["ppo"]["seeds"]:
+                yield make("ppo", seed, setting)
 
 
-def _token_fraction(profile: str, grid: dict[str, Any], overrides: dict[str, Any]) -> Iterator[ExperimentConfig]:
-    """S-GRPO's rule with more and fewer tokens, controls that pick as many by another rule, and both ends: GRPO and T-SPMO.
+def _token_fraction(make: Make, grid: dict[str, Any], own: dict[str, Any]) -> Iterator[ExperimentConfig]:
+    """Other choices of tokens than S-GRPO's rule, each at its own learning rate; and GRPO, S-GRPO and T-SPMO themselves.
 
-    All at the learning rates of the headline runs; and S-GRPO once more with the other denominator.
+    Each point of ``points`` names its fields. It is run at the rates of ``grid`` with the tuning seed, and with the seeds of the
+    headline at its own ``learning_rate``; without that field at the method's.
     """
-    own = grid["token_fraction"]
-    for seed in range(min(grid["seeds"], own.get("seeds", grid["seeds"]))):
-        for method in TRAINED:
-            yield load_profile(profile, task=own["task"], method=method, seed=seed, **overrides)
-        points = [{"keep_probability": p, "max_kept_tokens": None} for p in own["keep_probabilities"]]
-        points += [{"selector": s, "token_share": share} for s in own.get("selectors", ()) for share in own["shares"]]
-        points += [{"denominator": denominator} for denominator in own.get("denominators", ())]
-        for point in points:
-            yield load_profile(profile, task=own["task"], method="s_grpo", seed=seed, **(point | overrides))
+    for setting in own["settings"]:
+        for seed in range(min(grid["seeds"], own.get("seeds", grid["seeds"]))):
+            for method in TRAINED:
+                yield make(method, seed, setting)
+            for point in own["points"]:
+                yield make(point.get("method", "s_grpo"), seed, setting, **_fields(point), **_BRIEF)
+        for point in own["points"]:
+            for rate in own.get("grid", ()):
+                fields = _fields(point) | {"learning_rate": rate}
+                yield make(point.get("method", "s_grpo"), TUNING_SEED, setting, **fields, **_BRIEF)
 
 
-def _learning_rate(profile: str, grid: dict[str, Any], overrides: dict[str, Any]) -> Iterator[ExperimentConfig]:
-    """The same grid for every method: the small budget with which each is tuned, and whether one rate settles a claim."""
-    own = grid["learning_rate"]
-    for task in grid["tasks"]:
-        for method in TRAINED:
-            tried = own["grid"]
-            if "rates" in own:
-                tried = _nearest(tried, load_profile(profile, task=task, method=method).learning_rate, own["rates"])
-            for learning_rate in tried:
-                for seed in range(own["seeds"]):
-                    values = {"learning_rate": learning_rate} | overrides
-                    yield load_profile(profile, task=task, method=method, seed=seed, **values)
+def _fields(point: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in point.items() if name != "method"}
+
+
+def _learning_rate(make: Make, grid: dict[str, Any], own: dict[str, Any]) -> Iterator[ExperimentConfig]:
+    """The same grid for every method: the budget with which each is tuned, and whether one rate settles a claim.
+
+    ``neighbours`` are further settings, in which only the method's own rate and the two beside it are tried, with one seed.
+    """
+    tried = [(setting, own["grids"][setting["task"]], own["seeds"], own.get("rates")) for setting in grid_settings(grid, own)]
+    tried += [(setting, own["grids"][setting["task"]], 1, 3) for setting in own.get("neighbours", ())]
+    for setting, rates, seeds, nearest in tried:
+        for method in (*TRAINED, *own.get("methods", ())):
+            few = nearest if method in TRAINED else 3
+            near = rates if few is None else _nearest(rates, make(method, 0, setting).learning_rate, few)
+            for seed in range(TUNING_SEED, TUNING_SEED + (seeds if method in TRAINED else 1)):
+                for learning_rate in near:
+                    yield make(method, seed, setting, learning_rate=learning_rate, **_BRIEF)
+
+
+def grid_settings(grid: dict[str, Any], own: dict[str, Any]) -> list[dict[str, Any]]:
+    """The settings of a part of the plan: its own, or those of the whole plan."""
+    return own.get("settings", grid["settings"])
 
 
 def _nearest(rates: Sequence[float], rate: float, count: int) -> list[float]:
@@ -128,31 +165,59 @@ def _nearest(rates: Sequence[float], rate: float, count: int) -> list[float]:
     return sorted(sorted(rates, key=lambda other: abs(math.log(other / rate)))[:count])
 
 
-def _lora_rank(profile: str, grid: dict[str, Any], overrides: dict[str, Any]) -> Iterator[ExperimentConfig]:
-    """Every method at every rank, alpha / rank fixed at the profile's, the learning rate tuned for each rank.
-
-    Rank 0 is full fine-tuning. A rank with a list of rates under ``grids`` is run at each of them with every seed. Any other is
-    tuned with the first seed, and the other seeds run at its rate under ``chosen`` (not given: that of the profile).
+def _lora_rank(make: Make, grid: dict[str, Any], own: dict[str, Any]) -> Iterator[ExperimentConfig]:
+    """Every method at every rank, alpha / rank fixed at the profile's, at each rate of ``grid`` (rank 0, full fine-tuning: of
+    ``grid_without_adapter``) with every seed; the tables choose. At the profile's own rank they are the headline runs.
     """
-    own = grid["lora_rank"]
-    seeds = range(min(grid["seeds"], own.get("seeds", grid["seeds"])))
-    for method in TRAINED:
-        default = load_profile(profile, task=own["task"], method=method, **overrides)
-        for rank in own["ranks"]:
-            values = {"lora_rank": rank} | overrides
-            if values["lora_rank"]:
-                values["lora_alpha"] = values["lora_rank"] * default.lora_alpha / default.lora_rank
-            rates: dict[float, range] = {}
-            if rank in own.get("grids", {}):
-                rates = dict.fromkeys(own["grids"][rank], seeds)
-            else:
-                if rank != default.lora_rank:
-                    rates = dict.fromkeys(own["grid"] if rank else own["grid_without_adapter"], range(1))
-                rates[(own["chosen"].get(rank) or {}).get(method, default.learning_rate)] = seeds
-            for learning_rate, under in rates.items():
-                for seed in under:
-                    setting = {"learning_rate": learning_rate} | values
-                    yield load_profile(profile, task=own["task"], method=method, seed=seed, **setting)
+    for setting in own["settings"]:
+        for method in TRAINED:
+            default = make(method, 0, setting)
+            for rank in own["ranks"]:
+                rates = own["grid"] if rank else own["grid_without_adapter"]
+                adapter = {"lora_rank": rank, "lora_alpha": rank * default.lora_alpha / default.lora_rank} if rank else {"lora_rank": 0}
+                for seed in range(min(grid["seeds"], own.get("seeds", grid["seeds"]))):
+                    if rank == default.lora_rank:
+                        yield make(method, seed, setting)
+                        continue
+                    for learning_rate in rates:
+                        yield make(method, seed, setting, learning_rate=learning_rate, **adapter, **_BRIEF)
+
+
+def _regimes(make: Make, grid: dict[str, Any], own: dict[str, Any]) -> Iterator[ExperimentConfig]:
+    """Where full-token GRPO fails to improve: cells of prompts a step, G, normalisation and training set, and overfitting.
+
+    ``screen`` runs GRPO in every cell at each of its ``rates`` with the tuning seed. ``confirm`` lists cells that failed, each with
+    the learning rate of every method: run with ``new_seeds`` new seeds. ``overfit`` lists few training items and many steps.
+    """
+    for setting in own["settings"]:
+        yield make("base", 0, setting | {"steps": 0})
+        for cell in _cells(own.get("screen", {}).get("cells", {})):
+            for rate in own["screen"]["rates"]:
+                yield make("grpo", TUNING_SEED, setting, learning_rate=rate, **cell, **_BRIEF)
+        for confirmed in own.get("confirm", ()):
+            for method, rate in confirmed["learning_rate"].items():
+                for seed in range(NEW_SEED, NEW_SEED + own["new_seeds"]):
+                    yield make(method, seed, setting, learning_rate=rate, **confirmed["cell"], **_BRIEF)
+        for few in own.get("overfit", ()):
+            for seed in range(few["seeds"]):
+                for method in TRAINED:
+                    yield make(method, seed, setting, train_items=few["train_items"], steps=few["steps"], extra_splits="always")
+
+
+def _cells(axes: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:
+    """Every combination of the axes' values; a value that is a mapping stands for several fields."""
+    cells: list[dict[str, Any]] = [{}] if axes else []
+    for name, values in axes.items():
+        cells = [cell | (value if isinstance(value, dict) else {name: value}) for cell in cells for value in values]
+    yield from cells
+
+
+def _replay(make: Make, grid: dict[str, Any], own: dict[str, Any]) -> Iterator[ExperimentConfig]:
+    """T-SPMO with replays and without."""
+    for setting in own["settings"]:
+        for seed in range(min(grid["seeds"], own["seeds"])):
+            yield make("t_spmo", seed, setting)
+            yield make("t_spmo", seed, setting, **own["replays"], **_BRIEF)
 
 
 _PLANS = {
@@ -160,4 +225,6 @@ _PLANS = {
     "token_fraction": _token_fraction,
     "lora_rank": _lora_rank,
     "learning_rate": _learning_rate,
+    "regimes": _regimes,
+    "replay": _replay,
 }

@@ -130,8 +130,9 @@ class ExperimentConfig(BaseModel):
     kl_samples: int = Field(
         4, ge=1, description="completions sampled of each test item at the end, for sampled accuracy and the KL to the base"
     )
-    extra_splits: bool = Field(
-        True, description="evaluate at the end also training items, held-out templates, the other task and longer numbers"
+    extra_splits: Literal["never", "at_end", "always"] = Field(
+        "at_end",
+        description="when to evaluate also trained items and held-out templates (at_end: and the other task, longer numbers)",
     )
     eval_batch_size: int = Field(100, ge=1, description="fixed, so that padding never changes between evaluations")
     checkpoint_every: int = Field(25, ge=1, description="steps between checkpoints: the most a kill can cost")

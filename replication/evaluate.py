@@ -57,9 +57,7 @@ def evaluate(
     return [result for batch in batches for result in _answers(policy, config, task, batch, sampled)]
 
 
-def _answers(
-    policy: Policy, config: ExperimentConfig, task: Task, batch: Sequence[Problem], sampled: int
-) -> list[ItemResult]:
+def _answers(policy: Policy, config: ExperimentConfig, task: Task, batch: Sequence[Problem], sampled: int) -> list[ItemResult]:
     raise_if_stopped()
     prompts = [policy.encode(problem.prompt) for problem in batch]
     completions = sample_in_chunks(
@@ -80,13 +78,16 @@ def _answers(
 
 
 def validate(policy: Policy, config: ExperimentConfig, task: Task, record: RunDirectory, step: int) -> None:
-    """Log greedy and sampled accuracy on the validation split after ``step`` steps, the KL to the base on the sampled completions,
-    and a few greedy completions to read.
+    """Log greedy and sampled accuracy on the validation split after ``step`` steps, the KL to the base on the sampled
+    completions, and a few greedy completions to read.
+
+    With ``extra_splits`` "always" also greedy accuracy on items that the run trains on and on held-out templates.
     """
     started = time.perf_counter()
     problems = task.validation[: config.eval_items]
     greedy = evaluate(policy, config, task, problems)
     sampled = evaluate(policy, config, task, problems, sampled=1)
+    extra = _extra_splits(config, task) if config.extra_splits == "always" else {}
     record.append_metrics(
         {
             "step": step,
@@ -95,6 +96,7 @@ def validate(policy: Policy, config: ExperimentConfig, task: Task, record: RunDi
             "validation_kl_to_base": kl_to_base(policy, config, _one_by_one(sampled)),
             "validation_truncated": sum(result.sample.truncated for result in greedy) / max(len(greedy), 1),
             **stopped_share(task, [result.sample for result in greedy], "validation_stopped"),
+            **{f"validation_{name}_accuracy": accuracy(evaluate(policy, config, task, items)) for name, items in extra.items()},
         }
     )
     record.append_samples(
@@ -110,6 +112,11 @@ def validate(policy: Policy, config: ExperimentConfig, task: Task, record: RunDi
         for result in greedy[:SAMPLES_PER_VALIDATION]
     )
     record.append_timings({"step": step, "evaluation_s": time.perf_counter() - started})
+
+
+def _extra_splits(config: ExperimentConfig, task: Task) -> dict[str, Sequence[Problem]]:
+    trained = trained_problems(config, task) or task.train
+    return {"held_out": task.held_out[: config.eval_items], "train": trained[: config.eval_items]}
 
 
 def accuracy(results: Sequence[ItemResult]) -> float | None:
@@ -153,14 +160,13 @@ def final_evaluation(policy: Policy, config: ExperimentConfig, task: Task) -> tu
 
     Greedy accuracy on test and validation items; on the test items also that of those whose story no training item shares (None
     where the task does not say), and ``kl_samples`` sampled completions each, which give sampled accuracy, entropy and KL to the
-    base. With ``extra_splits`` also greedy accuracy on items that the run trained on (of a base: the first training items),
-    held-out templates, the task that was not trained and the same task with longer numbers; None without.
+    base. Unless ``extra_splits`` is "never", also greedy accuracy on items that the run trained on (of a base: the first
+    training items), held-out templates, the task that was not trained and the same task with longer numbers; None without.
     """
     splits = {"test": task.test[: config.test_items], "validation": task.validation[: config.eval_items]}
     other = longer = None
-    if config.extra_splits:
-        splits["held_out"] = task.held_out[: config.eval_items]
-        splits["train"] = (trained_problems(config, task) or task.train)[: config.eval_items]
+    if config.extra_splits != "never":
+        splits |= _extra_splits(config, task)
         other, longer = config.other_task(), config.longer_task()
     greedy = {name: evaluate(policy, config, task, problems) for name, problems in splits.items()}
     sampled = [evaluate(policy, config, task, splits["test"], sampled=draw) for draw in range(1, config.kl_samples + 1)]

@@ -22,7 +22,7 @@ METHODS = ("base", "grpo", "s_grpo", "t_spmo")
 TRAINED = METHODS[1:]
 #: The ablation whose runs the claims are judged by.
 HEADLINE = "full_vs_sparse"
-ABLATIONS = (HEADLINE, "token_fraction", "lora_rank", "learning_rate")
+ABLATIONS = (HEADLINE, "learning_rate", "token_fraction", "lora_rank", "regimes", "replay")
 #: Statuses of a run that has an end result; a collapsed one is done, with an accuracy under a tenth of its base's.
 ENDED = ("done", "diverged", "collapsed")
 #: Of the CSV tables and of summary.json.
@@ -44,6 +44,8 @@ ABLATION_LABELS = {
     "token_fraction": "token fraction",
     "lora_rank": "LoRA rank",
     "learning_rate": "learning rate",
+    "regimes": "where full-token GRPO fails",
+    "replay": "replay",
 }
 
 

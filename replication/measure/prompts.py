@@ -31,7 +31,7 @@ def configs(profile: str, task: str | None = None, **overrides: Any) -> list[Exp
     """
     only = task or ("jsonl" if overrides.get("data") else None)
     listed = []
-    for task in profile_plan(profile)["tasks"] if only is None else [only]:
+    for task in [setting["task"] for setting in profile_plan(profile)["settings"]] if only is None else [only]:
         own = {key: value for key, value in overrides.items() if key != "svamp_source" or task == "svamp"}
         chosen = load_profile(profile, task=task, method="base", **(own | {"steps": 0}))
         others = [name for name in TEMPLATES if name != chosen.prompt_template]

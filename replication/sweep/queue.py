@@ -58,8 +58,8 @@ class RunQueue:
         self.runs_dir = runs_dir
         self.progress = progress
         self.result = SweepResult(planned=list(self.configs))
-        self.waiting = sorted(self.configs, key=lambda run_id: cost(self.configs[run_id]), reverse=True)
-        self.waiting = [run_id for run_id in self.waiting if not self._is_finished(run_id)]
+        # In the order of the plan, the headline first: a sweep that is cut short has what matters most.
+        self.waiting = [run_id for run_id in self.configs if not self._is_finished(run_id)]
         self.running: set[str] = set()
         self._to_do = len(self.waiting)
         self._started = time.monotonic()

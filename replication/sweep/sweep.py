@@ -27,7 +27,7 @@ def run_plan(
     address: str = "auto",
     target: str = "replication.train:run",
 ) -> SweepResult:
-    """Run what is missing of a plan into ``runs_dir``/<run_id>, longest first.
+    """Run what is missing of a plan into ``runs_dir``/<run_id>, in the order of the plan.
 
     A run that raises or whose worker dies is failed: failure.json has the reason and the end of its log. The others go on, and the
     next sweep tries it again.
