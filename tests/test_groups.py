@@ -231,7 +231,9 @@ def test_only_successes_or_only_failures(policy, random_base, monkeypatch):
                 assert not start or any(tokens[:start] == sample.tokens[:start] for tokens in pool)
 
 
-@pytest.mark.parametrize("changes", [{"steps": 5}, {"steps": 5, "train_items": 7}, {"steps": 2, "train_items": 7}, {"steps": 0}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{"steps": 5}, {"steps": 5, "train_items": 7}, {"steps": 2, "train_items": 7}, {"steps": 0}], ids=str
+)
 def test_the_trained_problems_are_those_of_the_batches_each_once(random_base, changes):
     config = tiny_config(random_base, **changes)  # 3 problems a step
     task = config.load_task()

@@ -20,10 +20,11 @@ from transformers import AutoModelForCausalLM
 
 from replication import groups, train
 from replication.config import METHODS, ExperimentConfig
+from replication.groups import training_batch
 from replication.models.load import Policy, load_policy
 from replication.randomness import stream
 from replication.runs import RunDirectory
-from replication.train import run, training_batch
+from replication.train import run
 
 
 @pytest.fixture
@@ -139,7 +140,10 @@ def test_what_a_run_records(finished, random_base):
         config = tiny_config(random_base, kind)
         rows = steps(folder)
         assert [row["step"] for row in rows] == [1, 2, 3, 4]
-        assert [row["step"] for row in lines(folder) if "validation_accuracy" in row] == [0, 2]
+        validations = [row for row in lines(folder) if "validation_accuracy" in row]
+        assert [row["step"] for row in validations] == [0, 2]
+        fresh, trained = (row["validation_kl_to_base"] for row in validations)
+        assert 0 <= fresh < 1e-9 < trained, "a fresh adapter is the base"
         assert [row["learning_rate"] for row in rows] == [config.learning_rate * share for share in (0.5, 1, 1, 1)]
         for row in rows:
             assert row["tokens_in_loss"] <= row["tokens_untied"] <= row["tokens_generated"]
