@@ -172,15 +172,17 @@ def _lora_rank(make: Make, grid: dict[str, Any], own: dict[str, Any]) -> Iterato
     for setting in own["settings"]:
         for method in TRAINED:
             default = make(method, 0, setting)
+            scale = default.lora_alpha / max(default.lora_rank, 1)
             for rank in own["ranks"]:
                 rates = own["grid"] if rank else own["grid_without_adapter"]
-                adapter = {"lora_rank": rank, "lora_alpha": rank * default.lora_alpha / default.lora_rank} if rank else {"lora_rank": 0}
                 for seed in range(min(grid["seeds"], own.get("seeds", grid["seeds"]))):
                     if rank == default.lora_rank:
                         yield make(method, seed, setting)
                         continue
                     for learning_rate in rates:
-                        yield make(method, seed, setting, learning_rate=learning_rate, **adapter, **_BRIEF)
+                        config = make(method, seed, setting, learning_rate=learning_rate, lora_rank=rank, **_BRIEF)
+                        # An override may set the rank itself, to 0 for one.
+                        yield config.model_copy(update={"lora_alpha": config.lora_rank * scale}) if config.lora_rank else config
 
 
 def _regimes(make: Make, grid: dict[str, Any], own: dict[str, Any]) -> Iterator[ExperimentConfig]:

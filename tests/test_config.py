@@ -78,7 +78,7 @@ OTHER_VALUES: dict[str, dict[str, Any]] = {
     "eval_items": {"eval_items": 5},
     "test_items": {"test_items": 6},
     "kl_samples": {"kl_samples": 3},
-    "extra_splits": {"extra_splits": False},
+    "extra_splits": {"extra_splits": "never"},
     "eval_batch_size": {"eval_batch_size": 5},
     "checkpoint_every": {"checkpoint_every": 4},
     "tensorboard": {"tensorboard": True},

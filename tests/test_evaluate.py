@@ -129,7 +129,7 @@ def test_extra_splits_can_be_left_out(policy, random_base, monkeypatch):
     noisy_rewards(monkeypatch)
     config = tiny_config(random_base, task="word_problems")
     whole, rows = final_evaluation(policy, config, config.load_task())
-    less, fewer = final_evaluation(policy, config.model_copy(update={"extra_splits": False}), config.load_task())
+    less, fewer = final_evaluation(policy, config.model_copy(update={"extra_splits": "never"}), config.load_task())
     extra = ("held_out_accuracy", "train_accuracy", "other_task_accuracy", "longer_numbers_accuracy")
     assert all(whole[name] is not None and less[name] is None for name in extra), "not measured is not 0"
     assert {name: value for name, value in less.items() if name not in extra} == {n: v for n, v in whole.items() if n not in extra}
@@ -145,7 +145,7 @@ def test_the_training_items_of_a_base_are_the_first(policy, random_base):
 
 def test_sampled_accuracy_is_that_of_all_draws(policy, random_base, monkeypatch):
     noisy_rewards(monkeypatch)
-    config = tiny_config(random_base, kl_samples=3, extra_splits=False)
+    config = tiny_config(random_base, kl_samples=3, extra_splits="never")
     task = config.load_task()
     problems = task.test[: config.test_items]
     summary, rows = final_evaluation(policy, config, task)
@@ -164,7 +164,8 @@ def test_more_samples_measure_the_kl_more_exactly(policy, random_base):
     task = get_task("multiplication")
     spread = {}
     for samples in (1, 16):
-        configs = [tiny_config(random_base, kl_samples=samples, seed=seed, test_items=4, extra_splits=False) for seed in range(12)]
+        config = tiny_config(random_base, kl_samples=samples, test_items=4, extra_splits="never")
+        configs = [config.model_copy(update={"seed": seed}) for seed in range(12)]
         found = [final_evaluation(policy, config, task)[0]["kl_to_base"] for config in configs]
         spread[samples] = torch.tensor(found, dtype=torch.float64).var().item()
     assert spread[16] < spread[1] / 8
