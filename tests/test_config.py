@@ -212,7 +212,7 @@ def test_every_profile_has_every_task_and_method(profile, task, method):
 def test_the_contracted_call_loads_a_profile_by_its_name_alone():
     assert load_profile("smoke").profile == "smoke"
     assert load_profile("nano").lora_alpha / load_profile("nano").lora_rank == 2
-    assert set(profile_plan("nano")["tasks"]) == {"word_problems", "multiplication"}
+    assert [setting["task"] for setting in profile_plan("nano")["settings"]] == ["word_problems", "multiplication"]
 
 
 def test_every_field_says_what_it_is():
