@@ -205,6 +205,7 @@ def test_overrides_reach_every_run():
     assert {(c.steps, c.learning_rate, c.eval_items, c.lora_rank, c.lora_alpha) for c in (run.config for run in planned)} == {
         (0, 0.5, 3, 2, 3)
     }
+    assert {(run.config.method == "base", run.config.steps) for run in plan("smoke", steps=3)} == {(True, 0), (False, 3)}
     assert {run.config.lora_rank for run in plan("smoke", ["lora_rank"], lora_rank=0)} == {0}
     scales = {c.lora_alpha / c.lora_rank for c in configs("nano", "lora_rank", lora_alpha=4) if c.lora_rank}
     assert scales == {0.5}
