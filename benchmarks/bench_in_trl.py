@@ -14,7 +14,7 @@ import pandas as pd
 
 from benchmarks import bench_memory, trl_side
 from benchmarks.common import IN_TRL, METHODS, TRL, nano_config, threads, write_manifest, write_table
-from replication import train
+from replication.groups import training_batch
 from replication.models import load_base
 
 #: Turns of each trainer; the first WARM_UP of the STEPS of a turn are not counted.
@@ -29,7 +29,7 @@ def turn(implementation: str, method: str, *, steps: int, warm_up: int, **overri
 
     config = nano_config(method, **overrides)
     task = config.load_task()
-    problems = [problem for step in range(steps) for problem in train.training_batch(config, task, step)]
+    problems = [problem for step in range(steps) for problem in training_batch(config, task, step)]
     model, tokenizer = load_base(config.model_path, config.revision)
     clock = trl_side.Clock()
     rows: list[dict[str, Any]] = []

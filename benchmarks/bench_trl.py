@@ -30,7 +30,7 @@ from benchmarks.common import (
     write_table,
 )
 from replication import train
-from replication.groups import Group, sample_groups
+from replication.groups import Group, sample_groups, training_batch
 from replication.metrics import step_metrics
 from replication.models import load_base, load_policy
 
@@ -50,7 +50,7 @@ def side_by_side(count: int, repetitions: int, overrides: dict[str, Any], keep: 
     optimizers = {method: optimizer_of(configs[method], policies[method]) for method in METHODS}
     task = config.load_task()
     steps = WARM_UP + repetitions
-    problems = [problem for step in range(steps) for problem in train.training_batch(config, task, step)]
+    problems = [problem for step in range(steps) for problem in training_batch(config, task, step)]
     model, tokenizer = load_base(config.model_path, config.revision)
     clock = trl_side.Clock()
     differences = {"loss": 0.0, "gradient": 0.0}

@@ -41,7 +41,7 @@ IN_TRL = "packed in trl"
 
 
 def nano_config(method: str, **overrides: Any) -> ExperimentConfig:
-    """The nano profile's run of a method: 8 prompts x 16 completions, rank-8 adapter on q and v."""
+    """The nano profile's run of a method on word problems."""
     return load_profile("nano", task="word_problems", method=method, **overrides)
 
 

@@ -15,12 +15,11 @@ import torch
 
 from replication.config import ExperimentConfig, load_profile
 from replication.evaluate import accuracy, evaluate
-from replication.groups import sample_groups
+from replication.groups import sample_groups, training_batch
 from replication.models import Policy, load_policy
 from replication.objective import surrogate_loss
 from replication.randomness import stream
 from replication.scoring import token_log_probs
-from replication.train import training_batch
 
 
 def train(policy: Policy, config: ExperimentConfig, steps: int) -> Iterator[dict[str, float]]:

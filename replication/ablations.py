@@ -73,7 +73,9 @@ def plan(
         grid["learning_rate"] = grid["learning_rate"] | {"rates": rates}
 
     def config(method: str, seed: int, setting: dict[str, Any], **values: Any) -> ExperimentConfig:
-        return load_profile(profile, method=method, seed=seed, **(setting | values | overrides))
+        # The base is not trained, whatever number of steps is set for the others.
+        steps = {"steps": 0} if method == "base" else {}
+        return load_profile(profile, method=method, seed=seed, **(setting | values | overrides | steps))
 
     planned = [PlannedRun(name, found) for name in names for found in _PLANS[name](config, grid, grid.get(name) or {})]
     return list({(run.ablation, run.config): run for run in planned}.values())
@@ -106,8 +108,7 @@ _BRIEF = {"extra_splits": "never"}
 def _full_vs_sparse(make: Make, grid: dict[str, Any], own: dict[str, Any]) -> Iterator[ExperimentConfig]:
     """Base, the three methods and those of one's own in every setting, each at its tuned learning rate; PPO with fewer seeds."""
     for setting in grid["settings"]:
-        # Nothing is trained, whatever number of steps is set for the others.
-        yield make("base", 0, setting | {"steps": 0}).model_copy(update={"steps": 0})
+        yield make("base", 0, setting)
     for seed in range(grid["seeds"]):
         for setting in grid["settings"]:
             for method in grid["methods"]:
@@ -172,15 +173,17 @@ def _lora_rank(make: Make, grid: dict[str, Any], own: dict[str, Any]) -> Iterato
     for setting in own["settings"]:
         for method in TRAINED:
             default = make(method, 0, setting)
+            scale = default.lora_alpha / max(default.lora_rank, 1)
             for rank in own["ranks"]:
                 rates = own["grid"] if rank else own["grid_without_adapter"]
-                adapter = {"lora_rank": rank, "lora_alpha": rank * default.lora_alpha / default.lora_rank} if rank else {"lora_rank": 0}
                 for seed in range(min(grid["seeds"], own.get("seeds", grid["seeds"]))):
                     if rank == default.lora_rank:
                         yield make(method, seed, setting)
                         continue
                     for learning_rate in rates:
-                        yield make(method, seed, setting, learning_rate=learning_rate, **adapter, **_BRIEF)
+                        config = make(method, seed, setting, learning_rate=learning_rate, lora_rank=rank, **_BRIEF)
+                        # An override may set the rank itself, to 0 for one.
+                        yield config.model_copy(update={"lora_alpha": config.lora_rank * scale}) if config.lora_rank else config
 
 
 def _regimes(make: Make, grid: dict[str, Any], own: dict[str, Any]) -> Iterator[ExperimentConfig]:
@@ -190,7 +193,7 @@ def _regimes(make: Make, grid: dict[str, Any], own: dict[str, Any]) -> Iterator[
     the learning rate of every method: run with ``new_seeds`` new seeds. ``overfit`` lists few training items and many steps.
     """
     for setting in own["settings"]:
-        yield make("base", 0, setting | {"steps": 0})
+        yield make("base", 0, setting)
         for cell in _cells(own.get("screen", {}).get("cells", {})):
             for rate in own["screen"]["rates"]:
                 yield make("grpo", TUNING_SEED, setting, learning_rate=rate, **cell, **_BRIEF)

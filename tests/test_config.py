@@ -28,6 +28,8 @@ from replication.names import NANO_BASE, ROOT
 OTHER_VALUES: dict[str, dict[str, Any]] = {
     "profile": {"profile": "nano"},
     "task": {"task": "word_problems"},
+    "asides": {"task": "word_problems", "asides": "before"},
+    "train_items": {"train_items": 7},
     "digits": {"digits": 3},
     "svamp_source": {"task": "svamp", "svamp_source": "other.json"},
     "reward": {"reward": "tiny_runs:noisy_reward"},
@@ -75,6 +77,8 @@ OTHER_VALUES: dict[str, dict[str, Any]] = {
     "eval_every": {"eval_every": 3},
     "eval_items": {"eval_items": 5},
     "test_items": {"test_items": 6},
+    "kl_samples": {"kl_samples": 3},
+    "extra_splits": {"extra_splits": "never"},
     "eval_batch_size": {"eval_batch_size": 5},
     "checkpoint_every": {"checkpoint_every": 4},
     "tensorboard": {"tensorboard": True},
@@ -173,6 +177,28 @@ def test_the_limit_of_the_cutoff_is_the_tasks_own_if_none_is_set():
         load_profile("nano", **values, cutoff=limit + 1)
 
 
+def test_asides_belong_to_the_word_problems_alone():
+    config = load_profile("nano", task="word_problems", method="grpo")
+    assert config.asides == "after" and '"asides":"after"' in config.canonical
+    assert "asides" not in load_profile("nano", task="multiplication", method="grpo").canonical
+    assert load_profile("smoke", task="word_problems", method="grpo").asides == "after", "the default where a profile is silent"
+    before = load_profile("nano", task="word_problems", method="grpo", asides="before")
+    assert before.load_task().train[0].meta["asides"] == before.longer_task().test[0].meta["asides"] == "before"
+    assert "asides=" in before.command("out") and "asides=" not in config.command("out")
+    with pytest.raises(UserError, match="asides is a setting of task word_problems"):
+        load_profile("nano", task="multiplication", method="grpo", asides="after")
+
+
+@pytest.mark.parametrize("task", ["word_problems", "multiplication"])
+def test_training_items_are_the_first_of_the_split_and_all_else_stays(task):
+    config = load_profile("nano", task=task, method="grpo", train_items=64)
+    few, all_of_them = config.load_task(), tasks.get_task(task)
+    assert few.train == all_of_them.train[:64]
+    for split in ("validation", "test", "held_out"):
+        assert getattr(few, split) == getattr(all_of_them, split)
+    assert len(load_profile("nano", task=task, method="grpo", train_items=10**6).load_task().train) == len(all_of_them.train)
+
+
 @pytest.mark.parametrize("profile", PROFILES)
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("method", METHODS)
@@ -186,7 +212,7 @@ def test_every_profile_has_every_task_and_method(profile, task, method):
 def test_the_contracted_call_loads_a_profile_by_its_name_alone():
     assert load_profile("smoke").profile == "smoke"
     assert load_profile("nano").lora_alpha / load_profile("nano").lora_rank == 2
-    assert set(profile_plan("nano")["tasks"]) == {"word_problems", "multiplication"}
+    assert [setting["task"] for setting in profile_plan("nano")["settings"]] == ["word_problems", "multiplication"]
 
 
 def test_every_field_says_what_it_is():

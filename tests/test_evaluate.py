@@ -12,7 +12,7 @@ from tiny_runs import noisy_rewards, tiny_config
 
 from replication import evaluate as evaluation
 from replication.evaluate import accuracy, evaluate, final_evaluation, group_kl, kl_to_base
-from replication.groups import sample_groups
+from replication.groups import sample_groups, training_batch
 from replication.models.load import Policy, load_base, load_policy
 from replication.rollout import Completion
 from replication.tasks import get_task
@@ -31,7 +31,7 @@ def policy(random_base: Path) -> Policy:
     return policy
 
 
-@pytest.mark.parametrize("sampled", [False, True])
+@pytest.mark.parametrize("sampled", [0, 1, 2])
 @pytest.mark.parametrize(
     "change", [{"eval_batch_size": 1}, {"eval_batch_size": 3}, {"token_budget": 128}, {"scoring": "dense"}], ids=str
 )
@@ -54,9 +54,9 @@ def test_greedy_takes_the_most_probable_token_each_time(policy, random_base):
 
 def test_sampled_answers_have_a_stream_of_their_own_for_each_item(policy, random_base):
     config = tiny_config(random_base)
-    here = evaluate(policy, config, TASK, PROBLEMS, sampled=True)
-    again = evaluate(policy, config, TASK, PROBLEMS[::-1], sampled=True)[::-1]
-    other = evaluate(policy, tiny_config(random_base, seed=1), TASK, PROBLEMS, sampled=True)
+    here = evaluate(policy, config, TASK, PROBLEMS, sampled=1)
+    again = evaluate(policy, config, TASK, PROBLEMS[::-1], sampled=1)[::-1]
+    other = evaluate(policy, tiny_config(random_base, seed=1), TASK, PROBLEMS, sampled=1)
     assert [r.sample.tokens for r in here] == [r.sample.tokens for r in again] != [r.sample.tokens for r in other]
 
 
@@ -110,9 +110,10 @@ def test_the_final_evaluation_covers_every_split_once(policy, random_base, monke
     config = tiny_config(random_base, task="word_problems", eval_items=4, test_items=6)
     task = config.load_task()
     summary, rows = final_evaluation(policy, config, task)
-    by_split = {split: [row for row in rows if row["split"] == split] for split in ("test", "validation", "held_out", "train")}
-    for split, items in by_split.items():
-        problems = getattr(task, split)[: 6 if split == "test" else 4]
+    splits = {split: getattr(task, split)[: 6 if split == "test" else 4] for split in ("test", "validation", "held_out")}
+    splits["train"] = training_batch(config, task, 0) + training_batch(config, task, 1)[:1]
+    for split, problems in splits.items():
+        items = [row for row in rows if row["split"] == split]
         assert [row["item_id"] for row in items] == [problem.id for problem in problems]
         assert [row["template"] for row in items] == [problem.meta["template"] for problem in problems]
         assert all(row["reward"] == row["correct"] for row in items), "this reward is exact match"
@@ -120,7 +121,54 @@ def test_the_final_evaluation_covers_every_split_once(policy, random_base, monke
         assert summary[name] == sum(row["correct"] for row in items) / len(items)
         assert all({row["correct"], row["truncated"], row["parsed"]} <= {0, 1} for row in items)
     assert len(rows) == 6 + 3 * 4 and summary["n_items"] == 6
-    assert summary["other_task_accuracy"] is not None and summary["kl_to_base"] > 0 and 0 < summary["entropy"] < math.log(511)
+    assert summary["other_task_accuracy"] is not None and summary["longer_numbers_accuracy"] is not None
+    assert summary["kl_to_base"] > 0 and 0 < summary["entropy"] < math.log(policy.model.config.vocab_size)
+
+
+def test_extra_splits_can_be_left_out(policy, random_base, monkeypatch):
+    noisy_rewards(monkeypatch)
+    config = tiny_config(random_base, task="word_problems")
+    whole, rows = final_evaluation(policy, config, config.load_task())
+    less, fewer = final_evaluation(policy, config.model_copy(update={"extra_splits": "never"}), config.load_task())
+    extra = ("held_out_accuracy", "train_accuracy", "other_task_accuracy", "longer_numbers_accuracy")
+    assert all(whole[name] is not None and less[name] is None for name in extra), "not measured is not 0"
+    assert {name: value for name, value in less.items() if name not in extra} == {n: v for n, v in whole.items() if n not in extra}
+    assert fewer == [row for row in rows if row["split"] in ("test", "validation")]
+
+
+def test_the_training_items_of_a_base_are_the_first(policy, random_base):
+    config = tiny_config(random_base, "base")
+    _, rows = final_evaluation(policy, config, config.load_task())
+    train = [row["item_id"] for row in rows if row["split"] == "train"]
+    assert train == [problem.id for problem in config.load_task().train[: config.eval_items]]
+
+
+def test_sampled_accuracy_is_that_of_all_draws(policy, random_base, monkeypatch):
+    noisy_rewards(monkeypatch)
+    config = tiny_config(random_base, kl_samples=3, extra_splits="never")
+    task = config.load_task()
+    problems = task.test[: config.test_items]
+    summary, rows = final_evaluation(policy, config, task)
+    draws = [evaluate(policy, config, task, problems, sampled=draw) for draw in (1, 2, 3)]
+    assert len({tuple(tuple(r.sample.tokens) for r in draw) for draw in draws}) == 3, "each draw is another one"
+    assert summary["sampled_accuracy"] == sum(r.correct for draw in draws for r in draw) / (3 * len(problems))
+    means = [kl_to_base(policy, config, [(r.prompt, [r.sample.tokens], [r.sample.log_probs]) for r in draw]) for draw in draws]
+    lengths = [sum(len(r.sample.tokens) for r in draw) for draw in draws]
+    expected = sum(mean * length for mean, length in zip(means, lengths, strict=True)) / sum(lengths)
+    assert summary["kl_to_base"] == pytest.approx(expected, rel=1e-5)
+    assert sum(row["split"] == "test" for row in rows) == len(problems), "items.csv has the greedy answers alone"
+
+
+def test_more_samples_measure_the_kl_more_exactly(policy, random_base):
+    """Over seeds the variance falls as 1 / samples; half of that is asked, since 12 seeds measure a variance within 40 %."""
+    task = get_task("multiplication")
+    spread = {}
+    for samples in (1, 16):
+        config = tiny_config(random_base, kl_samples=samples, test_items=4, extra_splits="never")
+        configs = [config.model_copy(update={"seed": seed}) for seed in range(12)]
+        found = [final_evaluation(policy, config, task)[0]["kl_to_base"] for config in configs]
+        spread[samples] = torch.tensor(found, dtype=torch.float64).var().item()
+    assert spread[16] < spread[1] / 8
 
 
 def test_items_with_a_story_of_their_own_are_counted_apart(policy, random_base, monkeypatch):

@@ -12,7 +12,7 @@ from tiny_runs import noisy_reward, noisy_rewards, tiny_config
 
 from replication import groups
 from replication.algorithms import TSPMO, every_token
-from replication.groups import SUCCESS, Group, reward, sample_groups, stop_criterion
+from replication.groups import SUCCESS, Group, reward, sample_groups, stop_criterion, trained_problems, training_batch
 from replication.models.load import Policy, load_policy
 from replication.rollout import Completion
 from replication.scoring.log_probs import token_log_probs
@@ -229,3 +229,13 @@ def test_only_successes_or_only_failures(policy, random_base, monkeypatch):
             ]
             for sample, start in zip(group.samples, group.replay_starts, strict=True):
                 assert not start or any(tokens[:start] == sample.tokens[:start] for tokens in pool)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"steps": 5}, {"steps": 5, "train_items": 7}, {"steps": 2, "train_items": 7}, {"steps": 0}], ids=str
+)
+def test_the_trained_problems_are_those_of_the_batches_each_once(random_base, changes):
+    config = tiny_config(random_base, **changes)  # 3 problems a step
+    task = config.load_task()
+    batches = [problem.id for step in range(config.steps) for problem in training_batch(config, task, step)]
+    assert [problem.id for problem in trained_problems(config, task)] == list(dict.fromkeys(batches))

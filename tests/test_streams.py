@@ -71,7 +71,7 @@ def test_a_real_run_loads_its_model_and_trains_without_streams(random_base, tmp_
 
 @pytest.mark.parametrize("redirections", [">&- 2>&-", "2>&1 | true", "2> >(true)"])
 def test_prompts_are_measured_without_streams(random_base, tmp_path, redirections):
-    settings = [f"model={random_base}", "max_new_tokens=4", "eval_items=2"]
+    settings = [f"model={random_base}", "max_new_tokens=8", "eval_items=2"]
     options = [word for setting in settings for word in ("--set", setting)]
     command = [sys.executable, "-m", "replication", "prompts", "--profile", "smoke", "--out", str(tmp_path / "out"), *options]
     assert shell(redirections, command).returncode == 0 and (tmp_path / "out/prompts.csv").exists()

@@ -20,10 +20,12 @@ from transformers import AutoModelForCausalLM
 
 from replication import groups, train
 from replication.config import METHODS, ExperimentConfig
+from replication.evaluate import accuracy, evaluate
+from replication.groups import training_batch
 from replication.models.load import Policy, load_policy
 from replication.randomness import stream
 from replication.runs import RunDirectory
-from replication.train import run, training_batch
+from replication.train import run
 
 
 @pytest.fixture
@@ -139,7 +141,10 @@ def test_what_a_run_records(finished, random_base):
         config = tiny_config(random_base, kind)
         rows = steps(folder)
         assert [row["step"] for row in rows] == [1, 2, 3, 4]
-        assert [row["step"] for row in lines(folder) if "validation_accuracy" in row] == [0, 2]
+        validations = [row for row in lines(folder) if "validation_accuracy" in row]
+        assert [row["step"] for row in validations] == [0, 2]
+        fresh, trained = (row["validation_kl_to_base"] for row in validations)
+        assert 0 <= fresh < 1e-9 < trained, "a fresh adapter is the base"
         assert [row["learning_rate"] for row in rows] == [config.learning_rate * share for share in (0.5, 1, 1, 1)]
         for row in rows:
             assert row["tokens_in_loss"] <= row["tokens_untied"] <= row["tokens_generated"]
@@ -159,6 +164,21 @@ def test_what_a_run_records(finished, random_base):
     assert steps(finished["grpo"])[0]["kept_fraction"] == 1.0
     shares = {kind: json.loads((folder / "summary.json").read_text())["kept_fraction"] for kind, folder in finished.items()}
     assert shares["t_spmo"] < shares["s_grpo"] < shares["grpo"] == 1.0
+
+
+def test_trained_items_and_held_out_templates_can_be_evaluated_at_every_validation(random_base, tmp_path, noisy):
+    """How the gap of trained and test items grows is seen over the steps; the items are those of the run's end."""
+    config = tiny_config(random_base, task="word_problems", extra_splits="always")
+    run(config, tmp_path / "run")
+    rows = [row for row in lines(tmp_path / "run") if "validation_accuracy" in row]
+    policy, task = load_policy(config), config.load_task()
+    trained = [problem for step in range(config.steps) for problem in training_batch(config, task, step)][: config.eval_items]
+    for name, problems in {"train": trained, "held_out": task.held_out[: config.eval_items]}.items():
+        assert all(f"validation_{name}_accuracy" in row for row in rows)
+        assert rows[0][f"validation_{name}_accuracy"] == accuracy(evaluate(policy, config, task, problems)), "at step 0 the base"
+    usual = tiny_config(random_base, task="word_problems", steps=1)
+    run(usual, tmp_path / "usual")
+    assert not any("held_out" in name for row in lines(tmp_path / "usual") for name in row)
 
 
 def test_at_the_first_step_the_policy_is_the_base(finished):

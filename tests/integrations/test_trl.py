@@ -20,6 +20,7 @@ import trl
 import trl_runs as runs
 from packaging.version import Version
 from peft import LoraConfig
+from tiny_runs import make_base
 from transformers import Qwen2VLProcessor
 from trl.trainer import grpo_trainer
 
@@ -39,6 +40,12 @@ SPLITS = {
     "single completions": {"gradient_accumulation_steps": 16, "per_device_train_batch_size": 1},
     "two generations": {"gradient_accumulation_steps": 4, "per_device_train_batch_size": 4, "steps_per_generation": 2},
 }
+
+
+@pytest.fixture(scope="session")
+def random_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Narrower weights than those of the other tests: in theirs, rounding alone moves a gradient by over 1e-5."""
+    return make_base(tmp_path_factory.mktemp("base") / "random-qwen2", initializer_range=0.2)
 
 
 def lora() -> LoraConfig:

@@ -31,7 +31,7 @@ WRONG = {
     "silent_start": [([1, 0, 0, 1], "still moves"), ([1, 1, 1, 1], "tie"), ([1, 0], "four")],
     "undivided": [(lambda c, r: GRPO().assign(c, r), "R - mean R"), (not_divided, "R - mean R"), (len, "cannot be checked")],
     "third_position": [(0.5, "cap"), (0.25, "cap"), (0.0625, "cap")],
-    "a_rule_of_forty_percent": [(SGRPO(10, 0.0, None), "after the cutoff"), (SGRPO(5, 0.5, None), "about 40 %")],
+    "a_rule_of_forty_percent": [(SGRPO(16, 0.0, None), "after the cutoff"), (SGRPO(8, 0.5, None), "about 40 %")],
     "who_loses": [([4], "3 of the four"), ([1, 2], "3 of the four"), ([1, 2, 3, 4], "3 of the four")],
     "same_direction": [
         (SGRPO(0, 0.5, None), "mean weight"),

@@ -14,6 +14,7 @@ from tiny_runs import tiny_config
 from replication import ablations, train
 from replication.ablations import PlannedRun
 from replication.algorithms import SGRPO
+from replication.config import load_profile
 from replication.errors import UserError
 from replication.notebooks import contents, explore, keep_probability, notebook_names, training
 from replication.notebooks.cleaning import WIDGET, cleaned
@@ -53,7 +54,9 @@ def test_an_executed_copy_keeps_the_still_picture_alone():
 def test_the_short_training_is_the_headline_run_but_shorter():
     (run,) = training.short_plan("nano", ["s_grpo"], seed=3)
     assert (run.config.steps, run.config.eval_every, run.config.seed) == (training.STEPS, 10, 3)
-    assert run.config.keep_probability == 0.3 and run.config.learning_rate == 3e-3
+    headline = load_profile("nano", method="s_grpo", seed=3)
+    same = ("asides", "learning_rate", "keep_probability", "prompts_per_step", "group_size")
+    assert all(getattr(run.config, name) == getattr(headline, name) for name in same)
     (smoke,) = training.short_plan("smoke", ["grpo"])
     assert smoke.config.steps == 2 and smoke.config.eval_items == 8
     assert training.short_plan("nano", ["grpo"], steps=5)[0].config.steps == 5

@@ -16,9 +16,10 @@ from tiny_runs import TRAINED, make_base, noisy_rewards, outcome, steps, tiny_co
 
 from replication import evaluate, groups, signals, train
 from replication.errors import Stopped, UserError
+from replication.groups import training_batch
 from replication.models import load
 from replication.runs import check_files
-from replication.train import run, training_batch
+from replication.train import run
 
 
 @pytest.fixture(autouse=True)

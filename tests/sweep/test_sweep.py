@@ -115,7 +115,7 @@ def test_a_worker_ended_from_outside_costs_only_its_run(tmp_path, signum, reason
 @pytest.mark.parametrize("what", ["a file", "a lock that is a folder", "a summary of another version"])
 def test_a_run_folder_that_cannot_be_used_fails_alone(tmp_path, what):
     """A folder that could not even be looked at once ended the sweep for all the other runs."""
-    bad, good = StandIn(seed=1, steps=9), StandIn(seed=2)  # the longest first
+    bad, good = StandIn(seed=1, steps=9), StandIn(seed=2)
     if what == "a file":
         (tmp_path / bad.run_id).write_text("a file")
     elif what == "a lock that is a folder":
@@ -149,10 +149,11 @@ def test_nothing_missing_starts_no_process(tmp_path, monkeypatch):
     assert go(plan(config), tmp_path).ok
 
 
-def test_longest_first(tmp_path):
-    short, long = StandIn(seed=1, steps=2), StandIn(seed=2, steps=9)
-    queue = RunQueue(plan(short, long), tmp_path, progress=False)
-    assert [queue.next_run() for _ in range(3)] == [long.run_id, short.run_id, None]
+def test_runs_start_in_the_order_of_the_plan(tmp_path):
+    """The headline stands first in a plan, so a sweep that is cut short has what matters most."""
+    runs = [StandIn(seed=1, steps=2), StandIn(seed=2, steps=9), StandIn(seed=3, steps=5)]
+    queue = RunQueue(plan(*runs), tmp_path, progress=False)
+    assert [queue.next_run() for _ in range(4)] == [*(run.run_id for run in runs), None]
 
 
 def test_a_run_held_by_another_process_is_waited_for_and_not_run_twice(tmp_path, capfd):

@@ -132,7 +132,7 @@ def test_the_tasks_own_completions_read_as_they_end() -> None:
         task = get_task(name)
         for problem in [*task.train[:500], *task.test[:500], *task.held_out[:500]]:
             assert extract_answer(problem.meta["completion"]) == problem.answer
-            for kind in ("completion", "shallow_completion"):
+            for kind in ("completion", "hasty_completion"):
                 text = problem.meta.get(kind, problem.meta["completion"])
                 assert extract_answer(text) == Decimal(text.removesuffix(".").rpartition(" ")[2])
 

@@ -81,12 +81,12 @@ def test_a_killed_benchmark_keeps_the_cases_that_it_has(tmp_path: Path, monkeypa
 
 
 def test_short_runs_are_scaled_to_the_length_of_the_profiles(tmp_path: Path, monkeypatch):
-    """75 steps; validations before the first and after the 25th and 50th, and the final evaluation."""
+    """150 steps; validations before the first and after the 20th, 40th, ... 140th, and the final evaluation."""
     measured = {"rollout_s": 0.2, "score_s": 0.1, "update_s": 0.01, "step_s": 0.4, "validation_s": 2.0, "final_evaluation_s": 5.0}
     monkeypatch.setattr(bench_runs, "short_run", lambda *_, **__: measured)
     table = bench_runs.main(tmp_path, quick=True)
-    assert len(table) == 6 and (table["train_s"] == 30.0).all()
-    assert (table["run_s"] == 30.0 + 3 * 2.0 + 5.0).all()
+    assert len(table) == 6 and (table["train_s"] == 60.0).all()
+    assert (table["run_s"] == 60.0 + 8 * 2.0 + 5.0).all()
 
 
 def test_a_short_run_takes_its_seconds_from_the_run_itself():

@@ -23,8 +23,8 @@ def third_position(answer: float) -> str | None:
 
 @exercise
 def a_rule_of_forty_percent(answer: SGRPO) -> str | None:
-    """A rule that keeps about 40 % of answers of 26 tokens, about half of the kept ones after the cutoff."""
-    chance = keep_probabilities(answer, 26)
+    """A rule that keeps about 40 % of answers of 39 tokens, about half of the kept ones after the cutoff."""
+    chance = keep_probabilities(answer, 39)
     share, after = chance.mean(), chance[answer.cutoff :].sum() / max(chance.sum(), 1e-9)
     if abs(share - 0.4) > 0.02:
         return f"it keeps {100 * share:.0f} %, not about 40 %"
