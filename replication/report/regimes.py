@@ -1,0 +1,191 @@
+"""Where full-token GRPO fails, what few training items do, and what replays add: the ablations regimes and replay."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from replication.names import METHOD_LABELS, TRAINED
+from replication.report import style as p
+from replication.report.select import by_seed, curves_of, runs_of
+from replication.report.wording import listing, number
+from replication.statistics import Tables, at_best_rate, difference, mean_over_seeds
+
+_CELL = ["prompts_per_step", "group_size", "eps", "train_items"]
+#: The margins of the rule in docs/nano-lab.md, in points over the base.
+FAILS_UNDER, WORKS_ABOVE = 5.0, 20.0
+#: An eps beyond any standard deviation of rewards: the advantage is centred, and as good as not normalised.
+_DWARFS = 1.0
+
+
+def regime_table(tables: Tables, profile: str) -> pd.DataFrame:
+    """Per cell, method and kind of seeds: gain over the base in points with its interval, at the rate with the best validation.
+
+    seeds_are: "screening" (one seed, every rate) or "new" (cells that the screening picked, at one rate for each method).
+    """
+    runs, rows = runs_of(tables, "regimes", profile), []
+    base = runs[runs["method"] == "base"]
+    trained = runs[(runs["method"] != "base") & (runs["extra_splits"] == "never")] if len(runs) else runs
+    for (*cell, method, screening), own in trained.groupby([*_CELL, "method", trained["seed"] < 200], dropna=False, sort=True):
+        best = at_best_rate(own)
+        row = dict(zip(_CELL, cell, strict=True))
+        row = {"cell": _name(row), "method": method, "seeds_are": "screening" if screening else "new"}
+        row |= {"seeds": best["seed"].nunique(), "learning_rate": best["learning_rate"].iloc[0]}
+        row |= {"rates_tried": own["learning_rate"].nunique(), "accuracy": 100 * best["accuracy"].mean()}
+        if gain := difference(tables, best, base):
+            gain = gain.scaled(100)
+            row |= {"gain": gain.value, "gain_low": gain.low, "gain_high": gain.high, "items": gain.items}
+        rows.append(row | {"collapsed": int((own["status"] == "collapsed").sum())})
+    return pd.DataFrame(rows)
+
+
+def _name(cell: dict[str, float]) -> str:
+    items = "all items" if pd.isna(cell["train_items"]) else f"{cell['train_items']:.0f} items"
+    advantage = "centred" if cell["eps"] > _DWARFS else "normalised"
+    return f"{cell['prompts_per_step']:.0f} × {cell['group_size']:.0f}, {advantage}, {items}"
+
+
+def draw_regimes(tables: Tables, profile: str, table: pd.DataFrame) -> Figure:
+    """A row for each cell: the gain of each method over the base with its interval; filled on new seeds."""
+    names = list(dict.fromkeys(table["cell"]))
+    figure, axes = p.panels("Where does full-token GRPO fail?", 1, width=8.0, height=1.2 + 0.28 * len(names))
+    axis = axes[0, 0]
+    for row in table.itertuples():
+        place = names.index(row.cell) + 0.16 * (TRAINED.index(row.method) - (1 if row.seeds_are == "new" else 0))
+        colour, new = p.COLOURS[row.method], row.seeds_are == "new"
+        label = f"{METHOD_LABELS[row.method]}, {row.seeds_are} seeds"
+        axis.plot([row.gain_low, row.gain_high], [place] * 2, color=colour, linewidth=2.0 if new else 1.0)
+        face = colour if new else "white"
+        axis.plot(row.gain, place, p.MARKERS[row.method], color=colour, markerfacecolor=face, markersize=6, label=label)
+    for margin, text in ((FAILS_UNDER, "fails under"), (WORKS_ABOVE, "works above")):
+        axis.axvline(margin, color="#777777", linestyle=":", linewidth=1)
+        axis.annotate(text, (margin, -0.55), ha="center", va="bottom", fontsize=8, color="#555555")
+    p.rows_axis(axis, names)
+    axis.set_xlabel("test accuracy minus the base's (points)")
+    p.legend_beside(figure, [axis])
+    text = (
+        f"{p.about(profile)} A cell: prompts a step × completions a prompt, advantage, training items. Each at the learning rate "
+    )
+    return p.caption(figure, text + "with the best validation accuracy of those tried. Bars: 95 % intervals over seeds and items.")
+
+
+def say_regimes(table: pd.DataFrame) -> list[str]:
+    """In how many cells GRPO gains little, and whether one meets the rule."""
+    screened = table[(table["method"] == "grpo") & (table["seeds_are"] == "screening")]
+    if screened.empty:
+        return ["No cell was screened."]
+    worst, best = screened.loc[screened["gain"].idxmin()], screened.loc[screened["gain"].idxmax()]
+    first = (
+        f"Full-token GRPO gains {number(worst['gain'])} points in its worst of {len(screened)} cells ({worst['cell']}) and "
+        f"{number(best['gain'])} in its best ({best['cell']})."
+    )
+    new = table[table["seeds_are"] == "new"]
+    if new.empty:
+        return [first, "No cell was run again with new seeds."]
+    failing = set(new.loc[(new["method"] == "grpo") & (new["gain_high"] < FAILS_UNDER), "cell"])
+    working = set(new.loc[(new["method"] != "grpo") & (new["gain_low"] > WORKS_ABOVE), "cell"])
+    met = sorted(failing & working)
+    again = new["cell"].nunique()
+    second = f"On new seeds GRPO fails while a sparse method works in {f'none of {again}' if not met else listing(met)} cells."
+    return [first, second if not met else second.replace(" cells.", ".")]
+
+
+_SPLITS = {
+    "validation_train_accuracy": "items trained on (%)",
+    "validation_accuracy": "other items (%)",
+    "validation_held_out_accuracy": "held-out templates (%)",
+}
+
+
+def overfitting_table(tables: Tables, profile: str) -> pd.DataFrame:
+    """Per training set and method: accuracy at the end on trained items, test items and held-out templates, in percent; the gap."""
+    rows = []
+    for (items, steps, method), own in _overfit(tables, profile).groupby(["train_items", "steps", "method"], sort=True):
+        row = {"train_items": int(items), "steps": int(steps), "method": method, "seeds": own["seed"].nunique()}
+        row |= {name: 100 * own[name].mean() for name in ("train_accuracy", "accuracy", "held_out_accuracy")}
+        gap = mean_over_seeds(100 * (own["train_accuracy"] - own["accuracy"]))
+        row |= {"gap": gap.value, "gap_low": gap.low, "gap_high": gap.high}
+        kl = own["kl_to_base"].clip(lower=1e-9)
+        rows.append(row | {"kl_to_base": float(np.exp(np.log(kl).mean())), "collapsed": int((own["status"] == "collapsed").sum())})
+    return pd.DataFrame(rows)
+
+
+def _overfit(tables: Tables, profile: str) -> pd.DataFrame:
+    runs = runs_of(tables, "regimes", profile)
+    return runs[(runs["method"] != "base") & (runs["extra_splits"] == "always")] if len(runs) else runs
+
+
+def draw_overfitting(tables: Tables, profile: str, table: pd.DataFrame) -> Figure:
+    """A row for each training set, a column for each kind of item: accuracy over the steps, mean and range of the seeds."""
+    runs = _overfit(tables, profile)
+    sizes = list(table["train_items"].unique())
+    figure, axes = p.panels("Few training items, many steps", len(_SPLITS), rows=len(sizes), width=3.6, height=2.6)
+    for row, size in zip(axes, sizes, strict=True):
+        here = runs[runs["train_items"] == size]
+        curves = curves_of(tables, here, *_SPLITS)
+        for axis, (metric, label) in zip(row, _SPLITS.items(), strict=True):
+            for setting, method in here[["setting", "method"]].drop_duplicates().itertuples(index=False):
+                wide = 100 * by_seed(curves, metric, setting, method)
+                look = {"color": p.COLOURS[method], "marker": p.MARKERS[method], "markersize": 3, "label": METHOD_LABELS[method]}
+                axis.plot(wide.index, wide.mean(axis=1), **look)
+                axis.fill_between(wide.index, wide.min(axis=1), wide.max(axis=1), color=p.COLOURS[method], alpha=0.12, lw=0)
+            p.percent_axis(axis, label)
+            axis.set_xlabel("optimizer step")
+            axis.set_title(f"{size} training items", loc="left")
+    p.legend_beside(figure, axes.flat)
+    return p.caption(
+        figure, f"{p.about(profile)} Greedy. Lines: mean over {p.seeds_of(runs, 'train_items')}; bands: lowest to highest seed."
+    )
+
+
+def say_overfitting(table: pd.DataFrame) -> list[str]:
+    """The gap of each method on the smallest training set."""
+    few = table[table["train_items"] == table["train_items"].min()]
+    gaps = [f"{METHOD_LABELS[row.method]} {number(row.gap)}" for row in few.itertuples()]
+    size = few["train_items"].iloc[0]
+    return [f"With {size} training items the accuracy on them exceeds that on test items by {listing(gaps)} points."]
+
+
+def replay_table(tables: Tables, profile: str) -> pd.DataFrame:
+    """T-SPMO without replays and with: test accuracy in percent, and the difference in points with its interval."""
+    runs, rows = runs_of(tables, "replay", profile), []
+    replayed = runs["replay_successes"].notna() | runs["replay_failures"].notna() if len(runs) else pd.Series(dtype=bool)
+    for setting, own in runs.groupby("setting", sort=False):
+        with_, without = own[replayed[own.index]], own[~replayed[own.index]]
+        found = difference(tables, with_, without)
+        if found is None:
+            continue
+        found = found.scaled(100)
+        row = {"setting": setting, "seeds": found.seeds, "items": found.items}
+        row |= {"without": 100 * without["accuracy"].mean(), "with": 100 * with_["accuracy"].mean()}
+        row |= {"difference": found.value, "low": found.low, "high": found.high}
+        rows.append(row | {"tokens_with_over_without": with_["tokens_generated"].mean() / without["tokens_generated"].mean()})
+    return pd.DataFrame(rows)
+
+
+def draw_replay(tables: Tables, profile: str, table: pd.DataFrame) -> Figure:
+    """A dot for each seed, without replays and with, joined."""
+    runs = runs_of(tables, "replay", profile)
+    replayed = runs["replay_successes"].notna() | runs["replay_failures"].notna()
+    figure, axes = p.setting_panels("Do replays help T-SPMO?", list(table["setting"]))
+    for setting, axis in axes.items():
+        own = runs[runs["setting"] == setting]
+        wide = pd.DataFrame({
+            place: 100 * own[replayed[own.index] == bool(place)].set_index("seed")["accuracy"] for place in (0, 1)
+        })  # fmt: skip
+        for _, values in wide.dropna().iterrows():
+            axis.plot([0, 1], values, p.MARKERS["t_spmo"] + "-", color=p.COLOURS["t_spmo"], markerfacecolor="white", linewidth=0.8)
+        axis.set_xticks([0, 1], ["without", "with replays"])
+        axis.set_xlim(-0.4, 1.4)
+        p.percent_axis(axis, "test accuracy (%)")
+    return p.caption(figure, f"{p.about(profile)} One line for each seed.")
+
+
+def say_replay(table: pd.DataFrame) -> list[str]:
+    """The difference, and what the replays cost in tokens."""
+    row = table.iloc[0]
+    return [
+        f"Replays change T-SPMO's accuracy by {number(row['difference'])} points [{number(row['low'])}, {number(row['high'])}], "
+        f"with {row['tokens_with_over_without']:.2f} times the tokens generated."
+    ]
