@@ -188,7 +188,7 @@ def test_fewer_rates_are_those_nearest_to_the_headlines_own():
     grid = profile_plan("nano")["full"]["learning_rate"]["grids"]["word_problems"]
     own = load_profile("nano", task="word_problems", method="grpo").learning_rate
     assert rates(1) == [min(grid, key=lambda rate: max(rate / own, own / rate))] and rates(9) == grid
-    assert len(rates(3)) == 3 and max(rates(3)) / min(rates(3)) < 5, "three neighbours on a grid of factors of two"
+    assert len(rates(3)) == 3 and max(rates(3)) / min(rates(3)) < 5, "three neighbours on a fine grid"
 
 
 def test_the_first_look_at_the_small_scale_is_each_method_once_for_the_headline_and_once_for_its_rate():
