@@ -9,12 +9,7 @@ from typing import Any
 
 from replication.config import ExperimentConfig, load_profile, profile_plan
 from replication.errors import UserError
-from replication.names import ABLATIONS, HEADLINE, TRAINED
-
-#: Learning rates are chosen with seeds from here on, which no reported comparison uses.
-TUNING_SEED = 100
-#: Cells of ``regimes`` that a screening picked out are run again with seeds from here on.
-NEW_SEED = 200
+from replication.names import ABLATIONS, HEADLINE, NEW_SEED, TRAINED, TUNING_SEED
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,12 @@ TRAINED = METHODS[1:]
 #: The ablation whose runs the claims are judged by.
 HEADLINE = "full_vs_sparse"
 ABLATIONS = (HEADLINE, "learning_rate", "token_fraction", "lora_rank", "regimes", "replay")
+#: What tells the problems of two runs apart: the task, and for word problems where the noise of the answer stands (``asides``).
+SETTINGS = ("word_problems none", "word_problems before", "word_problems after", *TASKS)
+#: Learning rates are chosen with seeds from here on, which no reported comparison uses.
+TUNING_SEED = 100
+#: Cells of the ablation regimes that a screening picked out are run again with seeds from here on.
+NEW_SEED = 200
 #: Statuses of a run that has an end result; a collapsed one is done, with an accuracy under a tenth of its base's.
 ENDED = ("done", "diverged", "collapsed")
 #: Of the CSV tables and of summary.json.
@@ -39,6 +45,11 @@ class _Labels(dict[str, str]):
 #: How tables and sentences write them.
 METHOD_LABELS = _Labels(base="base", grpo="GRPO", s_grpo="S-GRPO", t_spmo="T-SPMO")
 TASK_LABELS = _Labels(word_problems="word problems", multiplication="multiplication", svamp="SVAMP", jsonl="own problems")
+SETTING_LABELS = TASK_LABELS | {
+    "word_problems none": "word problems (no noise)",
+    "word_problems before": "word problems (noise before)",
+    "word_problems after": "word problems (noise after)",
+}
 ABLATION_LABELS = {
     HEADLINE: "full against sparse",
     "token_fraction": "token fraction",

@@ -23,6 +23,7 @@ from replication.report.style import (
     panels,
     percent_axis,
     save_figure,
+    setting_panels,
 )
 
 __all__ = [
@@ -50,6 +51,7 @@ __all__ = [
     "rebuild_tables",
     "save_figure",
     "save_figures",
+    "setting_panels",
     "state_table",
     "table_html",
     "update_tables",

@@ -20,7 +20,9 @@ _PROMPT_SHARES = ("accuracy", "parsable_share", "accuracy_of_parsable", "truncat
 
 
 def gain_table(tables: Tables, profile: str) -> pd.DataFrame:
-    """Per task and method: the gain in test accuracy over the base in points, split by what an answer has to achieve.
+    """Per setting and method: the gain in test accuracy over the base in points, split by what an answer has to achieve.
+
+    Over the test items that the base and every run of the method answered.
 
     Accuracy is a · c, with a the share of parsable answers (ended by themselves, with a number) and c the accuracy among them.
     gain = (a − a₀)(c + c₀)/2 + (c − c₀)(a + a₀)/2: from producing a parsable answer, and from answering correctly. Where one of
@@ -29,21 +31,34 @@ def gain_table(tables: Tables, profile: str) -> pd.DataFrame:
     """
     items = table(tables, "items", ("run_id", "item_id", "correct"))
     items = items[items["split"] == "test"] if "split" in items else items
-    items = items.merge(runs_of(tables, HEADLINE, profile)[["run_id", "task", "method"]], on="run_id")
+    items = items.merge(runs_of(tables, HEADLINE, profile)[["run_id", "setting", "method"]], on="run_id")
     if items.empty or "parsed" not in items or items[["parsed", "correct"]].isna().any(axis=None):
         return pd.DataFrame()
     parsable = (items["parsed"] == 1) & (items["truncated"] == 0)
-    shares = items.assign(parsable=parsable).groupby(["task", "method"])[["parsable", "correct"]].mean()
-    rows = []
-    for (task, method), (a, right) in shares.iterrows():
-        if method == "base" or (task, "base") not in shares.index:
+    items, rows = items.assign(parsable=parsable), []
+    base = {setting: own.set_index("item_id") for setting, own in items[items["method"] == "base"].groupby("setting")}
+    for (setting, method), own in items[items["method"] != "base"].groupby(["setting", "method"]):
+        if setting not in base:
             continue
-        a0, right0 = shares.loc[(task, "base")]
+        answered = own.groupby("item_id")["run_id"].nunique()
+        both = base[setting].index.intersection(answered.index[answered == own["run_id"].nunique()])
+        if both.empty:
+            continue
+        a0, right0 = base[setting].loc[both, ["parsable", "correct"]].mean()
+        a, right = own.loc[own["item_id"].isin(both), ["parsable", "correct"]].mean()
         correctness = (right / a - right0 / a0) * (a + a0) / 2 if a and a0 else 0.0
         gain = right - right0
-        row = {"task": task, "method": method, "parsable_before": 100 * a0, "parsable_after": 100 * a, "gain": 100 * gain}
+        row = {
+            "setting": setting,
+            "method": method,
+            "seeds": own["run_id"].nunique(),
+            "items": len(both),
+            "parsable_before": 100 * a0,
+            "parsable_after": 100 * a,
+            "gain": 100 * gain,
+        }
         rows.append(row | {"gain_of_form": 100 * (gain - correctness), "gain_of_correctness": 100 * correctness})
-    return in_order(pd.DataFrame(rows), "task", "method") if rows else pd.DataFrame()
+    return in_order(pd.DataFrame(rows), "setting", "method") if rows else pd.DataFrame()
 
 
 def prompt_table(tables: Tables, profile: str) -> pd.DataFrame:
@@ -60,8 +75,8 @@ def prompt_table(tables: Tables, profile: str) -> pd.DataFrame:
 
 
 def troubled_table(runs: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the plan that did not simply end: diverged, failed or pending."""
-    columns = ["ablation", "task", "method", "seed", "learning_rate", "lora_rank", "status", "reason"]
+    """The rows of the plan that did not simply end: diverged, collapsed, failed or pending."""
+    columns = ["ablation", "setting", "method", "seed", "learning_rate", "lora_rank", "status", "reason"]
     return runs.loc[~runs["status"].eq("done"), [name for name in columns if name in runs]]
 
 
@@ -105,7 +120,7 @@ def setting_table(runs: pd.DataFrame) -> pd.DataFrame:
     for name, field in ExperimentConfig.model_fields.items():
         text = field.description or ""
         marks = ", ".join(re.findall(r"\[([PSR])\]", text))
-        row = {"setting": name, "source": marks, "values_in_the_headline_runs": value_of(runs, name)}
+        row = {"field": name, "source": marks, "values_in_the_headline_runs": value_of(runs, name)}
         rows.append(row | {"meaning": re.sub(r"\s*\[[PSR]\]", "", text)})
     return pd.DataFrame(rows)
 

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from replication.names import HEADLINE, METHOD_LABELS, TASK_LABELS, trained_in
+from replication.names import HEADLINE, METHOD_LABELS, SETTING_LABELS, trained_in
 from replication.report import style as p
 from replication.report.select import by_seed, curves_of, runs_of
 from replication.report.wording import counted, listing, number, percent
@@ -38,15 +38,15 @@ def _spent(tables: Tables, profile: str) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def spending_table(tables: Tables, profile: str) -> pd.DataFrame:
-    """Per task and method: what a whole training spends, mean over seeds, and its share of what full-token GRPO spends."""
+    """Per setting and method: what a whole training spends, mean over seeds, and its share of what full-token GRPO spends."""
     runs, spent = _spent(tables, profile)
     if spent.empty:
         return pd.DataFrame()
     ends = runs.merge(spent.groupby("run_id").last().drop(columns="step"), on="run_id", suffixes=("_run", ""))
     rows = []
-    for (task, method), own in ends.groupby(["task", "method"], sort=False):
-        full = ends[(ends["task"] == task) & (ends["method"] == "grpo")]
-        row = {"task": task, "method": method, "seeds": own["seed"].nunique()}
+    for (setting, method), own in ends.groupby(["setting", "method"], sort=False):
+        full = ends[(ends["setting"] == setting) & (ends["method"] == "grpo")]
+        row = {"setting": setting, "method": method, "seeds": own["seed"].nunique()}
         for name in _TOKENS:
             row |= {name: own[name].mean(), f"{name}_%_of_grpo": 100 * own[name].mean() / full[name].mean()}
         rows.append(row)
@@ -54,20 +54,21 @@ def spending_table(tables: Tables, profile: str) -> pd.DataFrame:
 
 
 def draw_spending(tables: Tables, profile: str, table: pd.DataFrame) -> Figure:
-    """Validation accuracy against what had been spent by then: a row for each kind of token, a column for each task."""
+    """Validation accuracy against what had been spent by then: a row for each kind of token, a column for each setting."""
     runs, spent = _spent(tables, profile)
     curves = curves_of(tables, runs, "validation_accuracy")
-    spent = spent.merge(runs[["run_id", "task", "method", "seed"]], on="run_id")
-    tasks = list(table["task"].unique())
-    figure, axes = p.panels("Accuracy against what was spent", len(tasks), rows=len(_TOKENS), height=2.8)
+    spent = spent.merge(runs[["run_id", "setting", "method", "seed"]], on="run_id")
+    settings = list(table["setting"].unique())
+    size = {"rows": len(_TOKENS), "width": p.column_width(settings), "height": 2.8}
+    figure, axes = p.panels("Accuracy against what was spent", len(settings), **size)
     for row, name in zip(axes, _TOKENS, strict=True):
-        for axis, task in zip(row, tasks, strict=True):
+        for axis, setting in zip(row, settings, strict=True):
             reached: list[float] = []
             for method in trained_in(runs["method"]):
-                own = spent[(spent["task"] == task) & (spent["method"] == method)]
+                own = spent[(spent["setting"] == setting) & (spent["method"] == method)]
                 if own.empty:
                     continue
-                accuracy = 100 * by_seed(curves, "validation_accuracy", task, method)
+                accuracy = 100 * by_seed(curves, "validation_accuracy", setting, method)
                 tokens = own.pivot(index="step", columns="seed", values=name)
                 steps = accuracy.index.intersection(tokens.index)
                 x, y, look = tokens.loc[steps], accuracy.loc[steps], {"color": p.COLOURS[method]}
@@ -78,9 +79,9 @@ def draw_spending(tables: Tables, profile: str, table: pd.DataFrame) -> Figure:
                 reached += list(x.mean(axis=1))
             p.decades(axis, reached)
             axis.set_xlabel(f"{_LABELS[name].splitlines()[0]} so far (log scale)")
-            axis.set_title(TASK_LABELS[task], loc="left")
+            axis.set_title(SETTING_LABELS[setting], loc="left")
             p.percent_axis(axis, "validation accuracy (%)")
-    p.legend_beside(figure, axes)
+    p.legend_beside(figure, axes.flat)
     text = f"{p.about(profile)} A marker for each evaluation; thick: mean over {p.seeds_of(runs)}, thin: each seed. Read across "
     text += "at an accuracy: the curve met first spent least. Through the model: sampled tokens and those of the updates."
     return p.caption(figure, text)
@@ -92,7 +93,7 @@ def say_spending(table: pd.DataFrame) -> list[str]:
     for name, words in (("tokens_in_loss", "tokens in the loss"), ("tokens_through_model", "tokens through the model")):
         shares = table[(table["method"] != "grpo") & table[f"{name}_%_of_grpo"].notna()]
         parts = [
-            f"{METHOD_LABELS[row['method']]} {percent(row[f'{name}_%_of_grpo'])} on {TASK_LABELS[row['task']]}"
+            f"{METHOD_LABELS[row['method']]} {percent(row[f'{name}_%_of_grpo'])} on {SETTING_LABELS[row['setting']]}"
             for row in shares.to_dict("records")
         ]
         said += [f"A whole training has, of GRPO's {words}: {', '.join(parts)}."] if parts else []
@@ -105,17 +106,17 @@ def say_spending(table: pd.DataFrame) -> list[str]:
 def prices(tables: Tables, profile: str, share: float = SHARE) -> pd.DataFrame:
     """What each headline run had spent when it first reached a level of validation accuracy, a row for each run.
 
-    The level of a task is ``share`` of the way from the base to the highest mean that a method ends with. Between evaluations
+    The level of a setting is ``share`` of the way from the base to the highest mean that a method ends with. Between evaluations
     accuracy is taken as linear in steps. A run that never gets there has NaN: not reached is missing, not 0.
 
     Returns:
-        Columns run_id, task, method, seed, level, step, and those of ``_LABELS``.
+        Columns run_id, setting, method, seed, level, step, and those of ``_LABELS``.
     """
     runs, spent = _spent(tables, profile)
     curves = 100 * curves_of(tables, runs, "validation_accuracy").pivot(index="step", columns="run_id", values="value").sort_index()
     timings = tables.get("timings", pd.DataFrame(columns=["run_id"])).set_index("run_id")
     rows = []
-    for task, own in runs[runs["run_id"].isin(curves.columns)].groupby("task", sort=False):
+    for setting, own in runs[runs["run_id"].isin(curves.columns)].groupby("setting", sort=False):
         wide = {run_id: curves[run_id].dropna() for run_id in own["run_id"]}
         ends = own.assign(end=[accuracy.iloc[-1] for accuracy in wide.values()]).groupby("method")["end"].mean()
         start = float(np.mean([accuracy.iloc[0] for accuracy in wide.values()]))
@@ -123,14 +124,14 @@ def prices(tables: Tables, profile: str, share: float = SHARE) -> pd.DataFrame:
         for run in own.itertuples():
             accuracy = wide[run.run_id]
             step = _first_step(accuracy, level)
-            row = {"run_id": run.run_id, "task": task, "method": run.method, "seed": run.seed, "level": level, "step": step}
+            row = {"run_id": run.run_id, "setting": setting, "method": run.method, "seed": run.seed, "level": level, "step": step}
             sums = spent[spent["run_id"] == run.run_id]
             for name in _TOKENS:
                 steps, total = np.append(0, sums["step"]), np.append(0.0, sums[name])
                 row[name] = float(np.interp(step, steps, total)) if np.isfinite(step) else np.nan
             parts = timings.reindex(index=[run.run_id], columns=["rollout_s", "score_s", "update_s"])
             rows.append(row | {"seconds": float(parts.sum(axis=1, skipna=False).iloc[0]) * step / accuracy.index[-1]})
-    return pd.DataFrame(rows, columns=["run_id", "task", "method", "seed", "level", "step", *_LABELS])
+    return pd.DataFrame(rows, columns=["run_id", "setting", "method", "seed", "level", "step", *_LABELS])
 
 
 def _first_step(accuracy: pd.Series, level: float) -> float:
@@ -143,13 +144,13 @@ def _first_step(accuracy: pd.Series, level: float) -> float:
 
 
 def price_table(tables: Tables, profile: str) -> pd.DataFrame:
-    """Per task and method: the level, how many seeds reach it, and the median price over all seeds.
+    """Per setting and method: the level, how many seeds reach it, and the median price over all seeds.
 
     A seed that never reaches the level counts as dearer than any that does, so the median is missing where half or more fail.
     """
     rows = []
-    for (task, method), own in prices(tables, profile).groupby(["task", "method"], sort=False):
-        row = {"task": task, "method": method, "level": own["level"].iloc[0], "seeds": len(own)}
+    for (setting, method), own in prices(tables, profile).groupby(["setting", "method"], sort=False):
+        row = {"setting": setting, "method": method, "level": own["level"].iloc[0], "seeds": len(own)}
         row["reached"] = own["step"].notna().sum()
         for name in _LABELS:
             known = own[name].notna().any()
@@ -160,22 +161,22 @@ def price_table(tables: Tables, profile: str) -> pd.DataFrame:
 
 
 def draw_price(tables: Tables, profile: str, table: pd.DataFrame) -> Figure:
-    """A row for each task, a panel for each price: a dot per seed that reached the level, and the median over all seeds."""
-    runs, tasks = prices(tables, profile), list(table["task"].unique())
+    """A row for each setting, a panel for each price: a dot per seed that reached the level, and the median over all seeds."""
+    runs, settings = prices(tables, profile), list(table["setting"].unique())
     shown = [name for name in _LABELS if runs[name].notna().any()]
-    figure, axes = p.panels("The price of an accuracy", max(len(shown), 1), rows=len(tasks), width=3.3, height=2.2)
+    figure, axes = p.panels("The price of an accuracy", max(len(shown), 1), rows=len(settings), width=3.3, height=2.2)
     levels = []
-    for row, task in zip(axes, tasks, strict=True):
-        here, medians = runs[runs["task"] == task], table[table["task"] == task].set_index("method")
-        levels.append(f"{medians['level'].iloc[0]:.0f} % on {TASK_LABELS[task]}")
+    for row, setting in zip(axes, settings, strict=True):
+        here, medians = runs[runs["setting"] == setting], table[table["setting"] == setting].set_index("method")
+        levels.append(f"{medians['level'].iloc[0]:.0f} % on {SETTING_LABELS[setting]}")
         for axis, name in zip(row, shown, strict=False):
             _price(axis, here, medians, name, trained_in(runs["method"]))
             if axis.get_subplotspec().is_last_row():
                 axis.set_xlabel(_LABELS[name], fontsize=8.5)
             p.rows_axis(axis, [METHOD_LABELS[method] if axis is row[0] else "" for method in trained_in(runs["method"])])
-        row[0].set_title(TASK_LABELS[task], loc="left")
+        row[0].set_title(SETTING_LABELS[setting], loc="left")
     text = (
-        f"{p.about(profile)} Log scales. Until the validation accuracy first reaches {' and '.join(levels)} ({100 * SHARE:.0f} % "
+        f"{p.about(profile)} Log scales. Until the validation accuracy first reaches {listing(levels)} ({100 * SHARE:.0f} % "
         "of the way from the base to the best method; linear between evaluations). Hollow: a seed; filled: median over all seeds, "
         "where those that never got there count as dearer. Seconds: of the machine that trained, other work on it included."
     )
@@ -203,14 +204,14 @@ def _price(axis: Axes, runs: pd.DataFrame, medians: pd.DataFrame, name: str, met
 def say_price(table: pd.DataFrame) -> list[str]:
     """How many times GRPO's tokens through the model a sparse method takes (medians); and which seeds never got there."""
     parts, missed = [], []
-    for task, own in table.groupby("task", sort=False):
+    for setting, own in table.groupby("setting", sort=False):
         price = own.set_index("method")["tokens_through_model"]
         sparse = [method for method in trained_in(own["method"]) if method != "grpo"]
         times = {method: price[method] / price["grpo"] for method in sparse if {method, "grpo"} <= set(price.dropna().index)}
         words = [f"{METHOD_LABELS[method]} {number(ratio)} times" for method, ratio in times.items()]
-        parts += [f"to {number(own['level'].iloc[0])} % on {TASK_LABELS[task]} {listing(words)}"] if words else []
+        parts += [f"to {number(own['level'].iloc[0])} % on {SETTING_LABELS[setting]} {listing(words)}"] if words else []
         for row in own[own["reached"] < own["seeds"]].itertuples():
             count = f"{row.seeds - row.reached} of {counted(row.seeds, 'seed')}"
-            missed.append(f"{METHOD_LABELS[row.method]} on {TASK_LABELS[task]} {count}")
+            missed.append(f"{METHOD_LABELS[row.method]} on {SETTING_LABELS[setting]} {count}")
     said = [f"Tokens through the model until the level, against GRPO's (medians): {', '.join(parts)}."] if parts else []
     return said + [f"Never got there: {', '.join(missed)}." if missed else "Every seed of every method got there."]

@@ -8,13 +8,15 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from replication.names import METHOD_LABELS, NEGATIVE_RESULTS, TASK_LABELS
+from replication.names import HEADLINE, METHOD_LABELS, NEGATIVE_RESULTS, SETTING_LABELS
 from replication.report.headline import accuracy_table
 from replication.report.html import render
-from replication.report.select import in_order
+from replication.report.select import in_order, runs_of
 from replication.report.wording import counted, interval, listing, number, percent, points, span
-from replication.statistics import Tables, detectable_differences, detectable_gap, p_text
+from replication.statistics import Tables, detectable_differences, detectable_gap, difference, p_text
 
+#: The setting that the claims on word problems are judged on.
+MAIN = "word_problems after"
 #: A verdict as the end of a sentence about a claim.
 _PHRASES = {
     "supported": "this holds here",
@@ -33,33 +35,37 @@ def conclusions(judged: pd.DataFrame, tables: Tables, profile: str) -> list[str]
     own = judged[judged["scale"] == profile]
     if own.empty or (own["verdict"] == "not run").all():
         return ["These runs judge none of the claims."]
-    table = accuracy_table(tables, profile)
-    accuracy = {task: rows.set_index("method")["accuracy"] for task, rows in table.groupby("task", sort=False)}
-    main = next(iter(accuracy))
+    table, runs = accuracy_table(tables, profile), runs_of(tables, HEADLINE, profile)
+    accuracy = {setting: rows.set_index("method")["accuracy"] for setting, rows in table.groupby("setting", sort=False)}
+    main = MAIN if MAIN in accuracy else next(iter(accuracy))
     kept = table.groupby("method")["kept_fraction"].agg(lambda values: list(values.dropna()))
 
-    def at(name: str, method: str) -> str:
-        return percent(accuracy[name][method]) if method in accuracy[name] else "(not run)"
+    def at(method: str) -> str:
+        return percent(accuracy[main][method]) if method in accuracy[main] else "(not run)"
 
-    def minus(method: str, other: str, tasks: Mapping[str, pd.Series]) -> str:
-        both = {task: rows[method] - rows[other] for task, rows in tasks.items() if {method, other} <= set(rows.index)}
-        return listing([f"{points(gap)} on {TASK_LABELS[task]}" for task, gap in both.items()] or ["(not run)"])
+    def minus(method: str, other: str) -> str:
+        """Over the seeds and items that both have, in every setting."""
+        said = []
+        for setting, own in runs.groupby("setting", sort=False):
+            gap = difference(tables, own[own["method"] == method], own[own["method"] == other])
+            said += [f"{points(100 * gap.value)} on {SETTING_LABELS[setting]}"] if gap else []
+        return listing(said or ["(not run)"])
 
     def share(method: str) -> str:
         return f"{span(kept[method])} %" if len(kept.get(method, [])) else "(not run)"
 
     def gain(method: str) -> str:
-        rows = accuracy.get("multiplication", {})
-        return f"{number(rows[method] - rows['base'])} points" if method in rows and "base" in rows else "(not run)"
+        own = table[(table["setting"] == "multiplication") & (table["method"] == method)]
+        return f"{number(own['gain'].iloc[0])} points" if len(own) and "gain" in own and own["gain"].notna().all() else "(not run)"
 
     return [
-        f"The model solves {at(main, 'base')} of the {TASK_LABELS[main]} before training, {at(main, 's_grpo')} after S-GRPO and "
-        f"{at(main, 't_spmo')} after T-SPMO, the two methods that learn from a part of the tokens; the paper reports over 70 % for "
+        f"The model solves {at('base')} of the {SETTING_LABELS[main]} before training, {at('s_grpo')} after S-GRPO and "
+        f"{at('t_spmo')} after T-SPMO, the two methods that learn from a part of the tokens; the paper reports over 70 % for "
         f"both: {_verdict(own, 'C2', 'C3')}.",
         f"The paper finds that GRPO, which learns from every token, does not improve over the untrained model: its test accuracy "
-        f"changes by {minus('grpo', 'base', accuracy)}; {_verdict(own, 'C4')}.",
+        f"changes by {minus('grpo', 'base')}; {_verdict(own, 'C4')}.",
         f"The paper offers that learning from fewer tokens may hold overfitting back: in test accuracy S-GRPO differs from GRPO by "
-        f"{minus('s_grpo', 'grpo', accuracy)}, T-SPMO by {minus('t_spmo', 'grpo', accuracy)}; {_verdict(own, 'C9')}.",
+        f"{minus('s_grpo', 'grpo')}, T-SPMO by {minus('t_spmo', 'grpo')}; {_verdict(own, 'C9')}.",
         f"Of the tokens, S-GRPO learns from {share('s_grpo')} (the paper: 30 to 50 %; {_verdict(own, 'C5')}) and T-SPMO from "
         f"{share('t_spmo')} (the paper: under 5 %; {_verdict(own, 'C6')}).",
         f"The paper calls T-SPMO strong on multiplication: it ends {gain('t_spmo')} above the untrained model, GRPO {gain('grpo')} "
@@ -135,7 +141,7 @@ def power(tables: Tables, profile: str) -> str:
     table = accuracy_table(tables, profile)
     if table.empty:
         return "Not run."
-    items = int(table["items"].max())
+    items = int(table["items"].min())
     text = (
         f"With {items} test items, one seed and no pairing, two methods near 70 % must differ by about "
         f"{number(100 * detectable_gap(0.7, items))} points to be told apart four times in five."
@@ -143,12 +149,12 @@ def power(tables: Tables, profile: str) -> str:
     differences = detectable_differences(tables, profile)
     if differences.empty:
         return text
-    rows = in_order(differences, "task", "method").itertuples()
-    parts = [f"{METHOD_LABELS[row.method]} on {TASK_LABELS[row.task]} {number(row.detectable)} points" for row in rows]
+    rows = in_order(differences, "setting", "method").itertuples()
+    parts = [f"{METHOD_LABELS[row.method]} on {SETTING_LABELS[row.setting]} {number(row.detectable)} points" for row in rows]
     alike = differences[(differences["low"] <= 0) & (differences["high"] >= 0)]
     within = [
-        f"{METHOD_LABELS[row.method]} on {TASK_LABELS[row.task]} within {number(row.equal_within)} points"
-        for row in in_order(alike, "task", "method").itertuples()
+        f"{METHOD_LABELS[row.method]} on {SETTING_LABELS[row.setting]} within {number(row.equal_within)} points"
+        for row in in_order(alike, "setting", "method").itertuples()
     ]
     text += f" Equal to GRPO, as far as the intervals allow: {listing(within)}." if within else ""
     return (

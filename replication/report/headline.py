@@ -1,4 +1,4 @@
-"""The headline comparison: the base and the three methods on every task, at the end and along the way."""
+"""The headline comparison: the base and the three methods in every setting, at the end and along the way."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from replication.names import HEADLINE, METHOD_LABELS, TASK_LABELS, trained_in
+from replication.names import HEADLINE, METHOD_LABELS, SETTING_LABELS, trained_in
 from replication.report import style as p
-from replication.report.select import by_seed, curves_of, runs_of
+from replication.report.select import by_seed, curves_of, items_of, runs_of
 from replication.report.wording import counted, listing, number, percent, span
-from replication.statistics import Tables, accuracy
+from replication.statistics import Tables, accuracy, difference
 
 #: A method has levelled off if its validation accuracy rose by less than this many points in the last third of the steps.
 LEVEL = 1.0
@@ -21,41 +21,49 @@ _SHARES = ("sampled_accuracy", "accuracy_new_stories", "held_out_accuracy", "kep
 
 
 def accuracy_table(tables: Tables, profile: str) -> pd.DataFrame:
-    """Per task and method: greedy accuracy on the test items with its 95 % interval, in percent, and what it took.
+    """Per setting and method: greedy accuracy on the test items with its 95 % interval, in percent, and what it took.
 
+    The base may have answered more items than the trained runs. ``gain`` over it is in points, over the ``gain_items`` test items
+    that both answered.
     ``kept_fraction`` counts tokens in the loss over those generated in groups that do not tie, ``kept_share_all`` over all.
     """
     runs, rows = runs_of(tables, HEADLINE, profile), []
-    for (task, method), own in runs.groupby(["task", "method"], sort=False):
+    base = {setting: own for setting, own in runs[runs["method"] == "base"].groupby("setting")}
+    for (setting, method), own in runs.groupby(["setting", "method"], sort=False):
         found = accuracy(tables, own).scaled(100)
-        row = {"task": task, "method": method, "seeds": found.seeds, "items": own["n_items"].max()}
+        row = {"setting": setting, "method": method, "seeds": found.seeds, "items": items_of(own)}
         row |= {"accuracy": found.value, "accuracy_low": found.low, "accuracy_high": found.high}
+        if method != "base" and setting in base and (gain := difference(tables, own, base[setting])):
+            gain = gain.scaled(100)
+            row |= {"gain": gain.value, "gain_low": gain.low, "gain_high": gain.high, "gain_items": gain.items}
         row |= {name: 100 * own[name].mean() for name in _SHARES if name in own}
-        rows.append(row | {"tokens_in_loss": own["tokens_in_loss"].mean(), "diverged": int((own["status"] == "diverged").sum())})
+        row["tokens_in_loss"] = own["tokens_in_loss"].mean()
+        rows.append(row | {status: int((own["status"] == status).sum()) for status in ("diverged", "collapsed")})
     return pd.DataFrame(rows)
 
 
 def draw_accuracy(tables: Tables, profile: str, table: pd.DataFrame) -> Figure:
-    """A panel for each task: a dot per seed, and the mean with its interval."""
+    """A panel for each setting: a dot per seed, and the mean with its interval."""
     runs = runs_of(tables, HEADLINE, profile)
-    tasks, methods = list(table["task"].unique()), ("base", *trained_in(runs["method"]))
-    figure, axes = p.panels("Full against sparse: test accuracy", len(tasks))
-    for axis, task in zip(axes[0], tasks, strict=True):
-        rows = table[table["task"] == task].set_index("method")
+    methods = ("base", *trained_in(runs["method"]))
+    figure, axes = p.setting_panels("Full against sparse: test accuracy", list(table["setting"].unique()))
+    for setting, axis in axes.items():
+        rows = table[table["setting"] == setting].set_index("method")
         p.base_line(axis, rows["accuracy"].get("base", np.nan))
         for place, method in enumerate(methods):
             if method not in rows.index:
                 axis.text(place, 4, "not run", ha="center", color="#777777", fontsize=8)
                 continue
-            own = runs[(runs["task"] == task) & (runs["method"] == method)]
+            own = runs[(runs["setting"] == setting) & (runs["method"] == method)]
             _mean_and_seeds(axis, place, method, own, *rows.loc[method, ["accuracy", "accuracy_low", "accuracy_high"]])
         axis.set_xticks(range(len(methods)), [METHOD_LABELS[method] + "\nall tokens" * (method == "grpo") for method in methods])
         axis.set_xlim(-0.5, len(methods) - 0.4)
         axis.grid(axis="x", visible=False)
-        axis.set_title(TASK_LABELS[task], loc="left")
         p.percent_axis(axis, "test accuracy (%)")
     text = f"{p.about(profile)} Hollow: one dot per seed ({p.seeds_of(runs)}); filled: mean with its 95 % interval "
-    return p.caption(figure, text + f"over seeds and items, {table['items'].max():.0f} test items a task. Dashed: the base.")
+    items = table.groupby(table["method"] == "base")["items"].agg(span)
+    counts = f"{items.get(False, '0')} test items" + (f" (the base: {items[True]})" if True in items else "")
+    return p.caption(figure, text + f"over seeds and items, {counts}. Dashed: the base.")
 
 
 def _mean_and_seeds(axis: Axes, place: int, method: str, runs: pd.DataFrame, value: float, low: float, high: float) -> None:
@@ -76,16 +84,16 @@ def _mean_and_seeds(axis: Axes, place: int, method: str, runs: pd.DataFrame, val
 
 
 def say_accuracy(table: pd.DataFrame) -> list[str]:
-    """Which method is highest on each task, and how much of the tokens each credits."""
+    """Which method is highest in each setting, and how much of the tokens each credits."""
     trained, parts = table[table["method"] != "base"], []
     if trained.empty:
         return ["No trained run has ended."]
-    for task, own in trained.groupby("task", sort=False):
+    for setting, own in trained.groupby("setting", sort=False):
         ordered = own.sort_values("accuracy", ascending=False, kind="stable")
         names = [f"{METHOD_LABELS[row.method]} {percent(row.accuracy)}" for row in ordered.itertuples()]
-        base = table.loc[(table["task"] == task) & (table["method"] == "base"), "accuracy"]
-        start = f", up from {percent(base.iloc[0])}" if len(base) else ""
-        parts.append(f"on {TASK_LABELS[task]} {listing(names)}{start}")
+        base = table[(table["setting"] == setting) & (table["method"] == "base")]
+        start = f" (the base {percent(base['accuracy'].iloc[0])})" if len(base) else ""
+        parts.append(f"on {SETTING_LABELS[setting]} {listing(names)}{start}")
     shares = trained.groupby("method", sort=False)["kept_fraction"].agg(list)
     kept = [f"{METHOD_LABELS[method]} {span(values)} %" for method, values in shares.items() if pd.notna(values).all()]
     counts = span(trained["seeds"]).replace(".0", "")
@@ -94,32 +102,32 @@ def say_accuracy(table: pd.DataFrame) -> list[str]:
 
 
 def learning_table(tables: Tables, profile: str) -> pd.DataFrame:
-    """Per task and method: validation accuracy before, at two thirds of the steps and at the end, in percent, mean over seeds."""
+    """Per setting and method: validation accuracy before, at two thirds of the steps and at the end, in percent, mean of seeds."""
     runs = runs_of(tables, HEADLINE, profile)
     curves, rows = curves_of(tables, runs, "validation_accuracy"), []
-    for task, method in runs[["task", "method"]].drop_duplicates().itertuples(index=False):
-        wide = 100 * by_seed(curves, "validation_accuracy", task, method)
+    for setting, method in runs[["setting", "method"]].drop_duplicates().itertuples(index=False):
+        wide = 100 * by_seed(curves, "validation_accuracy", setting, method)
         mean = wide.mean(axis=1)
         if method != "base" and len(mean) > 1:
             later = float(np.interp(mean.index[-1] * 2 / 3, mean.index, mean))
-            row = {"task": task, "method": method, "seeds": wide.shape[1], "steps": mean.index[-1]}
+            row = {"setting": setting, "method": method, "seeds": wide.shape[1], "steps": mean.index[-1]}
             row |= {"start": mean.iloc[0], "two_thirds": later, "end": mean.iloc[-1]}
             rows.append(row | {"rise_in_last_third": mean.iloc[-1] - later})
     return pd.DataFrame(rows)
 
 
 def draw_learning(tables: Tables, profile: str, table: pd.DataFrame) -> Figure:
-    """Reward of the rollouts and validation accuracy over the steps: a column for each task, mean and range of the seeds."""
+    """Reward of the rollouts and validation accuracy over the steps: a column for each setting, mean and range of the seeds."""
     runs = runs_of(tables, HEADLINE, profile)
     runs = runs[runs["method"] != "base"]
     labels = {"reward": "reward of the rollouts (%)", "validation_accuracy": "validation accuracy (%)"}
     curves = curves_of(tables, runs, *labels)
-    tasks = list(table["task"].unique())
-    figure, axes = p.panels("Learning curves", len(tasks), rows=2, height=2.7)
+    settings = list(table["setting"].unique())
+    figure, axes = p.panels("Learning curves", len(settings), rows=2, width=p.column_width(settings), height=2.7)
     for (metric, label), row in zip(labels.items(), axes, strict=True):
-        for axis, task in zip(row, tasks, strict=True):
+        for axis, setting in zip(row, settings, strict=True):
             for method in trained_in(runs["method"]):
-                wide = 100 * by_seed(curves, metric, task, method)
+                wide = 100 * by_seed(curves, metric, setting, method)
                 if wide.empty:
                     continue
                 if metric == "reward":
@@ -130,8 +138,8 @@ def draw_learning(tables: Tables, profile: str, table: pd.DataFrame) -> Figure:
             p.percent_axis(axis, label)
             axis.set_xlim(0, 1.02 * float(table["steps"].max()))
             axis.set_xlabel("optimizer step")
-            axis.set_title(TASK_LABELS[task], loc="left")
-    p.legend_beside(figure, axes)
+            axis.set_title(SETTING_LABELS[setting], loc="left")
+    p.legend_beside(figure, axes.flat)
     text = f"{p.about(profile)} Lines: mean over {p.seeds_of(runs)}; bands: lowest to highest seed. Reward: sampled at the "
     return p.caption(figure, text + f"training temperature, running mean of {_SMOOTH} steps. Validation: greedy.")
 
@@ -142,9 +150,9 @@ def say_learning(table: pd.DataFrame) -> list[str]:
     if rising.empty:
         return [f"Every method has levelled off: none gains {LEVEL:g} point or more in the last third of its steps."]
     parts = []
-    for task, own in rising.groupby("task", sort=False):
+    for setting, own in rising.groupby("setting", sort=False):
         names = [f"{METHOD_LABELS[row.method]} by {number(row.rise_in_last_third)}" for row in own.itertuples()]
-        parts.append(f"on {TASK_LABELS[task]} {listing(names)} points")
+        parts.append(f"on {SETTING_LABELS[setting]} {listing(names)} points")
     level = table[table["rise_in_last_third"] < LEVEL]
     others = f" {counted(len(level), 'other curve')} levelled off." if len(level) else ""
     return [

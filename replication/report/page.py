@@ -15,7 +15,7 @@ from replication.report.findings import conclusions, negative_results, power, ve
 from replication.report.html import render
 from replication.report.wording import listing, own_reward, shown_table
 from replication.runs import atomic_write, read_json
-from replication.statistics import CORRECTION, Tables, paired_tests, seed_spread, verdicts
+from replication.statistics import CORRECTION, Tables, paired_tests, seed_spread, table, verdicts
 from replication.tables import build_tables, read_tables, tables_manifest, write_tables
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def build(results_dir: str | Path, profile: str) -> Path:
 
 
 def _context(tables: Tables, judged: pd.DataFrame, manifest: Mapping[str, Any], folder: Path, profile: str) -> dict[str, Any]:
-    runs = tables.get("runs", pd.DataFrame(columns=["profile"]))
+    runs = table(tables, "runs", ("profile", "task"))
     runs = runs[runs["profile"] == profile]
     rewards = own_reward(tables, profile)
     done = runs[runs["status"] == "done"] if len(runs) else runs

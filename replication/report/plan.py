@@ -9,11 +9,12 @@ import pandas as pd
 
 from replication.names import ENDED
 from replication.report.wording import counted, distinct
+from replication.statistics import with_setting
 
 if TYPE_CHECKING:
     from replication.ablations import PlannedRun
 
-_FIELDS = ("profile", "task", "method", "selector", "seed", "learning_rate", "lora_rank", "keep_probability", "steps")
+_FIELDS = ("profile", "task", "asides", "method", "selector", "seed", "learning_rate", "lora_rank", "keep_probability", "steps")
 
 
 def plan_frame(planned: Sequence[PlannedRun]) -> pd.DataFrame:
@@ -28,14 +29,14 @@ def plan_frame(planned: Sequence[PlannedRun]) -> pd.DataFrame:
 
 
 def plan_table(plan: pd.DataFrame) -> pd.DataFrame:
-    """Per ablation, task and method: seeds, settings tried, runs, optimizer steps of each.
+    """Per ablation, setting and method: seeds, settings tried, runs, optimizer steps of each.
 
     Args:
         plan: runs.csv, or ``plan_frame(planned)``.
     """
     rows = []
-    for (ablation, task, method), own in plan.groupby(["ablation", "task", "method"], sort=False):
-        row = {"ablation": ablation, "task": task, "method": method, "seeds": own["seed"].nunique()}
+    for (ablation, setting, method), own in with_setting(plan).groupby(["ablation", "setting", "method"], sort=False):
+        row = {"ablation": ablation, "setting": setting, "method": method, "seeds": own["seed"].nunique()}
         row["learning_rates"] = "" if method == "base" else distinct(own["learning_rate"])
         row["ranks"] = "" if method == "base" else distinct(own["lora_rank"])
         row |= {"keep_probabilities": distinct(own["keep_probability"]), "runs": own["run_id"].nunique()}

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from replication.names import METHOD_LABELS, TRAINED
+from replication.names import METHOD_LABELS, NEW_SEED, TRAINED
 from replication.report import style as p
 from replication.report.select import by_seed, curves_of, runs_of
 from replication.report.wording import listing, number
@@ -27,7 +27,7 @@ def regime_table(tables: Tables, profile: str) -> pd.DataFrame:
     runs, rows = runs_of(tables, "regimes", profile), []
     base = runs[runs["method"] == "base"]
     trained = runs[(runs["method"] != "base") & (runs["extra_splits"] == "never")] if len(runs) else runs
-    for (*cell, method, screening), own in trained.groupby([*_CELL, "method", trained["seed"] < 200], dropna=False, sort=True):
+    for (*cell, method, screening), own in trained.groupby([*_CELL, "method", trained["seed"] < NEW_SEED], dropna=False, sort=True):
         best = at_best_rate(own)
         row = dict(zip(_CELL, cell, strict=True))
         row = {"cell": _name(row), "method": method, "seeds_are": "screening" if screening else "new"}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,16 +11,17 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from replication.names import HEADLINE, METHOD_LABELS, TASK_LABELS, trained_in
+from replication.names import HEADLINE, METHOD_LABELS, SETTING_LABELS, trained_in
 from replication.report import style as p
 from replication.report.select import runs_of
 from replication.report.wording import listing, number, points
-from replication.statistics import Tables, mean_over_seeds
+from replication.statistics import Estimate, Tables, mean_over_seeds
 
 #: Column, label of the axis, word in a sentence, factor, and the direction that is better (0: neither).
 _MEASURES = (
-    ("kl_to_base", "KL to the base\n(nats per token)", "drift from the base (KL)", 1.0, -1),
-    ("train_minus_test", "train minus test\naccuracy (points)", "the gap of train and test accuracy", 100.0, -1),
+    ("kl_to_base", "KL to the base\n(nats per token, log scale)", "drift from the base (KL)", 1.0, -1),
+    ("train_minus_test", "trained minus test\nitems (points)", "the gap of accuracy on trained and test items", 100.0, -1),
+    ("train_accuracy", "trained items:\naccuracy (%)", "items trained on", 100.0, 0),
     ("held_out_accuracy", "held-out templates:\naccuracy (%)", "held-out templates", 100.0, 1),
     ("longer_numbers_accuracy", "longer numbers:\naccuracy (%)", "longer numbers", 100.0, 1),
     ("other_task_accuracy", "the task not trained:\naccuracy (%)", "the task not trained", 100.0, 1),
@@ -33,81 +36,111 @@ def _runs(tables: Tables, profile: str) -> pd.DataFrame:
     return runs
 
 
-def effects_table(tables: Tables, profile: str) -> pd.DataFrame:
-    """Per task, measure and method: mean over seeds with its t interval, and the difference to GRPO, seeds in pairs.
+def _mean(values: pd.Series, column: str) -> Estimate:
+    """Mean over seeds with its t interval; of a KL, which spans powers of ten, the geometric mean."""
+    if column != "kl_to_base":
+        return mean_over_seeds(values)
+    found = mean_over_seeds(np.log(values))
+    return Estimate(math.exp(found.value), math.exp(found.low), math.exp(found.high), found.seeds, 0)
 
-    A measure that says nothing on a task (not measured, or one value for the base and every run) is left out.
+
+def effects_table(tables: Tables, profile: str) -> pd.DataFrame:
+    """Per setting, measure and method: mean over seeds with its t interval, and the difference to GRPO, seeds in pairs.
+
+    Of the KL to the base the mean is geometric, and ``times_grpo`` is the ratio to GRPO's. Items: those of the test split for KL
+    and entropy, otherwise those of the split that is named. A measure that says nothing in a setting (not measured, or one value
+    for the base and every run) is left out.
     """
     runs, rows = _runs(tables, profile), []
-    for task, own in runs.groupby("task", sort=False):
+    for setting, own in runs.groupby("setting", sort=False):
         for column, _, name, factor, better in _MEASURES:
             values = (factor * own[column]).where(own[column].notna()) if column in own else pd.Series(dtype=float)
             if values.nunique() < 2 or not values[own["method"] != "base"].notna().any():
                 continue
+            if column == "kl_to_base":  # the base has none
+                values = values.where(values > 0)
+            counted_in = "n_items" if column in ("kl_to_base", "entropy") else "eval_items"
             seeds = {method: values[its.index].set_axis(its["seed"]).dropna() for method, its in own.groupby("method", sort=False)}
             for method, mine in seeds.items():
-                estimate = mean_over_seeds(mine)
-                row = {"task": task, "measure": name, "column": column, "better": better, "method": method, "seeds": len(mine)}
+                if mine.empty:
+                    continue
+                estimate = _mean(mine, column)
+                row = {"setting": setting, "measure": name, "column": column, "better": better, "method": method}
+                row |= {"seeds": len(mine), "items": own[counted_in].min() if counted_in in own else np.nan}
                 row |= {"value": estimate.value, "value_low": estimate.low, "value_high": estimate.high}
-                if method not in ("base", "grpo") and len(change := (mine - seeds.get("grpo", mine.iloc[:0])).dropna()):
-                    change = mean_over_seeds(change)
-                    row |= {"minus_grpo": change.value, "minus_grpo_low": change.low, "minus_grpo_high": change.high}
+                full = seeds.get("grpo", mine.iloc[:0])
+                change = (mine / full if column == "kl_to_base" else mine - full).dropna()
+                if method not in ("base", "grpo") and len(change):
+                    against, change = "times_grpo" if column == "kl_to_base" else "minus_grpo", _mean(change, column)
+                    row |= {against: change.value, f"{against}_low": change.low, f"{against}_high": change.high}
                 rows.append(row)
     return pd.DataFrame(rows)
 
 
 def draw_effects(tables: Tables, profile: str, table: pd.DataFrame) -> Figure:
-    """A row for each task, a panel for each measure that says something there: a dot per seed, mean and interval."""
-    runs, tasks = _runs(tables, profile), list(table["task"].unique())
-    wide = int(table.groupby("task")["measure"].nunique().max())
-    figure, axes = p.panels("What training changed besides test accuracy", wide, rows=len(tasks), width=2.55, height=2.6)
-    for row, task in zip(axes, tasks, strict=True):
-        shown = [one for one in _MEASURES if ((table["task"] == task) & (table["column"] == one[0])).any()]
-        for axis, (column, label, _, factor, _) in zip(row, shown, strict=False):
-            _measure(axis, runs[runs["task"] == task], column, factor, trained_in(runs["method"]))
-            axis.set_ylabel(label, fontsize=9)
-        for axis in row[len(shown) :]:
-            axis.remove()
-        row[0].set_title(f"trained on {TASK_LABELS[task]}", loc="left")
-    text = f"{p.about(profile)} Hollow: {p.seeds_of(runs)}; filled: their mean; dashed: the base. {p.BARS} Axes differ in "
-    text += "scale. A method regularises if it drifts less and loses less elsewhere at equal test accuracy, not by learning less."
-    return p.caption(figure, text)
+    """A panel for each measure, in it the settings in which it says something: a dot per seed, mean and interval."""
+    runs = _runs(tables, profile)
+    methods = [method for method in trained_in(runs["method"]) if (table["method"] == method).any()]
+    shown = [one for one in _MEASURES if (table["column"] == one[0]).any()]
+    columns = min(3, len(shown))
+    size = {"rows": math.ceil(len(shown) / columns), "width": p.PAGE_WIDTH / 3, "height": 2.9}
+    figure, axes = p.panels("What training changed besides test accuracy", columns, **size)
+    for axis in axes.flat[len(shown) :]:
+        axis.remove()
+    for axis, (column, label, _, factor, _) in zip(axes.flat, shown, strict=False):
+        _measure(axis, runs.assign(value=factor * runs[column]), table[table["column"] == column], methods)
+        axis.set_ylabel(label, fontsize=9)
+        if column == "kl_to_base":
+            axis.set_yscale("log")
+        elif column == "entropy":
+            axis.set_ylim(0, None)
+    p.legend_beside(figure, axes.flat[: len(shown)])
+    text = f"{p.about(profile)} Below each group: what was trained on. Hollow: {p.seeds_of(runs)}; filled: their mean (of the KL "
+    text += f"the geometric mean); dashed: the base. {p.BARS} Axes differ in scale. A method regularises if it drifts less and "
+    return p.caption(figure, text + "loses less elsewhere at equal test accuracy, not by learning less.")
 
 
-def _measure(axis: Axes, runs: pd.DataFrame, column: str, factor: float, methods: Sequence[str]) -> None:
-    if column != "kl_to_base":
-        p.base_line(axis, factor * runs.loc[runs["method"] == "base", column].mean(), label=None)
-    for place, method in enumerate(methods):
-        own = runs[(runs["method"] == method) & runs[column].notna()]
-        if own.empty:
-            continue
-        values, colour, marker = factor * own[column], p.COLOURS[method], p.MARKERS[method]
-        spread = np.linspace(-0.18, 0.02, len(own)) if len(own) > 1 else np.zeros(1)
-        p.dots(axis, place + spread, values, own, colour, marker)
-        axis.plot(place + 0.22, values.mean(), marker, color=colour, markersize=6.5, zorder=4)
-        p.seed_bar(axis, place + 0.22, values, colour)
-    axis.set_xticks(range(len(methods)), [METHOD_LABELS[method] for method in methods], fontsize=8)
-    axis.set_xlim(-0.5, len(methods) - 0.4)
-    if column in ("kl_to_base", "entropy"):
-        axis.set_ylim(0, None)
-
-
-def _difference(value: float, column: str) -> str:
-    return f"{'+' * (value > 0)}{number(value)} nats" if column in ("kl_to_base", "entropy") else points(value)
+def _measure(axis: Axes, runs: pd.DataFrame, table: pd.DataFrame, methods: Sequence[str]) -> None:
+    """One measure (column ``value``), a group for each setting, in it the methods side by side."""
+    settings, step = list(table["setting"].unique()), 0.8 / len(methods)
+    for place, setting in enumerate(settings):
+        here, means = runs[runs["setting"] == setting], table[table["setting"] == setting].set_index("method")
+        if "base" in means.index:
+            ends, look = [place - 0.45, place + 0.45], {"color": p.COLOURS["base"], "linestyle": (0, (4, 2)), "linewidth": 1.2}
+            axis.plot(ends, [means.loc["base", "value"]] * 2, zorder=1, **look)
+        for number_, method in enumerate(name for name in methods if name in means.index):
+            left, colour, marker = place - 0.4 + number_ * step, p.COLOURS[method], p.MARKERS[method]
+            own, row = here[(here["method"] == method) & here["value"].notna()], means.loc[method]
+            spread = np.linspace(0.1, 0.55, len(own)) if len(own) > 1 else np.full(1, 0.3)
+            p.dots(axis, left + step * spread, own["value"], own, colour, marker, size=10)
+            axis.plot(left + 0.8 * step, row["value"], marker, color=colour, markersize=5.5, zorder=4, label=METHOD_LABELS[method])
+            if row["seeds"] >= p.SEEDS_FOR_A_BAR:
+                axis.plot([left + 0.8 * step] * 2, [row["value_low"], row["value_high"]], color=colour, lw=2, alpha=0.6, zorder=2)
+    axis.set_xticks(range(len(settings)), [textwrap.fill(SETTING_LABELS[setting], 12) for setting in settings], fontsize=8)
+    axis.set_xlim(-0.5, len(settings) - 0.5)
+    axis.grid(axis="x", visible=False)
 
 
 def say_effects(table: pd.DataFrame) -> list[str]:
     """Where a sparse method is clearly better or worse than full-token GRPO, seeds in pairs."""
-    compared = table[(table["better"] != 0) & table["minus_grpo"].notna()] if "minus_grpo" in table else table.iloc[:0]
-    if compared.empty:
+    parts: dict[str, list[str]] = {"better": [], "worse": []}
+    compared = False
+    for (method, setting), own in table[table["better"] != 0].groupby(["method", "setting"], sort=False):
+        names: dict[str, list[str]] = {"better": [], "worse": []}
+        for row in own.to_dict("records"):
+            against, same = ("times_grpo", 1.0) if row["column"] == "kl_to_base" else ("minus_grpo", 0.0)
+            if pd.isna(row.get(against)):
+                continue
+            compared, higher = True, row[against] > same
+            if row[f"{against}_low"] > same or row[f"{against}_high"] < same:
+                change = f"{number(row[against])} times" if same else points(row[against])
+                names["better" if higher == (row["better"] > 0) else "worse"].append(f"{row['measure']} {change}")
+        for word in parts:
+            if names[word]:
+                parts[word].append(f"{METHOD_LABELS[method]} trained on {SETTING_LABELS[setting]} ({listing(names[word])})")
+    if not compared:
         return ["No sparse method was run under the same seeds as full-token GRPO."]
-    gain = compared["better"] * compared["minus_grpo"]
-    clear = (compared["minus_grpo_low"] > 0) | (compared["minus_grpo_high"] < 0)
-    said = []
-    for word, chosen in (("better", compared[clear & (gain > 0)]), ("worse", compared[clear & (gain < 0)])):
-        parts = []
-        for (method, task), own in chosen.groupby(["method", "task"], sort=False):
-            names = [f"{row.measure} {_difference(row.minus_grpo, row.column)}" for row in own.itertuples()]
-            parts.append(f"{METHOD_LABELS[method]} trained on {TASK_LABELS[task]} ({listing(names)})")
-        said.append(f"Clearly {word} than GRPO is {'; '.join(parts) or 'no sparse method in anything measured here'}.")
-    return said
+    return [
+        f"Clearly {word} than GRPO is {'; '.join(said) or 'no sparse method in anything measured here'}."
+        for word, said in parts.items()
+    ]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import itertools
+import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from replication.names import METHOD_LABELS
+from replication.names import METHOD_LABELS, SETTING_LABELS
 from replication.report.wording import counted
 from replication.runs import atomic_write
 from replication.statistics import mean_over_seeds
@@ -47,6 +48,8 @@ SELECTOR_COLOURS = {
     "latest": "#000000", "entropy": "#E69F00",
 }  # fmt: skip
 SELECTOR_MARKERS = {"all": "o", "rule": "s", "trie": "^", "random": "v", "earliest": "<", "latest": ">", "entropy": "P"}
+#: Inches that panels side by side may take, so that a figure with its legend is read unscaled at 1280 pixels.
+PAGE_WIDTH = 11.0
 #: Fewer seeds than this have dots and a mean but no interval, which would be mostly a guess.
 SEEDS_FOR_A_BAR = 5
 BARS = f"Bars: 95 % t interval over seeds, from {SEEDS_FOR_A_BAR} seeds on."
@@ -70,10 +73,29 @@ def panels(title: str, count: int, *, rows: int = 1, width: float = 4.3, height:
     return figure, figure.subplots(rows, count, squeeze=False)
 
 
-def legend_beside(figure: Figure, axes: np.ndarray) -> None:
+def setting_panels(
+    title: str, settings: Sequence[str], *, width: float = 4.3, height: float = 3.5
+) -> tuple[Figure, dict[str, Axes]]:
+    """A figure with a titled panel for each setting, two in a row where all in one row would be too wide for a page."""
+    columns = len(settings) if len(settings) * width <= PAGE_WIDTH else 2
+    figure, axes = panels(title, columns, rows=math.ceil(len(settings) / columns), width=width, height=height)
+    for axis in axes.flat[len(settings) :]:
+        axis.remove()
+    by_setting = dict(zip(settings, axes.flat, strict=False))
+    for setting, axis in by_setting.items():
+        axis.set_title(SETTING_LABELS[setting], loc="left")
+    return figure, by_setting
+
+
+def column_width(settings: Sequence[str]) -> float:
+    """Inches of a panel where each setting has a column of its own."""
+    return min(4.3, PAGE_WIDTH / len(settings))
+
+
+def legend_beside(figure: Figure, axes: Iterable[Axes]) -> None:
     """One legend for all panels, right of them, where it covers nothing."""
     entries: dict[str, Any] = {}
-    for axis in axes.flat:
+    for axis in np.ravel(list(axes)):
         entries |= {label: handle for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     figure.set_figwidth(figure.get_figwidth() + 1.8)
     figure.legend(list(entries.values()), list(entries), loc="outside right upper")
@@ -174,7 +196,7 @@ def about(profile: str) -> str:
 
 def seeds_of(runs: pd.DataFrame, *point: str) -> str:
     """How many seeds the points of a figure have, "5 seeds" or "3 to 5 seeds", and how many runs are crossed, and why."""
-    counts = runs[runs["method"] != "base"].groupby(["task", "method", *point], dropna=False)["seed"].nunique()
+    counts = runs[runs["method"] != "base"].groupby(["setting", "method", *point], dropna=False)["seed"].nunique()
     if counts.empty:
         return "no trained runs"
     text = counted(counts.max(), "seed") if counts.min() == counts.max() else f"{counts.min()} to {counts.max()} seeds"

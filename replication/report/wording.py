@@ -10,9 +10,10 @@ from typing import Any
 import pandas as pd
 from markupsafe import Markup
 
-from replication.names import ABLATION_LABELS, METHOD_LABELS, TASK_LABELS
+from replication.names import ABLATION_LABELS, METHOD_LABELS, SETTING_LABELS, TASK_LABELS
 
-_NAMES = {"task": TASK_LABELS, "method": METHOD_LABELS, "ablation": ABLATION_LABELS, "a": METHOD_LABELS, "b": METHOD_LABELS}
+_NAMES = {"task": TASK_LABELS, "setting": SETTING_LABELS, "ablation": ABLATION_LABELS}
+_NAMES |= dict.fromkeys(("method", "a", "b"), METHOD_LABELS)
 #: Heads of columns whose name alone does not tell the unit or the meaning.
 _HEADS = {
     "accuracy": "test accuracy, %", "sampled_accuracy": "sampled, %", "validation_accuracy": "validation, %",

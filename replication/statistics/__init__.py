@@ -20,6 +20,7 @@ from replication.statistics.accuracies import (
     scores,
     seed_spread,
     table,
+    with_setting,
 )
 from replication.statistics.agreement import compare_tables
 from replication.statistics.claims import Claim, load_claims
@@ -85,4 +86,5 @@ __all__ = [
     "tuning",
     "verdicts",
     "wilson",
+    "with_setting",
 ]

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from replication.errors import UserError
-from replication.names import ENDED, HEADLINE, METHODS, SCHEMA_VERSION, TASKS
+from replication.names import ENDED, HEADLINE, METHODS, SCHEMA_VERSION, SETTING_LABELS, SETTINGS
 from replication.randomness import numpy_stream
 from replication.statistics.intervals import Estimate, bootstrap, design_effect, mean_over_items, mean_over_seeds, wilson
 
@@ -23,18 +23,20 @@ Tables = Mapping[str, pd.DataFrame]
 
 #: The model of each scale itself: not its siblings, trained on or quantised, and not a small stand-in of a dry run.
 SCALE_MODELS = {"paper": "Qwen2-1.5B", "small": "Qwen2.5-0.5B-Instruct", "nano": "nano"}
-_ORDER = {name: place for place, name in enumerate((*TASKS, *METHODS))}
+_ORDER = {name: place for place, name in enumerate((*SETTINGS, *METHODS))}
+_BROKEN = ("diverged", "collapsed")
 _RIGHT = {"1": 1.0, "1.0": 1.0, "true": 1.0, "0": 0.0, "0.0": 0.0, "false": 0.0}
 
 
 def table(tables: Tables, name: str, columns: Sequence[str]) -> pd.DataFrame:
-    """Table ``name`` with at least ``columns``; absent or without rows, it comes back empty.
+    """Table ``name`` with at least ``columns``; absent or without rows, it comes back empty. Runs come with their ``setting``.
 
     Raises UserError if it has rows and lacks a column (naming it) or carries another schema_version.
     """
     frame = tables.get(name)
     if frame is None or len(frame) == 0:
-        return pd.DataFrame({column: pd.Series(dtype=object) for column in columns})
+        empty = pd.DataFrame({column: pd.Series(dtype=object) for column in columns})
+        return with_setting(empty) if name == "runs" else empty
     for column in columns:
         if column not in frame.columns:
             raise UserError(f"{name}.csv has no column {column}: rebuild the tables with `make report`")
@@ -42,18 +44,24 @@ def table(tables: Tables, name: str, columns: Sequence[str]) -> pd.DataFrame:
         for version in pd.unique(frame["schema_version"]):
             if str(version) not in (str(SCHEMA_VERSION), f"{SCHEMA_VERSION}.0"):
                 raise UserError(f"{name}.csv has schema_version {version}, this code reads {SCHEMA_VERSION}: rebuild the tables")
-    return frame
+    return with_setting(frame) if name == "runs" else frame
+
+
+def with_setting(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows that have a task, with the column ``setting``: the task, followed by a blank and ``asides`` where a row has them."""
+    asides = rows["asides"] if "asides" in rows else pd.Series(np.nan, index=rows.index, dtype=object)
+    return rows.assign(setting=rows["task"].where(asides.isna(), rows["task"].astype(str) + " " + asides.astype(str)))
 
 
 def ended(runs: pd.DataFrame) -> pd.DataFrame:
-    """The runs that have an end result, by task, method and seed."""
+    """The runs that have an end result, by setting, method and seed."""
     runs = runs[runs["status"].isin(ENDED) & runs["accuracy"].notna()]
-    return runs.sort_values(["task", "method", "seed", "run_id"], key=_ranks, kind="stable")
+    return runs.sort_values(["setting", "method", "seed", "run_id"], key=_ranks, kind="stable")
 
 
 def _ranks(column: pd.Series) -> pd.Series:
-    """Tasks and methods by their place in ``names``; those of a reader's own come after them, by name."""
-    return column.map(lambda name: (_ORDER.get(name, len(_ORDER)), name)) if column.name in ("task", "method") else column
+    """Settings and methods by their place in ``names``; those of a reader's own come after them, by name."""
+    return column.map(lambda name: (_ORDER.get(name, len(_ORDER)), name)) if column.name in ("setting", "method") else column
 
 
 def rows_of(tables: Tables, ablation: str, profile: str) -> pd.DataFrame:
@@ -84,11 +92,11 @@ def judged_runs(tables: Tables, scale: str) -> pd.DataFrame:
     if "model" in runs:
         keep &= runs["model"].astype(str).map(lambda model: counts_for(scale, model)).astype(bool)
     headline = runs[keep & (runs["ablation"] == HEADLINE)]
-    twice = headline.duplicated([*task_keys(headline), "method", "seed"])
+    twice = headline.duplicated(["setting", "method", "seed"])
     if twice.any():
         row = headline[twice].iloc[0]
         raise UserError(
-            f"runs.csv has two {HEADLINE} runs of {row['method']} on {row['task']} with seed {row['seed']}: "
+            f"runs.csv has two {HEADLINE} runs of {row['method']} on {SETTING_LABELS[row['setting']]} with seed {row['seed']}: "
             "keep the one at the tuned settings"
         )
     return runs[keep].assign(accuracy=pd.to_numeric(runs.loc[keep, "accuracy"], errors="coerce"))
@@ -98,11 +106,6 @@ def headline_runs(tables: Tables, scale: str) -> pd.DataFrame:
     """The headline runs of a scale that ended."""
     runs = judged_runs(tables, scale)
     return ended(runs[runs["ablation"] == HEADLINE])
-
-
-def task_keys(runs: pd.DataFrame) -> list[str]:
-    """The columns that tell tasks apart: task, and asides where there are runs of several conditions."""
-    return ["task", "asides"] if "asides" in runs and runs["asides"].nunique(dropna=False) > 1 else ["task"]
 
 
 def answers(tables: Tables, runs: pd.DataFrame) -> pd.DataFrame:
@@ -184,15 +187,15 @@ def per_seed(runs: pd.DataFrame, column: str) -> pd.Series:
 
 
 def seed_spread(tables: Tables, scale: str = "nano") -> pd.DataFrame:
-    """Per task and method, two kinds of uncertainty side by side instead of one undefined "±".
+    """Per setting and method, two kinds of uncertainty side by side instead of one undefined "±".
 
-    Columns task, method, seeds, items, mean, seed_sd, seed_min, seed_max (how much training under another seed changes the
+    Columns setting, method, seeds, items, mean, seed_sd, seed_min, seed_max (how much training under another seed changes the
     accuracy; sd with ddof 1, NaN for one seed), items_low, items_high (what another test set could change for these very
     policies: the t interval over templates and items of the items' means over seeds; one seed without templates: Wilson's),
-    design_effect, diverged. All in fractions.
+    design_effect, diverged, collapsed (numbers of runs). All else in fractions.
     """
     runs, rows = headline_runs(tables, scale), []
-    for key, own in runs.groupby([*task_keys(runs), "method"], sort=False, dropna=False):
+    for key, own in runs.groupby(["setting", "method"], sort=False):
         matrix = answers(tables, own)
         if matrix.size == 0:
             continue
@@ -205,6 +208,6 @@ def seed_spread(tables: Tables, scale: str = "nano") -> pd.DataFrame:
             low, high = max(over_items.low, 0.0), min(over_items.high, 1.0)
         effect = design_effect(of_item, templates) if known else float("nan")
         spread = (of_seed.mean(), of_seed.std(ddof=1), of_seed.min(), of_seed.max())
-        rows.append((*key, seeds, items, *spread, low, high, effect, int((own["status"] == "diverged").sum())))
+        rows.append((*key, seeds, items, *spread, low, high, effect, *((own["status"] == status).sum() for status in _BROKEN)))
     columns = ["method", "seeds", "items", "mean", "seed_sd", "seed_min", "seed_max", "items_low", "items_high"]
-    return pd.DataFrame(rows, columns=[*task_keys(runs), *columns, "design_effect", "diverged"])
+    return pd.DataFrame(rows, columns=["setting", *columns, "design_effect", *_BROKEN])

@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from replication.names import METHOD_LABELS, trained_in
+from replication.names import METHOD_LABELS, TUNING_SEED, trained_in
 from replication.randomness import numpy_stream
-from replication.statistics.accuracies import Tables, answers, headline_runs, rows_of, task_keys, templates_of
+from replication.statistics.accuracies import Tables, answers, headline_runs, rows_of, templates_of
 from replication.statistics.intervals import Estimate, bootstrap, holm, mcnemar
 from replication.statistics.rates import at_best_rate
 
@@ -53,21 +53,20 @@ def difference(tables: Tables, left: pd.DataFrame, right: pd.DataFrame, *, seed:
     return bootstrap(a, b, rng, templates=templates_of(a))
 
 
-def _by_task(tables: Tables, scale: str) -> Iterator[tuple[tuple[str, ...], list[str], dict[str, pd.DataFrame]]]:
-    """Key and key columns of each task of the headline, and its runs by method, in the order of ``names``."""
-    runs = headline_runs(tables, scale)
-    for key, own in runs.groupby(task_keys(runs), sort=False, dropna=False):
-        yield key, task_keys(runs), {method: mine for method, mine in own.groupby("method", sort=False)}
+def _by_setting(tables: Tables, scale: str) -> Iterator[tuple[str, dict[str, pd.DataFrame]]]:
+    """Each setting of the headline, and its runs by method, in the order of ``names``."""
+    for setting, own in headline_runs(tables, scale).groupby("setting", sort=False):
+        yield setting, {method: mine for method, mine in own.groupby("method", sort=False)}
 
 
 def paired_tests(tables: Tables, scale: str = "nano") -> pd.DataFrame:
-    """Exact McNemar tests of every two methods on every task, seed by seed, items in pairs; Holm within a task and pair.
+    """Exact McNemar tests of every two methods in every setting, seed by seed, items in pairs; Holm within a setting and pair.
 
-    Columns task, a, b, seed, items, only_a, only_b, p, p_holm. A base run without a seed of its own is paired with every seed.
+    Columns setting, a, b, seed, items, only_a, only_b, p, p_holm. A base run without a seed of its own is paired with every seed.
     The test takes the items of one policy as independent, which those of one template are not.
     """
     rows: list[dict[str, Any]] = []
-    for key, names, methods in _by_task(tables, scale):
+    for setting, methods in _by_setting(tables, scale):
         for a, b in combinations([method for method in ("base", *trained_in(methods)) if method in methods], 2):
             left, right = pair(tables, methods[a], methods[b])
             if left.size == 0 or right.size == 0:
@@ -76,77 +75,82 @@ def paired_tests(tables: Tables, scale: str = "nano") -> pd.DataFrame:
             for seed in right.index:
                 x, y = left.loc[seed if a != "base" else left.index[0]].to_numpy(), right.loc[seed].to_numpy()
                 only_a, only_b = int(np.sum(x > y)), int(np.sum(y > x))
-                test = {"a": a, "b": b, "seed": seed, "items": len(x), "only_a": only_a, "only_b": only_b}
-                tests.append(dict(zip(names, key, strict=True)) | test | {"p": mcnemar(only_a, only_b)})
+                test = {"setting": setting, "a": a, "b": b, "seed": seed, "items": len(x), "only_a": only_a, "only_b": only_b}
+                tests.append(test | {"p": mcnemar(only_a, only_b)})
             adjusted = holm([test["p"] for test in tests])
             rows += [test | {"p_holm": p} for test, p in zip(tests, adjusted, strict=True)]
-    return pd.DataFrame(rows, columns=None if rows else ["task", "a", "b", "seed", "items", "only_a", "only_b", "p", "p_holm"])
+    return pd.DataFrame(rows, columns=None if rows else ["setting", "a", "b", "seed", "items", "only_a", "only_b", "p", "p_holm"])
 
 
 def detectable_differences(tables: Tables, scale: str = "nano", power: float = 0.8) -> pd.DataFrame:
     """The smallest difference of each sparse method to full-token GRPO that these seeds and items would show with this power.
 
     The half-width of the 95 % interval of the paired difference, times 1 + z(power) / z(0.975): a true difference of that size
-    has an interval without 0 so often. Columns task, method, seeds, items, difference, low, high, equal_within (see
+    has an interval without 0 so often. Columns setting, method, seeds, items, difference, low, high, equal_within (see
     ``Estimate``), design_effect, detectable, in points.
     """
     rows = []
-    for key, names, methods in _by_task(tables, scale):
+    for setting, methods in _by_setting(tables, scale):
         for method in [method for method in ("s_grpo", "t_spmo") if method in methods and "grpo" in methods]:
             gap = _gap(tables, methods[method], methods["grpo"])
             if gap:
                 half = (gap["high"] - gap["low"]) / 2
                 gap["detectable"] = half * (1 + stats.norm.ppf(power) / stats.norm.ppf(0.975))
-                rows.append(dict(zip(names, key, strict=True)) | {"method": method} | gap)
-    table = pd.DataFrame(rows, columns=None if rows else ["task", "method", *_GAP, "detectable"])
+                rows.append({"setting": setting, "method": method} | gap)
+    table = pd.DataFrame(rows, columns=None if rows else ["setting", "method", *_GAP, "detectable"])
     return table.rename(columns={"gap": "difference"})
 
 
 def rank_gap_table(tables: Tables, profile: str) -> pd.DataFrame:
-    """Per task, rank and sparse method: its accuracy minus that of full-token GRPO in points, each at its own best rate.
+    """Per setting, rank and sparse method: its accuracy minus that of full-token GRPO in points, each at its own best rate.
 
     With the interval of the paired difference; that the rates were chosen is not part of it.
     """
     runs, out = rows_of(tables, "lora_rank", profile), []
-    for (task, rank), own in runs.groupby(["task", "lora_rank"], sort=True) if len(runs) else ():
+    for (setting, rank), own in runs.groupby(["setting", "lora_rank"], sort=False) if len(runs) else ():
         at_best = {method: at_best_rate(mine) for method, mine in own.groupby("method")}
         for method in [method for method in ("s_grpo", "t_spmo") if method in at_best and "grpo" in at_best]:
-            row = {"task": task, "rank": int(rank), "method": METHOD_LABELS[method]}
+            row = {"setting": setting, "rank": int(rank), "method": METHOD_LABELS[method]}
             out.append(row | _gap(tables, at_best[method], at_best["grpo"]))
-    return pd.DataFrame(out, columns=["task", "rank", "method", *_GAP])
+    return pd.DataFrame(out, columns=["setting", "rank", "method", *_GAP])
 
 
 def selection_gap_table(tables: Tables, profile: str) -> pd.DataFrame:
     """What it matters which tokens are credited, and how they are weighed: contrasts of the token fraction, in points.
 
-    Columns setting, reference, share (percent of the tokens) and the gap with the interval of the paired difference: each rule
-    that picks a share of the tokens minus picking as many at random; the highest entropy minus all tokens; S-GRPO's own rule
-    minus the random share nearest to its own; and S-GRPO with the other denominator minus itself.
+    Columns setting, tokens, reference, share (percent of the tokens) and the gap with the interval of the paired difference: each
+    rule that picks a share of the tokens minus picking as many at random; the highest entropy minus all tokens; S-GRPO's own rule
+    minus the random share nearest to its own; and S-GRPO with the other denominator minus itself. Without the runs that tuned a
+    rate.
     """
     runs, out = rows_of(tables, "token_fraction", profile), []
+    runs = runs[runs["seed"] < TUNING_SEED]
+    for setting, own in runs.groupby("setting", sort=False) if "token_share" in runs else ():
+        for tokens, reference, share, left, right in _contrasts(own):
+            row = {"setting": setting, "tokens": tokens, "reference": reference, "share": 100 * share}
+            out.append(row | _gap(tables, left, right))
+    return pd.DataFrame(out, columns=["setting", "tokens", "reference", "share", *_GAP])
 
-    def contrast(setting: str, reference: str, share: float, left: pd.DataFrame, right: pd.DataFrame) -> None:
-        out.append({"setting": setting, "reference": reference, "share": 100 * share, **_gap(tables, left, right)})
 
-    if len(runs) and "token_share" in runs:
-        picked, full = runs[runs["token_share"].notna()], runs[runs["method"] == "grpo"]
-        chance = {share: own for share, own in picked[picked["selector"] == "random"].groupby("token_share")}
-        for (selector, share), own in picked[picked["selector"] != "random"].groupby(["selector", "token_share"], sort=True):
-            if share in chance:
-                contrast(_TOKENS.get(selector, selector), "random ones", share, own, chance[share])
-        for share, own in picked[picked["selector"] == "entropy"].groupby("token_share") if len(full) else ():
-            contrast(_TOKENS["entropy"], "all tokens", share, own, full)
-        rule = runs[(runs["method"] == "s_grpo") & runs["token_share"].isna()]
-        # As the headline runs it: with the cap and the usual denominator.
-        usual, other = rule[(rule["denominator"] == "kept") & rule["max_kept_tokens"].notna()], rule[rule["denominator"] != "kept"]
-        if len(usual) and chance:
-            kept = usual["kept_fraction"].mean()
-            nearest = min(chance, key=lambda share: abs(share - kept))
-            contrast("the tokens of S-GRPO's rule", f"{100 * nearest:g} % at random", kept, usual, chance[nearest])
-        if len(usual) and len(other):
-            kept = other["kept_fraction"].mean()
-            contrast("S-GRPO with weights by all tokens of a completion", "by the kept ones", kept, other, usual)
-    return pd.DataFrame(out, columns=["setting", "reference", "share", *_GAP])
+def _contrasts(runs: pd.DataFrame) -> Iterator[tuple[str, str, float, pd.DataFrame, pd.DataFrame]]:
+    """Names of both sides, share of the tokens, and the runs of both sides, for each contrast in one setting."""
+    picked, full = runs[runs["token_share"].notna()], runs[runs["method"] == "grpo"]
+    chance = {share: own for share, own in picked[picked["selector"] == "random"].groupby("token_share")}
+    for (selector, share), own in picked[picked["selector"] != "random"].groupby(["selector", "token_share"], sort=True):
+        if share in chance:
+            yield _TOKENS.get(selector, selector), "random ones", share, own, chance[share]
+    for share, own in picked[picked["selector"] == "entropy"].groupby("token_share") if len(full) else ():
+        yield _TOKENS["entropy"], "all tokens", share, own, full
+    rule = runs[(runs["method"] == "s_grpo") & runs["token_share"].isna()]
+    # As the headline runs it: with the cap and the usual denominator.
+    usual, other = rule[(rule["denominator"] == "kept") & rule["max_kept_tokens"].notna()], rule[rule["denominator"] != "kept"]
+    if len(usual) and chance:
+        kept = usual["kept_fraction"].mean()
+        nearest = min(chance, key=lambda share: abs(share - kept))
+        yield "the tokens of S-GRPO's rule", f"{100 * nearest:g} % at random", kept, usual, chance[nearest]
+    if len(usual) and len(other):
+        kept = other["kept_fraction"].mean()
+        yield "S-GRPO with weights by all tokens of a completion", "by the kept ones", kept, other, usual
 
 
 def _gap(tables: Tables, left: pd.DataFrame, right: pd.DataFrame) -> dict[str, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from replication.names import ENDED
-from replication.statistics.accuracies import RUN_COLUMNS, Tables, table, task_keys
+from replication.statistics.accuracies import RUN_COLUMNS, Tables, table
 
 #: A rate is about as good as the best if its validation accuracy is lower by at most this.
 NEAR = 0.05
@@ -15,14 +15,14 @@ _JUDGED = ("seeds", "diverged", "validation_accuracy", "accuracy", "chosen", "fo
 def tuning(tables: Tables) -> pd.DataFrame:
     """What the ablation learning_rate chose: every method at every rate, judged on the validation split alone.
 
-    Columns task (and asides, where there are several conditions), method, learning_rate, seeds, diverged, validation_accuracy,
-    accuracy (means over seeds, fractions), chosen (see ``best_rate``), and forgiving: highest divided by lowest rate of the
-    unbroken stretch of the grid around the chosen one that stays within ``NEAR`` of it on validation. Diverged runs count at
-    their last finite checkpoint; points without any validation accuracy cannot be chosen.
+    Columns setting, method, learning_rate, seeds, diverged, validation_accuracy, accuracy (means over seeds, fractions), chosen
+    (see ``best_rate``), and forgiving: highest divided by lowest rate of the unbroken stretch of the grid around the chosen one
+    that stays within ``NEAR`` of it on validation. Diverged runs count at their last finite checkpoint; points without any
+    validation accuracy cannot be chosen.
     """
     runs = table(tables, "runs", (*RUN_COLUMNS, "learning_rate", "validation_accuracy"))
     runs = runs[(runs["ablation"] == "learning_rate") & runs["status"].isin(ENDED)]
-    keys = [*task_keys(runs), "method"]
+    keys = ["setting", "method"]
     if runs.empty:
         return pd.DataFrame(columns=[*keys, "learning_rate", *_JUDGED])
     points = runs.assign(diverged=runs["status"] == "diverged").groupby([*keys, "learning_rate"], as_index=False, dropna=False).agg(
