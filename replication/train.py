@@ -133,10 +133,9 @@ def _train(config: ExperimentConfig, record: RunDirectory, task: Task, state: Tr
             clock.append(time.perf_counter())
             if step == first:
                 require_sampled_equals_scored(policy, config, groups)
-
             state.zero_grad()
 
-            # Judge, under a method that needs values: a critic gives each prefix its value, and takes its own gradient.
+            # Judge, under a method that needs values: the critic gives each prefix its value, and gets its own gradient.
             critic_row, judged = {}, 0
             if critic is not None:
                 groups, critic_row, judged = critic.judge(groups, method.targets, state.critic.scaler.scale)
