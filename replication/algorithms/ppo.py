@@ -34,7 +34,9 @@ class PPO:
 
     Args:
         gamma: discount of a token, from 0 to 1.
-        lam: lambda, from 0 (one-step temporal difference) to 1 (reward to go minus value).
+        lam: lambda, from 0 (one-step temporal difference) to 1 (reward to go minus value). Below 1 the reward at the end reaches a
+            token l places earlier with lam^l of its weight and a critic that has learnt nothing yet stands in for the rest, so the
+            default is 1.
         denominator: as in GRPO.
 
     Raises:
@@ -42,7 +44,7 @@ class PPO:
     """
 
     gamma: float = 1.0
-    lam: float = 0.95
+    lam: float = 1.0
     denominator: Literal["completion", "group_tokens"] = "completion"
     needs: ClassVar[tuple[str, ...]] = ("values",)
 
