@@ -41,12 +41,13 @@ class Critic:
         if not config.lora_rank:
             raise UserError(f"the critic of {config.method} is an adapter on a frozen base: set lora_rank to 1 or more")
         self.model, self.config = policy.model, config
+        width = self.model.config.get_text_config().hidden_size
+        dtype = torch.float64 if self.model.dtype == torch.float64 else torch.float32
+        # Both draw from the global generator: give them this run's stream and put the global state back.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream(config.seed, "init", ADAPTER).initial_seed())
             self.model.add_adapter(ADAPTER, copy.copy(self.model.peft_config["default"]))
-        width = self.model.config.get_text_config().hidden_size
-        dtype = torch.float64 if self.model.dtype == torch.float64 else torch.float32
-        self.head = nn.Linear(width, 1, device=self.model.device, dtype=dtype)
+            self.head = nn.Linear(width, 1, dtype=dtype).to(self.model.device)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
         with self._active():
