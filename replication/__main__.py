@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     run = command("run", "train and evaluate one run in this process, or resume it; a finished one is left alone")
     run.add_argument("--profile", required=True, help=PROFILE_HELP)
     run.add_argument("--task", required=True, help="word_problems, multiplication, svamp or jsonl")
-    run.add_argument("--method", required=True, help="base, grpo, s_grpo, t_spmo, or your own rule as module:object")
+    run.add_argument("--method", required=True, help="base, grpo, s_grpo, t_spmo, ppo, or your own rule as module:object")
     run.add_argument("--seed", type=int, required=True, help="the one seed, 0 or more")
     settings(run)
     run.add_argument("--out", type=Path, required=True, metavar="DIR", help="the run's own folder")

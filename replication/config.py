@@ -19,7 +19,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from replication.algorithms import GRPO, SELECTORS, SGRPO, TSPMO, BranchGRPO, SelectedGRPO
+from replication.algorithms import GRPO, PPO, SELECTORS, SGRPO, TSPMO, BranchGRPO, SelectedGRPO
 from replication.base_files import base_fingerprint, is_local
 from replication.errors import UserError
 from replication.names import METHODS, NANO_BASE, PROFILES, TASKS
@@ -31,12 +31,14 @@ _DENOMINATORS = {
     "grpo": ("completion", "group_tokens"),
     "s_grpo": ("kept", "completion"),
     "t_spmo": ("group", "transitions"),
+    "ppo": ("completion", "group_tokens"),
 }
 _SELECTORS = {
     "base": ("none",),
     "grpo": ("all", "all_and_branches"),
     "s_grpo": ("rule", *SELECTORS),
     "t_spmo": ("trie",),
+    "ppo": ("all",),
 }
 #: Both, of a rule of the reader's own.
 _OWN = ("own",)
@@ -44,6 +46,7 @@ _OWN = ("own",)
 _OWN_FIELDS = {
     "s_grpo": ("cutoff", "keep_probability", "max_kept_tokens", "token_share"),
     "t_spmo": ("replay_successes", "replay_failures"),
+    "ppo": ("gae_lambda", "critic_learning_rate"),
 }
 
 #: Settings that bound memory. The numbers of a run are the same but for rounding, so a run id has their defaults: a run can be
@@ -78,7 +81,7 @@ class ExperimentConfig(BaseModel):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "float32", description="dtype of the frozen weights, adapters are float32; auto = by what the device computes fast [R]"
     )
-    method: str = Field(description="base (evaluation only), grpo, s_grpo, t_spmo, or package.module:object with assign")
+    method: str = Field(description="base (evaluation only), grpo, s_grpo, t_spmo, ppo, or package.module:object with assign")
     seed: int = Field(0, ge=0, description="the one seed; all streams are derived from it")
 
     steps: int = Field(ge=0, description="optimizer steps [R]")
@@ -112,6 +115,11 @@ class ExperimentConfig(BaseModel):
     max_kept_tokens: int | None = Field(None, ge=1, description="k of S-GRPO; none = no limit [R]")
     replay_successes: int | None = Field(None, ge=0, description="T-SPMO: restarts from successful completions per group [R]")
     replay_failures: int | None = Field(None, ge=0, description="T-SPMO: restarts from failed completions per group [R]")
+
+    gae_lambda: float | None = Field(None, ge=0, le=1, description="PPO: lambda of the generalised advantage [R]")
+    critic_learning_rate: float | None = Field(
+        None, gt=0, le=1e30, description="PPO: learning rate of the critic; none = that of the policy [R]"
+    )
 
     scoring: Literal["packed", "dense"] = Field("packed", description="how log-probs are computed; the values are the same")
     token_budget: int = Field(
@@ -186,6 +194,8 @@ class ExperimentConfig(BaseModel):
             limit = self.max_new_tokens or completion_limit(self.task, self.digits)
             if rule and self.cutoff is not None and self.cutoff > limit:
                 raise ValueError(f"cutoff {self.cutoff} is over the {limit} tokens a completion can have: lower the cutoff")
+        if self.method == "ppo" and self.gae_lambda is None:
+            raise ValueError("PPO needs gae_lambda")
         if self.asides is not None and self.task != "word_problems":
             raise ValueError(f"asides is a setting of task word_problems: leave it out for {self.task}")
         if self.svamp_source is not None and self.task != "svamp":
@@ -279,6 +289,8 @@ class ExperimentConfig(BaseModel):
             return SGRPO(self.cutoff, self.keep_probability, self.max_kept_tokens, **shared)
         if self.method == "t_spmo":
             return TSPMO(denominator=self.denominator)
+        if self.method == "ppo":
+            return PPO(lam=self.gae_lambda, denominator=self.denominator)
         return load_rule(self.method) if is_own(self.method) else None
 
     def command(self, out: str | Path) -> str:

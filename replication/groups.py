@@ -22,7 +22,10 @@ SUCCESS = 0.5
 
 @dataclass(frozen=True)
 class Group:
-    """One problem, its completions and their rewards; replays (restarts from a forced prefix) stand after the originals."""
+    """One problem, its completions and their rewards; replays (restarts from a forced prefix) stand after the originals.
+
+    ``values`` are a critic's, one for each generated token; None without a critic.
+    """
 
     problem: Problem
     prompt: list[int]
@@ -30,6 +33,7 @@ class Group:
     texts: list[str]
     rewards: Tensor
     replay_starts: list[int] = field(default_factory=list)
+    values: list[list[float]] | None = None
 
     @property
     def completions(self) -> list[list[int]]:

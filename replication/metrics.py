@@ -22,7 +22,8 @@ def step_metrics(
     """The metrics of one step's rollouts and credits.
 
     reward: mean over the originals (replays aside). tied_groups: share of groups whose rewards are all equal. kept_fraction:
-    credited over generated tokens of the groups that do not tie; None if all tie. kept_share_all: the same over all groups.
+    credited over generated tokens of the groups that can teach, which are those that do not tie, and under a method that credits
+    tied groups too all of them; None if none can. kept_share_all: the same over all groups.
     entropy: mean over generated tokens, in nats. kl_to_base: k3 on all tokens of the step's first group, a cheap and noisy
     estimate, in nats. truncated: share of completions cut at the length limit. stopped: share that a stop string ended, for a
     task that has stop strings.
@@ -31,7 +32,8 @@ def step_metrics(
     rewards = [group.rewards[[i for i, start in enumerate(group.replay_starts) if not start]] for group in groups]
     entropies = [entropy for sample in originals for entropy in sample.entropies]
     generated = sum(group.generated_tokens for group in groups)
-    untied = sum(group.generated_tokens for group in groups if not group.is_tied)
+    taught = [group for group, credit in zip(groups, credits, strict=True) if len(credit) or not group.is_tied]
+    untied = sum(group.generated_tokens for group in taught)
     in_loss = sum(len(credit) for credit in credits)
     return {
         "reward": torch.cat(rewards).mean().item(),

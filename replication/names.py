@@ -17,9 +17,9 @@ NANO_BASE = DATA / "nano-base"
 
 PROFILES = ("smoke", "nano", "small", "paper")
 TASKS = ("word_problems", "multiplication", "svamp", "jsonl")
-METHODS = ("base", "grpo", "s_grpo", "t_spmo")
-#: The methods that train.
-TRAINED = METHODS[1:]
+#: The methods of the comparison, which every ablation trains.
+TRAINED = ("grpo", "s_grpo", "t_spmo")
+METHODS = ("base", *TRAINED, "ppo")
 #: The ablation whose runs the claims are judged by.
 HEADLINE = "full_vs_sparse"
 ABLATIONS = (HEADLINE, "learning_rate", "token_fraction", "lora_rank", "regimes", "replay")
@@ -43,7 +43,7 @@ class _Labels(dict[str, str]):
 
 
 #: How tables and sentences write them.
-METHOD_LABELS = _Labels(base="base", grpo="GRPO", s_grpo="S-GRPO", t_spmo="T-SPMO")
+METHOD_LABELS = _Labels(base="base", grpo="GRPO", s_grpo="S-GRPO", t_spmo="T-SPMO", ppo="PPO")
 TASK_LABELS = _Labels(word_problems="word problems", multiplication="multiplication", svamp="SVAMP", jsonl="own problems")
 SETTING_LABELS = TASK_LABELS | {
     "word_problems none": "word problems (no noise)",
@@ -61,5 +61,5 @@ ABLATION_LABELS = {
 
 
 def trained_in(methods: Iterable[str]) -> tuple[str, ...]:
-    """The methods that train, and after them those of a reader's own among ``methods``, by name."""
-    return (*TRAINED, *sorted(set(methods) - set(METHODS)))
+    """The methods of the comparison, and after them PPO and those of a reader's own among ``methods``, by name."""
+    return (*TRAINED, *sorted(set(methods) - {"base", *TRAINED}))

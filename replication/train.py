@@ -19,6 +19,7 @@ from replication.algorithms import TokenCredit
 from replication.base_files import base_fingerprint
 from replication.config import ExperimentConfig
 from replication.console import say
+from replication.critic import Critic
 from replication.errors import Diverged, Stopped, UserError
 from replication.evaluate import final_evaluation, validate
 from replication.groups import Group, sample_groups, training_batch
@@ -103,7 +104,11 @@ def run(config: ExperimentConfig, run_dir: str | Path, *, progress: bool | None 
 
 def _train(config: ExperimentConfig, record: RunDirectory, task: Task, state: TrainingState, progress: bool | None) -> None:
     method = config.build_method()
-    policy = state.policy
+    policy, critic = state.policy, None
+    if "values" in getattr(method, "needs", ()):
+        critic = Critic(policy, config)
+        critic_rate = config.critic_learning_rate or config.learning_rate
+        state.critic = TrainingState(critic, critic_rate)
     first, tensors = record.load_checkpoint() or (0, None)
     if tensors is not None:
         state.restore(tensors)
@@ -128,6 +133,12 @@ def _train(config: ExperimentConfig, record: RunDirectory, task: Task, state: Tr
             clock.append(time.perf_counter())
             if step == first:
                 require_sampled_equals_scored(policy, config, groups)
+            state.zero_grad()
+
+            # Judge, under a method that needs values: the critic gives each prefix its value, and gets its own gradient.
+            critic_row, judged = {}, 0
+            if critic is not None:
+                groups, critic_row, judged = critic.judge(groups, method.targets, state.critic.scaler.scale)
 
             # Credit: the only place where the methods differ.
             credits = [
@@ -141,12 +152,12 @@ def _train(config: ExperimentConfig, record: RunDirectory, task: Task, state: Tr
             ]
 
             # Score and differentiate, a part of the groups at a time; the gradient is the sum over the parts.
-            state.optimizer.zero_grad(set_to_none=True)
             loss, forwarded, scored = backward(config, policy, groups, credits, state.scaler.scale)
             clock.append(time.perf_counter())
 
             # Step, unless no group taught anything: momentum alone would still move the weights.
-            rate = config.learning_rate * min(1.0, (step + 1) / max(config.warmup_steps, 1))
+            warm = min(1.0, (step + 1) / max(config.warmup_steps, 1))
+            rate = config.learning_rate * warm
             learns = any(len(credit) for credit in credits)
             norm = state.step(loss, rate, config.max_grad_norm) if learns else None
             overflow = learns and norm is None
@@ -154,13 +165,15 @@ def _train(config: ExperimentConfig, record: RunDirectory, task: Task, state: Tr
                 raise Diverged(f"loss {loss} or its gradient is not finite at step {step + 1}: lower the learning rate")
             if overflow:
                 say(f"step {step + 1} is skipped: its gradient is not finite in {policy.dtype}")
+            if critic is not None:
+                state.critic.step(critic_row["value_loss"], critic_rate * warm, config.max_grad_norm)
             clock.append(time.perf_counter())
 
             # Record.
             row = {"step": step + 1, "loss": loss, "grad_norm": norm, "clipped": int((norm or 0.0) > config.max_grad_norm)}
             row |= {"skipped": int(norm is None), "learning_rate": rate, **step_metrics(policy, config, task, groups, credits)}
             row |= {"overflow": int(overflow)} if state.sixteen_bits else {}
-            record.append_metrics(row | {"tokens_forwarded": forwarded, "tokens_scored": scored})
+            record.append_metrics(row | critic_row | {"tokens_forwarded": forwarded + judged, "tokens_scored": scored})
             record.append_timings({"step": step + 1, **_durations(clock), **peak_memory()})
             bar.set_postfix(reward=f"{row['reward']:.2f}", refresh=False)
     except Stopped:

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from replication.critic import Critic
 from replication.models import Policy
 
 
@@ -14,16 +15,27 @@ class TrainingState:
     """All that changes during training: the trainable parameters, the optimizer, and the last parameters that were validated.
 
     Random streams are not part of it: they are functions of (seed, step).
+
+    Attributes:
+        policy: what is trained; a critic has a state of its own, with an optimizer of its own.
+        critic: the critic's state, for a method that needs values; its tensors are saved and restored with these.
     """
 
-    def __init__(self, policy: Policy, learning_rate: float) -> None:
+    def __init__(self, policy: Policy | Critic, learning_rate: float) -> None:
         self.policy = policy
         parameters = list(policy.trainable.values())
         self.optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0) if parameters else None
         self.validated: dict[str, Tensor] = {}
+        self.critic: TrainingState | None = None
         self.sixteen_bits = policy.dtype in ("float16", "bfloat16")
         # Without a factor on the loss, the gradient of a single token would be below the least number of float16.
         self.scaler = torch.amp.GradScaler(policy.model.device.type, enabled=policy.model.dtype == torch.float16)
+
+    def zero_grad(self) -> None:
+        """Forget the gradients of the step before."""
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.critic is not None:
+            self.critic.zero_grad()
 
     def step(self, loss: float, learning_rate: float, max_grad_norm: float) -> float | None:
         """Clip the gradient and move the parameters; returns the norm before clipping, in units of the loss.
@@ -59,6 +71,8 @@ class TrainingState:
                 found[f"optimizer/{key}/{name}"] = value
         if scaling := self.scaler.state_dict():
             found["scaler"] = torch.tensor([scaling["scale"], scaling["_growth_tracker"]], dtype=torch.float64)
+        if self.critic is not None:
+            found |= {f"critic/{name}": value for name, value in self.critic.tensors().items()}
         return found
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
@@ -74,3 +88,6 @@ class TrainingState:
         if "scaler" in tensors:
             scale, tracker = tensors["scaler"].tolist()
             self.scaler.load_state_dict({**self.scaler.state_dict(), "scale": scale, "_growth_tracker": int(tracker)})
+        if self.critic is not None:
+            mine = {name.removeprefix("critic/"): value for name, value in tensors.items() if name.startswith("critic/")}
+            self.critic.restore(mine)

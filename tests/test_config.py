@@ -69,6 +69,8 @@ OTHER_VALUES: dict[str, dict[str, Any]] = {
     "max_kept_tokens": {"max_kept_tokens": None},
     "replay_successes": {"replay_successes": 1},
     "replay_failures": {"replay_failures": 1},
+    "gae_lambda": {"gae_lambda": 0.5},
+    "critic_learning_rate": {"critic_learning_rate": 0.5},
     "scoring": {"scoring": "dense"},
     "token_budget": {"token_budget": 128},
     "activation_checkpointing": {"activation_checkpointing": True},
@@ -89,7 +91,8 @@ NO_PART = ("token_budget", "activation_checkpointing", "tensorboard")
 
 def another(base: Path, field: str) -> tuple[ExperimentConfig, ExperimentConfig]:
     """A config and the same with another value of ``field``."""
-    kind = "t_spmo" if field.startswith("replay_") else "s_grpo"
+    own = {"replay_successes": "t_spmo", "replay_failures": "t_spmo", "gae_lambda": "ppo", "critic_learning_rate": "ppo"}
+    kind = own.get(field, "s_grpo")
     config = tiny_config(base, kind)
     return config, make_config(**(config.model_dump() | OTHER_VALUES[field]))
 
@@ -104,6 +107,11 @@ BAD = [
         "cutoff is a setting of s_grpo alone: leave it out for grpo",
     ),
     ({"replay_failures": 1}, "replay_failures is a setting of t_spmo alone: leave it out for s_grpo"),
+    ({"gae_lambda": 0.5}, "gae_lambda is a setting of ppo alone: leave it out for s_grpo"),
+    (
+        {"method": "ppo", "cutoff": None, "keep_probability": None, "max_kept_tokens": None},
+        "PPO needs gae_lambda",
+    ),
     ({"speed": 3}, "speed is not a setting (known: profile, task"),
     ({"steps": -1}, "steps: Input should be greater than or equal to 0 (is -1)"),
     ({"steps": "many"}, "steps: Input should be a valid integer"),
@@ -160,7 +168,11 @@ def test_a_missing_field_is_named():
     [
         ("nana", {}, "unknown profile 'nana': choose one of smoke, nano, small, paper"),
         ("nano", {"task": "poems"}, "unknown task 'poems': choose one of word_problems, multiplication, svamp, jsonl"),
-        ("nano", {"method": "ppo"}, "unknown method 'ppo': choose one of base, grpo, s_grpo, t_spmo, or package.module:object"),
+        (
+            "nano",
+            {"method": "rloo"},
+            "unknown method 'rloo': choose one of base, grpo, s_grpo, t_spmo, ppo, or package.module:object",
+        ),
     ],
 )
 def test_unknown_names_are_refused_with_those_that_exist(profile, names, message):

@@ -211,7 +211,7 @@ def test_plain_peft_loads_the_saved_adapter(random_base, tmp_path, noisy, polici
     assert (ours - theirs).abs().max() < (1e-4 if merged else 1e-6)
 
 
-@pytest.mark.parametrize("kind", ["grpo", "s_grpo", "t_spmo", "full"])
+@pytest.mark.parametrize("kind", ["grpo", "s_grpo", "t_spmo", "ppo", "full"])
 @pytest.mark.parametrize("change", [{"scoring": "dense"}, {"token_budget": 64}], ids=str)
 def test_how_it_is_computed_does_not_change_what_comes_out(finished, random_base, tmp_path, noisy, kind, change):
     run(tiny_config(random_base, kind, **change), tmp_path / "run")
@@ -254,6 +254,39 @@ def test_a_run_that_always_ties_ends_as_the_base(random_base, tmp_path):
     assert summary.kept_fraction is None and summary.kept_share_all == 0 and summary.tokens_in_loss == 0
     assert summary.kl_to_base == pytest.approx(0, abs=1e-9)
     assert {row["kept_fraction"] for row in steps(tmp_path / "run")} == {None}
+
+
+def test_groups_that_tie_still_teach_ppo_and_its_critic(random_base, tmp_path, monkeypatch):
+    """Its baseline is the critic's, which does not know yet that every answer is right."""
+    monkeypatch.setattr(groups, "reward", lambda *_: 1.0)
+    saved = saved_steps(monkeypatch)
+    summary = run(tiny_config(random_base, "ppo", checkpoint_every=1), tmp_path / "run")
+    rows = steps(tmp_path / "run")
+    assert all(row["tied_groups"] == 1 and row["skipped"] == 0 and row["kept_fraction"] == 1 for row in rows)
+    assert all(row["tokens_in_loss"] == row["tokens_untied"] == row["tokens_generated"] for row in rows)
+    assert summary.kept_fraction == 1 and summary.skipped_steps == 0
+    moving = [name for name in saved[2] if name.startswith(("parameter/", "critic/parameter/"))]
+    assert any(name.startswith("critic/") for name in moving)
+    assert all(not torch.equal(saved[4][name], saved[2][name]) for name in moving)
+    assert rows[0]["value_loss"] == 1 and rows[-1]["value_loss"] < 0.9, "at first every value is 0"
+    assert {row["explained_variance"] for row in rows} == {None}
+
+
+def test_a_critic_is_recorded_and_leaves_no_trace_in_the_adapter(finished, random_base):
+    from peft import PeftModel
+
+    for kind, folder in finished.items():
+        has = [{"value_loss", "explained_variance"} & row.keys() for row in steps(folder)]
+        assert all(len(found) == (2 if kind == "ppo" else 0) for found in has)
+    ppo, grpo = finished["ppo"], finished["grpo"]
+    first = steps(ppo)[0]
+    assert first["explained_variance"] == 0, "at first every value is 0"
+    # The critic reads what the policy reads: its pass costs as many tokens again.
+    assert first["tokens_forwarded"] == 2 * steps(grpo)[0]["tokens_forwarded"]
+    files = [sorted(path.relative_to(folder).as_posix() for path in folder.rglob("adapter/**/*")) for folder in (ppo, grpo)]
+    assert files[0] == files[1]
+    plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(random_base), ppo / "adapter")
+    assert list(plain.peft_config) == ["default"] and not any("critic" in name for name, _ in plain.named_parameters())
 
 
 @pytest.mark.parametrize("kind", ["s_grpo", "full"])
@@ -307,5 +340,5 @@ def test_the_loop_knows_no_method_by_name():
     source = inspect.getsource(train)
     words = {node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
     words |= set(re.findall(r"\w+", "\n".join(line.split("#")[0] for line in source.splitlines() if "import" in line)))
-    assert not words & {*METHODS, "GRPO", "SGRPO", "TSPMO", "cutoff", "keep_probability", "replay_successes"}
+    assert not words & {*METHODS, "GRPO", "SGRPO", "TSPMO", "PPO", "cutoff", "keep_probability", "replay_successes"}
     assert inspect.getsource(train._train).count(".assign(") == source.count(".assign(") == 1

@@ -25,7 +25,8 @@ from tools import api
 COMMITTED = RESULTS / "nano"
 BENCH = RESULTS / "bench"
 #: Top-level modules in the order in which one run goes through them; those that serve all others come last.
-SPINE = ("config", "ablations", "train", "rollout", "groups", "objective", "evaluate", "metrics", "training_state", "scoring_check")
+SPINE = ("config", "ablations", "train", "rollout", "groups", "critic", "objective", "evaluate", "metrics", "training_state")
+SPINE += ("scoring_check",)
 SERVICES = ("base_files", "own_code", "names", "errors", "randomness", "console", "signals", "__main__", "commands")
 
 

@@ -16,6 +16,7 @@ alpha       cutoff                   positions below it always enter the loss (S
 P           keep_probability         chance of a later token to enter (S-GRPO)
 k           max_kept_tokens          most tokens kept of one completion (S-GRPO)
 p, v        prefix, next token       a transition of the prefix trie (T-SPMO)
+V(i, t)     values[i][t]             what the critic expects of the prompt and the tokens before t (PPO)
 ==========  =======================  =====================================================================
 """
 
@@ -24,8 +25,21 @@ from __future__ import annotations
 from replication.algorithms.controls import SELECTORS, BranchGRPO, SelectedGRPO
 from replication.algorithms.credit import TokenCredit, every_token
 from replication.algorithms.grpo import GRPO
+from replication.algorithms.ppo import PPO
 from replication.algorithms.s_grpo import SGRPO
 from replication.algorithms.t_spmo import TSPMO
 from replication.algorithms.trie import Trie, build_trie
 
-__all__ = ["GRPO", "SELECTORS", "SGRPO", "TSPMO", "BranchGRPO", "SelectedGRPO", "TokenCredit", "Trie", "build_trie", "every_token"]
+__all__ = [
+    "GRPO",
+    "PPO",
+    "SELECTORS",
+    "SGRPO",
+    "TSPMO",
+    "BranchGRPO",
+    "SelectedGRPO",
+    "TokenCredit",
+    "Trie",
+    "build_trie",
+    "every_token",
+]

@@ -37,8 +37,10 @@ class _Cycle(dict[str, str]):
 
 
 #: Okabe-Ito, told apart by the colour-blind; each method also has its own marker, for print in grey.
-COLOURS = _Cycle("#CC79A7 #E69F00 #56B4E9 #000000", base="#595959", grpo="#0072B2", s_grpo="#D55E00", t_spmo="#009E73")
-MARKERS = _Cycle("v P X *", base="D", grpo="o", s_grpo="s", t_spmo="^")
+COLOURS = _Cycle(
+    "#CC79A7 #E69F00 #56B4E9 #000000", base="#595959", grpo="#0072B2", s_grpo="#D55E00", t_spmo="#009E73", ppo="#7F3C8D"
+)
+MARKERS = _Cycle("v P X *", base="D", grpo="o", s_grpo="s", t_spmo="^", ppo="p")
 SELECTOR_LABELS = {
     "all": "all tokens (GRPO)", "rule": "S-GRPO's rule", "trie": "trie (T-SPMO)", "random": "uniform random",
     "earliest": "earliest", "latest": "latest", "entropy": "highest entropy",

@@ -207,8 +207,9 @@ class RunDirectory:
         from safetensors import SafetensorError
 
         folder = self.path / "adapter"
-        # The embedding is never trained. Asked to find that out, PEFT looks for the base's config, also on the Hub.
-        how = {"save_embedding_layers": False} if isinstance(model, PeftModel) else {}
+        # The embedding is never trained. Asked to find that out, PEFT looks for the base's config, also on the Hub. A critic's
+        # adapter is of no use to anyone who wants the policy.
+        how = {"save_embedding_layers": False, "selected_adapters": ["default"]} if isinstance(model, PeftModel) else {}
         with explained(folder):
             try:
                 model.save_pretrained(folder, **how)

@@ -98,11 +98,51 @@ def score(
     return _dense(model, prompts, completions, credits, temperature)
 
 
-def _packed(model, prompts, completions, credits, temperature: float, token_budget: int) -> Scores:
+def prefix_states(
+    model: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[Sequence[int]]],
+    credits: Sequence[TokenCredit],
+    *,
+    strategy: Literal["packed", "dense"] = "packed",
+    token_budget: int = TOKEN_BUDGET,
+) -> tuple[Tensor, int]:
+    """The last hidden state of what stands before each credited token, and how many tokens went through the trunk for them.
+
+    Arguments and errors are those of ``score``; the output layer is not computed. Returns ((sum N, width), tokens), in the order
+    of the credits, in the model's dtype, differentiable.
+    """
+    _check(prompts, completions, credits, temperature=1.0)
+    if strategy == "packed" and why_not_packable(model) is None:
+        passes = list(_packed_passes(model, prompts, completions, credits, token_budget))
+        order = torch.argsort(torch.cat([made.output for made in passes])).to(_device(model))
+        states = torch.cat([made.hidden_U[made.which_N.to(made.hidden_U.device)] for made in passes])
+        return states[order], sum(made.tokens for made in passes)
+    parts, forwarded = [], 0
+    for prompt, group, credit in zip(prompts, completions, credits, strict=True):
+        if len(credit):
+            tokens_GL, mask_GL = _padded(prompt, group, _device(model))
+            hidden = unwrapped(model).base_model(input_ids=tokens_GL, attention_mask=mask_GL, use_cache=False).last_hidden_state
+            parts.append(hidden[credit.completion.to(hidden.device), credit.position.to(hidden.device) + len(prompt) - 1])
+            forwarded += sum(len(prompt) + len(tokens) for tokens in group)
+    return torch.cat(parts), forwarded
+
+
+class _Pass(NamedTuple):
+    """One batch of rows through the trunk: the distinct hidden states (U, width) that predict a credited token; of each token
+    which of them, its id, and its place in the order of the credits; and the tokens that went in, padding aside.
+    """
+
+    hidden_U: Tensor
+    which_N: Tensor
+    target_N: Tensor
+    output: Tensor
+    tokens: int
+
+
+def _packed_passes(model, prompts, completions, credits, token_budget: int) -> Iterator[_Pass]:
     causal_lm = unwrapped(model)
     device = _device(model)
-    parts, outputs = [], []
-    forwarded = scored = 0
     rows = pack_groups(prompts, completions, credits, token_budget // 4, width=causal_lm.config.hidden_size)
     for batch in batch_rows(rows, token_budget // 2):
         tokens, positions = collate(batch, device)
@@ -113,11 +153,19 @@ def _packed(model, prompts, completions, credits, temperature: float, token_budg
         length = tokens.shape[1]
         source = torch.cat([torch.from_numpy(row.source) + index * length for index, row in enumerate(batch)])
         target = torch.cat([torch.from_numpy(row.target) for row in batch])
+        output = torch.cat([torch.from_numpy(row.output) for row in batch])
         distinct, which = torch.unique(source, return_inverse=True)
-        parts.append(gathered_log_softmax(causal_lm, hidden.flatten(0, 1)[distinct.to(device)], which, target, temperature))
-        forwarded += sum(map(len, batch))
-        scored += len(distinct)
-        outputs += [torch.from_numpy(row.output) for row in batch]
+        yield _Pass(hidden.flatten(0, 1)[distinct.to(device)], which, target, output, sum(map(len, batch)))
+
+
+def _packed(model, prompts, completions, credits, temperature: float, token_budget: int) -> Scores:
+    parts, outputs = [], []
+    forwarded = scored = 0
+    for made in _packed_passes(model, prompts, completions, credits, token_budget):
+        parts.append(gathered_log_softmax(unwrapped(model), made.hidden_U, made.which_N, made.target_N, temperature))
+        forwarded += made.tokens
+        scored += len(made.hidden_U)
+        outputs.append(made.output)
     order = torch.argsort(torch.cat(outputs)).to(parts[0].device)
     return Scores(torch.cat(parts)[order], forwarded, scored)
 
@@ -163,20 +211,25 @@ def _dense(model, prompts, completions, credits, temperature: float) -> Scores:
     for prompt, group, credit in zip(prompts, completions, credits, strict=True):
         if not len(credit):
             continue
-        length = len(prompt) + max(len(tokens) for tokens in group)
+        tokens_GL, mask_GL = _padded(prompt, group, device)
         forwarded += int(sum(len(prompt) + len(tokens) for tokens in group))
-        tokens_GL = torch.zeros((len(group), length), dtype=torch.long)
-        mask_GL = torch.zeros((len(group), length), dtype=torch.long)
-        for index, tokens in enumerate(group):
-            sequence = torch.tensor([*prompt, *tokens])
-            tokens_GL[index, : len(sequence)] = sequence
-            mask_GL[index, : len(sequence)] = 1
-        logits = model(input_ids=tokens_GL.to(device), attention_mask=mask_GL.to(device), use_cache=False).logits
+        logits = model(input_ids=tokens_GL, attention_mask=mask_GL, use_cache=False).logits
         log_probs = torch.log_softmax(upcast(logits) / temperature, dim=-1)
-        column = credit.position + len(prompt)
-        target = tokens_GL[credit.completion, column]
-        parts.append(log_probs[credit.completion.to(device), column.to(device) - 1, target.to(device)])
+        completion, column = credit.completion.to(device), credit.position.to(device) + len(prompt)
+        parts.append(log_probs[completion, column - 1, tokens_GL[completion, column]])
     return Scores(torch.cat(parts), forwarded, forwarded)
+
+
+def _padded(prompt, group, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The prompt with each completion (G, L), padded on the right, and the mask of what is no padding."""
+    length = len(prompt) + max(len(tokens) for tokens in group)
+    tokens_GL = torch.zeros((len(group), length), dtype=torch.long)
+    mask_GL = torch.zeros((len(group), length), dtype=torch.long)
+    for index, tokens in enumerate(group):
+        sequence = torch.tensor([*prompt, *tokens])
+        tokens_GL[index, : len(sequence)] = sequence
+        mask_GL[index, : len(sequence)] = 1
+    return tokens_GL.to(device), mask_GL.to(device)
 
 
 def micro_batches(

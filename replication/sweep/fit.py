@@ -286,6 +286,7 @@ def _steps(config: ExperimentConfig, report: Callable[..., None]) -> None:
     """Optimizer steps in which nothing ends an answer early, every group has both rewards, and the prompts are the longest."""
     import torch
 
+    from replication.critic import Critic
     from replication.groups import sample_groups
     from replication.models import load_policy
     from replication.randomness import stream
@@ -297,6 +298,8 @@ def _steps(config: ExperimentConfig, report: Callable[..., None]) -> None:
     policy = dataclasses.replace(load_policy(config), eos_token_ids=(-1,))
     problems = sorted(task.train, key=lambda problem: len(problem.prompt), reverse=True)[: config.prompts_per_step]
     state, method = TrainingState(policy, config.learning_rate), config.build_method()
+    if "values" in getattr(method, "needs", ()):
+        state.critic = TrainingState(Critic(policy, config), config.learning_rate)
     on_gpu = policy.model.device.type == "cuda"
     if on_gpu:
         properties = torch.cuda.get_device_properties(policy.model.device)
@@ -310,13 +313,17 @@ def _steps(config: ExperimentConfig, report: Callable[..., None]) -> None:
         started = time.perf_counter()
         groups = sample_groups(policy, config, task, problems, step)
         groups = [dataclasses.replace(group, rewards=torch.arange(len(group.samples)) % 2.0) for group in groups]
+        state.zero_grad()
+        if state.critic is not None:
+            groups, critic_row, _ = state.critic.policy.judge(groups, method.targets, state.critic.scaler.scale)
         credits = []
         for group in groups:
             needs = {name: getattr(group, name) for name in getattr(method, "needs", ())}
             draws = stream(config.seed, "selection", step, group.problem.id)
             credits.append(method.assign(group.completions, group.rewards, draws, **needs))
-        state.optimizer.zero_grad(set_to_none=True)
         loss, _, _ = backward(config, policy, groups, credits, state.scaler.scale)
         state.step(loss, config.learning_rate, config.max_grad_norm)  # its norm is read from the GPU, which is then done
+        if state.critic is not None:
+            state.critic.step(critic_row["value_loss"], config.learning_rate, config.max_grad_norm)
         peak = peak_memory()["peak_gpu_bytes" if on_gpu else "peak_rss_bytes"]
         report("step", {"seconds": time.perf_counter() - started, "peak_bytes": peak, **machine})

@@ -128,6 +128,40 @@ def t_spmo_rows(
     return [(i, t, advantage, weight) for i, t, advantage in found]
 
 
+def ppo_advantages(
+    completions: list[list[int]], rewards: Sequence[float], values: list[list[float]], gamma: float, lam: float
+) -> list[list[float]]:
+    """The sum over all later deltas for every token, each written out: r + gamma V(next) - V, nothing behind the end."""
+
+    def delta(i: int, t: int) -> float:
+        last = t == len(completions[i]) - 1
+        return (rewards[i] if last else 0.0) + gamma * (0.0 if last else values[i][t + 1]) - values[i][t]
+
+    return [
+        [math.fsum((gamma * lam) ** (u - t) * delta(i, u) for u in range(t, len(completion))) for t in range(len(completion))]
+        for i, completion in enumerate(completions)
+    ]
+
+
+def ppo_rows(
+    completions: list[list[int]],
+    rewards: Sequence[float],
+    values: list[list[float]],
+    gamma: float,
+    lam: float,
+    denominator: str = "completion",
+) -> list[Row]:
+    """Every token, tied or not, with the weights of GRPO."""
+    advantages = ppo_advantages(completions, rewards, values, gamma, lam)
+    everything = sum(map(len, completions))
+    rows = []
+    for i, completion in enumerate(completions):
+        for t in range(len(completion)):
+            weight = {"completion": 1 / (len(completions) * len(completion)), "group_tokens": 1 / everything}
+            rows.append((i, t, advantages[i][t], weight[denominator]))
+    return rows
+
+
 def transition_map(completions: list[list[int]], rows: list[Row]) -> dict[tuple[int, ...], float]:
     """What a T-SPMO credit says, free of the order of the group: prefix with its next token -> advantage."""
     mapping = {}

@@ -31,6 +31,7 @@ TRAINED: dict[str, dict[str, Any]] = {
     "s_grpo_entropy": {"method": "s_grpo", "selector": "entropy", "token_share": 0.4},
     "t_spmo": {"method": "t_spmo"},
     "t_spmo_replay": {"method": "t_spmo", "replay_successes": 2, "replay_failures": 1},
+    "ppo": {"method": "ppo", "critic_learning_rate": 2e-2},
     "full": {"method": "grpo", "lora_rank": 0, "learning_rate": 1e-3},
 }
 

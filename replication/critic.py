@@ -1,0 +1,143 @@
+"""The critic of a method that needs values: what reward to expect of the prompt and the tokens before each token."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from replication.algorithms import every_token
+from replication.config import ExperimentConfig
+from replication.errors import UserError
+from replication.groups import Group
+from replication.models import Policy
+from replication.randomness import stream
+from replication.scoring import micro_batches, prefix_states, upcast
+from replication.signals import raise_if_stopped
+
+ADAPTER = "critic"
+
+
+class Critic:
+    """A second adapter on the policy's frozen base, and a linear head on the last hidden state.
+
+    The base is in memory once. The adapter has the shape of the policy's (rank, modules, layers) and start values from the run's
+    stream "init"; its half B and the head start at zero, so that every value is 0 at first. Our reconstruction.
+
+    Attributes:
+        model: the policy's model. The critic's adapter is active inside the methods below alone.
+        head: float32, or float64 if the model is.
+        trainable: name -> parameter that the critic's optimizer moves.
+    """
+
+    def __init__(self, policy: Policy, config: ExperimentConfig) -> None:
+        """Raises UserError for a policy without an adapter: its base is not frozen, and a critic would need another copy."""
+        if not config.lora_rank:
+            raise UserError(f"the critic of {config.method} is an adapter on a frozen base: set lora_rank to 1 or more")
+        self.model, self.config = policy.model, config
+        width = self.model.config.get_text_config().hidden_size
+        dtype = torch.float64 if self.model.dtype == torch.float64 else torch.float32
+        # Both draw from the global generator: give them this run's stream and put the global state back.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(stream(config.seed, "init", ADAPTER).initial_seed())
+            self.model.add_adapter(ADAPTER, copy.copy(self.model.peft_config["default"]))
+            self.head = nn.Linear(width, 1, dtype=dtype).to(self.model.device)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+        with self._active():
+            adapter = {name: parameter for name, parameter in sorted(self.model.named_parameters()) if parameter.requires_grad}
+        self.trainable = adapter | {f"head.{name}": parameter for name, parameter in self.head.named_parameters()}
+
+    @property
+    def dtype(self) -> str:
+        """The dtype of the frozen weights, by torch's name."""
+        return str(self.model.dtype).removeprefix("torch.")
+
+    @contextmanager
+    def _active(self) -> Iterator[None]:
+        """The model under the critic's adapter instead of the policy's; PEFT lets gradients reach the active adapter alone."""
+        self.model.set_adapter(ADAPTER)
+        self.model.train(self.config.activation_checkpointing)  # as in the policy's backward pass
+        try:
+            yield
+        finally:
+            self.model.set_adapter("default")
+            self.model.eval()
+
+    def values(self, groups: Sequence[Group]) -> list[list[list[float]]]:
+        """The value of what stands before each generated token, for each group and completion, in units of the reward."""
+        found = [[[] for _ in group.samples] for group in groups]
+        with torch.no_grad(), self._active():
+            for part, value_N, _ in self._passes(groups):
+                for i, own in zip(part, _by_group(value_N, groups, part), strict=True):
+                    found[i] = own
+        return found
+
+    def judge(
+        self,
+        groups: Sequence[Group],
+        targets: Callable[..., list[list[float]]],
+        scaled: Callable[[Tensor], Tensor] = lambda loss: loss,
+    ) -> tuple[list[Group], dict[str, float | None], int]:
+        """Give the groups their values and accumulate the gradient of the critic's loss, or of ``scaled`` of it, in one pass.
+
+        Formula: loss = 1/T * sum over all T generated tokens of the batch of (value - target)^2.
+        Source: arXiv 1707.06347v2, section 5, the squared error. PPO wants the values of before the step. With one step for each
+        batch these are also the values that the loss is taken at, so no second pass is needed.
+
+        Args:
+            groups: of one step.
+            targets: of (completions, rewards, values) of a group: one number for each generated token.
+            scaled: as in ``replication.train.backward``.
+
+        Returns:
+            The groups with their values; value_loss and explained_variance; the tokens that the trunk computed.
+        """
+        judged = [replace(group, values=[[] for _ in group.samples]) for group in groups]
+        tokens = sum(len(sample.tokens) for group in groups for sample in group.samples)
+        loss, forwarded = 0.0, 0
+        with self._active():
+            for part, value_N, passed in self._passes(groups):
+                wanted: list[float] = []
+                for i, own in zip(part, _by_group(value_N, groups, part), strict=True):
+                    judged[i] = replace(groups[i], values=own)
+                    wanted += itertools.chain(*targets(groups[i].completions, groups[i].rewards, own))
+                error = (value_N - torch.tensor(wanted, dtype=value_N.dtype, device=value_N.device)).square().sum() / tokens
+                scaled(error).backward()
+                loss += error.item()
+                forwarded += passed
+        return judged, {"value_loss": loss, "explained_variance": explained_variance(judged)}, forwarded
+
+    def _passes(self, groups: Sequence[Group]) -> Iterator[tuple[list[int], Tensor, int]]:
+        """For a part of the groups at a time: which ones, the values (N,) of all their tokens, and the tokens in the trunk."""
+        columns = [group.prompt for group in groups], [group.completions for group in groups]
+        columns = (*columns, [every_token(completions) for completions in columns[1]])
+        how = {"strategy": self.config.scoring, "token_budget": self.config.token_budget}
+        for part in micro_batches(*columns, self.config.token_budget):
+            raise_if_stopped()
+            states, forwarded = prefix_states(self.model, *([column[i] for i in part] for column in columns), **how)
+            yield part, self.head(upcast(states)).squeeze(-1), forwarded
+
+
+def _by_group(value_N: Tensor, groups: Sequence[Group], part: Sequence[int]) -> list[list[list[float]]]:
+    """The values as numbers, for each group of the part and each of its completions."""
+    flat = iter(value_N.tolist())
+    return [[list(itertools.islice(flat, len(tokens))) for tokens in groups[i].completions] for i in part]
+
+
+def explained_variance(groups: Sequence[Group]) -> float | None:
+    """1 - var(reward - value) / var(reward) over all generated tokens; 1 is a critic that knows, 0 one that says the mean.
+
+    None if all completions have one reward. Below 0 the values are worse than their mean.
+    """
+    values = np.array([value for group in groups for row in group.values for value in row], dtype=np.float64)
+    rewards = np.concatenate([
+        np.repeat(group.rewards.double().numpy(), [len(row) for row in group.values]) for group in groups
+    ])  # fmt: skip
+    return float(1.0 - (rewards - values).var() / rewards.var()) if np.ptp(rewards) else None
