@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from replication.report import ablations, cost, credit, headline, side_effects
+from replication.report import ablations, cost, credit, headline, regimes, side_effects
 from replication.report import style as p
 from replication.report.html import data_uri, render
 from replication.report.wording import in_rewards, own_reward, shown_table
@@ -108,6 +108,18 @@ _LIST = (
     Exhibit(
         "lora_rank", "LoRA rank", "Does the gap between sparse and full depend on the size of the adapter?",
         ablations.rank_table, ablations.draw_rank, ablations.say_rank,
+    ),
+    Exhibit(
+        "regimes", "Regimes", "Where does full-token GRPO fail to improve?",
+        regimes.regime_table, regimes.draw_regimes, regimes.say_regimes,
+    ),
+    Exhibit(
+        "overfitting", "Few training items", "What do many steps on few items do to other items?",
+        regimes.overfitting_table, regimes.draw_overfitting, regimes.say_overfitting,
+    ),
+    Exhibit(
+        "replay", "Replay", "Do replays help T-SPMO?",
+        regimes.replay_table, regimes.draw_replay, regimes.say_replay,
     ),
     Exhibit(
         "regularisation", "Regularisation", "Do sparse updates drift less and overfit less?",

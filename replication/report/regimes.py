@@ -33,6 +33,7 @@ def regime_table(tables: Tables, profile: str) -> pd.DataFrame:
         row = {"cell": _name(row), "method": method, "seeds_are": "screening" if screening else "new"}
         row |= {"seeds": best["seed"].nunique(), "learning_rate": best["learning_rate"].iloc[0]}
         row |= {"rates_tried": own["learning_rate"].nunique(), "accuracy": 100 * best["accuracy"].mean()}
+        row |= dict.fromkeys(("gain", "gain_low", "gain_high", "items"), float("nan"))
         if gain := difference(tables, best, base):
             gain = gain.scaled(100)
             row |= {"gain": gain.value, "gain_low": gain.low, "gain_high": gain.high, "items": gain.items}
@@ -73,8 +74,9 @@ def draw_regimes(tables: Tables, profile: str, table: pd.DataFrame) -> Figure:
 def say_regimes(table: pd.DataFrame) -> list[str]:
     """In how many cells GRPO gains little, and whether one meets the rule."""
     screened = table[(table["method"] == "grpo") & (table["seeds_are"] == "screening")]
+    screened = screened.dropna(subset="gain")
     if screened.empty:
-        return ["No cell was screened."]
+        return ["No cell was screened, or its base was not run."]
     worst, best = screened.loc[screened["gain"].idxmin()], screened.loc[screened["gain"].idxmax()]
     first = (
         f"Full-token GRPO gains {number(worst['gain'])} points in its worst of {len(screened)} cells ({worst['cell']}) and "
