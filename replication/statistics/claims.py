@@ -12,17 +12,27 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from replication.errors import UserError
+from replication.names import HEADLINE, METHOD_LABELS
 
 SCHEMA_VERSION = 1
 Method = Literal["base", "grpo", "s_grpo", "t_spmo"]
 Task = Literal["word_problems", "multiplication", "svamp"]
-_UNITS = {
+Measure = Literal[
+    "accuracy", "accuracy_difference", "kept_fraction", "regularisation", "peak_gpu_memory",
+    "drift_at_equal_accuracy", "train_test_gap", "failing_cell",
+]  # fmt: skip
+_UNITS: dict[Measure, str] = {
     "accuracy": "%",
     "accuracy_difference": "points",
     "kept_fraction": "%",
     "regularisation": "points",
     "peak_gpu_memory": "GB",
+    "drift_at_equal_accuracy": "log ratio",
+    "train_test_gap": "points",
+    "failing_cell": "points",
 }
+#: Measures that take every method but the last against the last.
+_AGAINST_LAST = ("accuracy_difference", "regularisation", "drift_at_equal_accuracy", "train_test_gap")
 
 
 class Claim(BaseModel):
@@ -37,13 +47,15 @@ class Claim(BaseModel):
     text: str = Field(min_length=1)
     paper_value: int | float | str | None = Field(None, description="as the paper words it, empty where we do not hold it")
     paper_exact: int | float | str | None = Field(None, description="for a reader who has the paper")
-    measure: Literal["accuracy", "accuracy_difference", "kept_fraction", "regularisation", "peak_gpu_memory"]
+    measure: Measure
     methods: tuple[Method, ...] = Field(min_length=1)
     tasks: tuple[Task, ...] = Field(min_length=1)
     rule: Literal["above", "below", "between", "agrees"]
     threshold: float
     upper: float | None = Field(None, description="upper end, for the rule between")
     resolution: float | None = Field(None, gt=0, description="widest half-width that still counts, for the rule agrees")
+    fails_under: float | None = Field(None, description="margin of methods[0] minus the base, for the measure failing_cell")
+    cell: dict[str, float] = Field({}, description="values of config fields that name the runs, for the measure train_test_gap")
     by_design: bool = False
     asides: Literal["none", "before", "after"] = Field("after", description="condition of the word problems, where runs have one")
     tuned: bool = Field(False, description="judged only where the ablation learning_rate confirms the headline's learning rates")
@@ -54,10 +66,12 @@ class Claim(BaseModel):
             raise ValueError("`upper` goes with the rule between, and only with it")
         if (self.rule == "agrees") != (self.resolution is not None):
             raise ValueError("`resolution` goes with the rule agrees, and only with it")
-        if self.measure == "accuracy_difference" and len(self.methods) != 2:
-            raise ValueError("accuracy_difference needs two methods")
-        if self.measure == "regularisation" and len(self.methods) < 2:
-            raise ValueError("regularisation needs the sparse methods and then the full one")
+        if self.measure in _AGAINST_LAST and len(self.methods) < 2:
+            raise ValueError(f"{self.measure} needs two methods or more, the last of which is the one compared with")
+        if (self.measure == "failing_cell") != (self.fails_under is not None):
+            raise ValueError("`fails_under` goes with the measure failing_cell, and only with it")
+        if self.cell and self.measure != "train_test_gap":
+            raise ValueError("`cell` goes with the measure train_test_gap")
         if self.tuned and self.measure not in ("accuracy_difference", "regularisation"):
             raise ValueError("`tuned` goes with accuracy_difference and regularisation")
         return self
@@ -69,10 +83,22 @@ class Claim(BaseModel):
 
     @property
     def subjects(self) -> tuple[Method, ...]:
-        """The methods that are measured, against the last one where the measure compares."""
+        """The methods that are measured, against the last one where the measure compares; of failing_cell the sparse ones."""
         if self.measure == "peak_gpu_memory":
             return self.methods
-        return self.methods[:-1] if self.measure == "regularisation" else self.methods[:1]
+        if self.measure == "failing_cell":
+            return self.methods[1:]
+        return self.methods[:-1] if self.measure in _AGAINST_LAST else self.methods[:1]
+
+    @property
+    def ablation(self) -> str:
+        """The ablation whose runs are evidence."""
+        return "regimes" if self.measure in ("train_test_gap", "failing_cell") else HEADLINE
+
+    def settings_in(self, runs: pd.DataFrame) -> list[str]:
+        """The settings of some runs that the claim is judged in: its tasks, under its condition; a task without runs is itself one."""
+        runs = self.of_condition(runs)
+        return [name for task in self.tasks for name in list(pd.unique(runs.loc[runs["task"] == task, "setting"])) or [task]]
 
     def of_condition(self, runs: pd.DataFrame) -> pd.DataFrame:
         """Those of the runs that were made under the claim's condition, or have none."""
@@ -103,8 +129,11 @@ class Claim(BaseModel):
             "agrees": f"holds {self.threshold:g} {self.unit}, half-width at most {self.resolution or 0:g}",
         }[self.rule]
         subject = "the most any run held" if self.measure == "peak_gpu_memory" else "95 % interval"
-        drift = ", and less KL to base or a smaller train-test gap" if self.measure == "regularisation" else ""
-        return f"{subject} {words}{drift}"
+        more = {
+            "regularisation": ", and less KL to base or a smaller train-test gap",
+            "failing_cell": f" in a cell where that of {METHOD_LABELS[self.methods[0]]} is below {self.fails_under or 0:g} points",
+        }
+        return f"{subject} {words}{more.get(self.measure, '')}"
 
 
 def load_claims(source: str | PathLike[str] | Mapping[str, Any] | Sequence[Any]) -> list[Claim]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from replication.names import ENDED, METHOD_LABELS, TASK_LABELS
+from replication.names import ENDED, METHOD_LABELS, NEW_SEED, SETTING_LABELS
 from replication.statistics.accuracies import SCALE_MODELS, Tables, judged_runs, table
 from replication.statistics.claims import Claim, load_claims
 from replication.statistics.intervals import P_FLOOR, holm
@@ -50,25 +50,25 @@ def verdicts(claims: str | PathLike[str] | Mapping[str, Any] | Sequence[Any], ta
     found = []
     for claim in parsed:
         evidence = Evidence(tables, claim.of_condition(runs[claim.scale]))
-        cases, missing = {}, []
-        for task in claim.tasks:
+        cases: list[Case] = []
+        missing: list[str] = []
+        for setting in claim.settings_in(evidence.runs):
             for method in claim.subjects:
-                case = measure(claim, evidence, task, method, seed)
-                if case is None:
-                    missing.append(f"{METHOD_LABELS[method]} on {TASK_LABELS[task]}")
-                else:
-                    cases[task, method] = case
+                measured = measure(claim, evidence, setting, method, seed)
+                cases += measured
+                if not measured:
+                    missing.append(f"{METHOD_LABELS[method]} on {SETTING_LABELS[setting]}")
         found.append((claim, evidence, cases, missing))
     rows = []
     for claim, evidence, cases, missing in found:
-        family = [case for other, _, its, _ in found if other.scale == claim.scale for case in its.values()]
+        family = [case for other, _, its, _ in found if other.scale == claim.scale for case in its]
         adjusted = dict(zip(map(id, family), holm([case.estimate.p for case in family]), strict=True))
         rows.append(_row(claim, evidence, cases, missing, adjusted))
     return pd.DataFrame(rows, columns=list(_DTYPES)).astype(_DTYPES)
 
 
 def _row(
-    claim: Claim, evidence: Evidence, cases: Mapping[tuple[str, str], Case], missing: Sequence[str], adjusted: Mapping[int, float]
+    claim: Claim, evidence: Evidence, cases: Sequence[Case], missing: Sequence[str], adjusted: Mapping[int, float]
 ) -> dict[str, Any]:
     nan = float("nan")
     row: dict[str, Any] = {
@@ -79,14 +79,13 @@ def _row(
     }  # fmt: skip
     if not cases:
         return row | {"note": "not measured: " + ", ".join(missing)}
-    shown = min(cases.values(), key=lambda case: _favour(claim, case))
-    planned = evidence.headline(claim.tasks, claim.methods)
-    counts_answers = claim.measure not in ("kept_fraction", "peak_gpu_memory")
-    lost = _lost(evidence, [task for task, _ in cases], claim.methods) if counts_answers else []
-    verdict, notes = _combine(claim, list(cases.values()), lost)
+    # Of cells one is enough for the claim: the row shows what speaks most for it, otherwise what speaks most against it.
+    shown = (max if claim.measure == "failing_cell" else min)(cases, key=lambda case: _favour(claim, case))
+    planned = _planned(claim, evidence)
+    verdict, notes = _combine(claim, cases, _lost(claim, evidence, planned))
     if len(cases) > 1:
-        notes.append("shown: " + shown.label + "; all: " + ", ".join(map(_short, cases.values())))
-    notes += dict.fromkeys(remark for case in cases.values() for remark in case.remarks)
+        notes.append("shown: " + shown.label + "; all: " + ", ".join(map(_short, cases)))
+    notes += dict.fromkeys(remark for case in cases for remark in case.remarks)
     if missing:
         notes.append("judged without what was not measured: " + ", ".join(missing))
     if unfinished := int(planned["status"].isin(["failed", "pending"]).sum()):
@@ -100,16 +99,37 @@ def _row(
     }  # fmt: skip
 
 
-def _lost(evidence: Evidence, tasks: Sequence[str], methods: Sequence[str]) -> list[str]:
-    """In words, the ended or failed runs without answers per item: leaving them out would flatter a method that breaks."""
-    planned = evidence.headline(tasks, methods)
-    answered = table(evidence.tables, "items", ("run_id",))["run_id"].astype(str).unique()
-    lost = planned[planned["status"].isin([*ENDED, "failed"]) & ~planned["run_id"].astype(str).isin(answered)]
-    return [f"{row.method} seed {row.seed} on {row.task} ({row.status}) has no answers" for row in lost.itertuples()]
+def _planned(claim: Claim, evidence: Evidence) -> pd.DataFrame:
+    """The planned runs that the claim is about, ended or not."""
+    runs = evidence.planned(claim.settings_in(evidence.runs), claim.methods, claim.ablation)
+    if claim.measure == "failing_cell":
+        return runs[runs["seed"] >= NEW_SEED]
+    for name, value in claim.cell.items():
+        runs = runs[pd.to_numeric(runs[name]) == value] if name in runs else runs.iloc[:0]
+    return runs
+
+
+def _lost(claim: Claim, evidence: Evidence, planned: pd.DataFrame) -> list[str]:
+    """In words, the ended or failed runs without what is measured: leaving them out would flatter a method that breaks."""
+    if claim.measure in ("kept_fraction", "peak_gpu_memory"):
+        return []
+    lost = planned[planned["status"] == "failed"]
+    if claim.measure not in ("drift_at_equal_accuracy", "train_test_gap"):
+        tables = [table(evidence.tables, name, ("run_id",)) for name in ("items", "ablation_items")]
+        answered = {run_id for frame in tables for run_id in frame["run_id"].astype(str).unique()}
+        lost = planned[planned["status"].isin([*ENDED, "failed"]) & ~planned["run_id"].astype(str).isin(answered)]
+    return [
+        f"{row.method} seed {row.seed} on {SETTING_LABELS[row.setting]} ({row.status}) has no answers" for row in lost.itertuples()
+    ]
 
 
 def _combine(claim: Claim, cases: Sequence[Case], lost: Sequence[str]) -> tuple[str, list[str]]:
-    """The rule must hold in every case: one clear failure decides, one open case leaves it open."""
+    """The rule must hold in every case: one clear failure decides, one open case leaves it open. Of cells one is enough."""
+    if claim.measure == "failing_cell":
+        if lost:
+            return "inconclusive", list(lost)
+        held = [case.holds for case in cases]
+        return ("supported" if True in held else "inconclusive" if None in held else "not supported"), []
     if any(case.holds is False for case in cases):
         return "not supported", ["should hold by design and does not"] if claim.by_design else []
     if claim.by_design:
@@ -137,4 +157,4 @@ def _favour(claim: Claim, case: Case) -> tuple[int, float]:
 
 def _short(case: Case) -> str:
     e = case.estimate
-    return f"{case.label} {e.value:.1f}" + ("" if np.isnan(e.low) else f" [{e.low:.1f}, {e.high:.1f}]")
+    return f"{case.label} {e.value:.3g}" + ("" if np.isnan(e.low) else f" [{e.low:.3g}, {e.high:.3g}]")

@@ -1,27 +1,30 @@
-"""Each measure of data/claims.yaml, taken on one task and one method: an estimate, whether the claim's rule holds, and remarks."""
+"""Each measure of data/claims.yaml, taken in one setting on one method: an estimate, whether the rule holds, and remarks."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
-from replication.names import HEADLINE, METHOD_LABELS, TASK_LABELS
+from replication.names import HEADLINE, METHOD_LABELS, NEW_SEED, SETTING_LABELS
 from replication.statistics.accuracies import Tables, accuracy, ended, per_seed, table
 from replication.statistics.claims import Claim
+from replication.statistics.drift import at_equal_accuracy
 from replication.statistics.intervals import Estimate, mean_over_seeds
 from replication.statistics.paired import difference
-from replication.statistics.rates import tuning
+from replication.statistics.rates import at_best_rate, tuning
 
 #: A headline rate counts as tuned if no other has a validation accuracy higher by more: between rates this close chance chooses.
 TUNED_WITHIN = 0.02
+#: What tells the cells of the ablation regimes apart.
+CELL = ("prompts_per_step", "group_size", "eps", "train_items")
 
 
 @dataclass(frozen=True)
 class Case:
-    """A claim on one task (and, for regularisation, one sparse method); ``holds`` is None where it stays open."""
+    """A claim in one setting (and on one sparse method, where it compares several); ``holds`` is None where it stays open."""
 
     label: str
     estimate: Estimate
@@ -36,23 +39,43 @@ class Evidence:
     tables: Tables
     runs: pd.DataFrame
 
-    def headline(self, tasks: Sequence[str], methods: Sequence[str]) -> pd.DataFrame:
-        """Planned headline runs, ended or not."""
-        runs = self.runs[self.runs["ablation"] == HEADLINE]
-        return runs[runs["task"].isin(tasks) & runs["method"].isin(methods)]
+    def planned(self, settings: Sequence[str], methods: Sequence[str], ablation: str = HEADLINE) -> pd.DataFrame:
+        """Planned runs of an ablation, ended or not."""
+        runs = self.runs[self.runs["ablation"] == ablation]
+        return runs[runs["setting"].isin(settings) & runs["method"].isin(methods)]
 
-    def ended(self, task: str, method: str) -> pd.DataFrame:
-        return ended(self.headline([task], [method]))
+    def ended(self, setting: str, method: str, ablation: str = HEADLINE) -> pd.DataFrame:
+        return ended(self.planned([setting], [method], ablation))
 
 
-def measure(claim: Claim, evidence: Evidence, task: str, method: str, seed: int) -> Case | None:
-    """The claim's measure for a method on a task, in the claim's unit; None where it was not measured."""
-    label = f"{METHOD_LABELS[method]} on {TASK_LABELS[task]}"
-    own, other = evidence.ended(task, method), evidence.ended(task, claim.methods[-1])
-    if claim.measure == "kept_fraction":
-        return _kept_fraction(claim, evidence, own, label)
-    if claim.measure == "peak_gpu_memory":
-        return _peak_gpu_memory(claim, evidence, own, label)
+def measure(claim: Claim, evidence: Evidence, setting: str, method: str, seed: int) -> list[Case]:
+    """The claim's measure for a method in a setting, in the claim's unit; empty where it was not measured.
+
+    One case, but of failing_cell one for each cell.
+    """
+    label = f"{METHOD_LABELS[method]} on {SETTING_LABELS[setting]}"
+    if claim.measure == "failing_cell":
+        return list(_failing_cells(claim, evidence, setting, method, seed))
+    own, other = (evidence.ended(setting, name, claim.ablation) for name in (method, claim.methods[-1]))
+    case = {
+        "accuracy": _accuracy,
+        "accuracy_difference": _accuracy,
+        "regularisation": _accuracy,
+        "kept_fraction": _kept_fraction,
+        "peak_gpu_memory": _peak_gpu_memory,
+        "drift_at_equal_accuracy": _drift_at_equal_accuracy,
+        "train_test_gap": _train_test_gap,
+    }[claim.measure](claim, evidence, own, other, label, seed)
+    if case is not None and claim.measure == "regularisation":
+        case = _drift(case, own, other, f"{METHOD_LABELS[method]} minus {METHOD_LABELS[claim.methods[-1]]}")
+    if case is not None and claim.tuned:
+        remarks = tuple(remark for name in (method, claim.methods[-1]) for remark in _untuned(evidence, setting, name))
+        case = replace(case, holds=None, remarks=case.remarks + remarks) if remarks else case
+    return [] if case is None else [case]
+
+
+def _accuracy(claim: Claim, evidence: Evidence, own: pd.DataFrame, other: pd.DataFrame, label: str, seed: int) -> Case | None:
+    """Test accuracy, or that of the runs ``own`` minus ``other``."""
     if claim.measure == "accuracy":
         estimate = accuracy(evidence.tables, own, seed=seed)
     else:
@@ -60,17 +83,66 @@ def measure(claim: Claim, evidence: Evidence, task: str, method: str, seed: int)
     if estimate is None:
         return None
     estimate = estimate.scaled(100)
-    remarks = ("one seed: the interval is over items only",) if estimate.seeds == 1 and method != "base" else ()
-    case = Case(label, estimate, claim.holds(estimate.low, estimate.high), remarks)
-    if claim.measure == "regularisation":
-        case = _drift(case, own, other, f"{METHOD_LABELS[method]} minus {METHOD_LABELS[claim.methods[-1]]} on {TASK_LABELS[task]}")
-    if case is not None and claim.tuned:
-        remarks = tuple(remark for name in (method, claim.methods[-1]) for remark in _untuned(evidence, task, name))
-        case = replace(case, holds=None, remarks=case.remarks + remarks) if remarks else case
-    return case
+    alone = estimate.seeds == 1 and not (own["method"] == "base").all()
+    remarks = ("one seed: the interval is over items only",) if alone else ()
+    return Case(label, estimate, claim.holds(estimate.low, estimate.high), remarks)
 
 
-def _kept_fraction(claim: Claim, evidence: Evidence, own: pd.DataFrame, label: str) -> Case | None:
+def _failing_cells(claim: Claim, evidence: Evidence, setting: str, method: str, seed: int) -> Iterator[Case]:
+    """For each cell of the ablation regimes that was run with new seeds: whether methods[0] fails there and ``method`` works.
+
+    Gains over the base, each method at the rate with the best validation accuracy of those tried in the cell with these seeds.
+    A case fails where one of the two is clearly otherwise. The estimate is that of ``method``.
+    """
+    full = claim.methods[0]
+    runs = pd.concat([evidence.ended(setting, name, claim.ablation) for name in (full, method)])
+    base = evidence.ended(setting, "base", claim.ablation)
+    runs = runs[runs["seed"] >= NEW_SEED]
+    for cell, own in runs.groupby(list(CELL), dropna=False) if len(runs) else ():
+        best = {name: at_best_rate(mine) for name, mine in own.groupby("method")}
+        gains = {name: difference(evidence.tables, mine, base, seed=seed) for name, mine in best.items()}
+        if gains.get(full) is None or gains.get(method) is None:
+            continue
+        fails, works = gains[full].scaled(100), gains[method].scaled(100)
+        margin = claim.fails_under or 0.0
+        failed, worked = True if fails.high < margin else False if fails.low >= margin else None, claim.holds(works.low, works.high)
+        holds = False if False in (failed, worked) else None if None in (failed, worked) else True
+        named = ", ".join(f"{name} {value:g}" for name, value in zip(CELL, cell, strict=True) if pd.notna(value))
+        label = f"{METHOD_LABELS[method]} on {SETTING_LABELS[setting]} ({named})"
+        gain = f"{METHOD_LABELS[full]} ({named}) gains {fails.value:.1f} points [{fails.low:.1f}, {fails.high:.1f}]"
+        yield Case(label, works, holds, (gain,))
+
+
+def _drift_at_equal_accuracy(
+    claim: Claim, evidence: Evidence, own: pd.DataFrame, other: pd.DataFrame, label: str, seed: int
+) -> Case | None:
+    """Mean over the seeds that both have of log KL(own) − log KL(other), each at the level that all runs reach."""
+    if own.empty or other.empty:
+        return None
+    (setting,) = own["setting"].unique()
+    runs = pd.concat([evidence.ended(setting, name) for name in claim.methods])
+    found = at_equal_accuracy(evidence.tables, runs)
+    logs = {name: np.log(mine.set_index("seed")["kl"]) for name, mine in found.groupby("method")}
+    if not {own["method"].iloc[0], other["method"].iloc[0]} <= set(logs):
+        nan, why = float("nan"), "no level above the start is reached by every run, or the curves lack the KL"
+        return Case(label, Estimate(nan, nan, nan, own["seed"].nunique(), 0), None, (why,))
+    estimate = mean_over_seeds((logs[own["method"].iloc[0]] - logs[other["method"].iloc[0]]).dropna())
+    remark = f"at {100 * found['level'].iloc[0]:.0f} % on validation"
+    return Case(label, estimate, claim.holds(estimate.low, estimate.high), (remark,))
+
+
+def _train_test_gap(claim: Claim, evidence: Evidence, own: pd.DataFrame, other: pd.DataFrame, label: str, seed: int) -> Case | None:
+    """Mean over the seeds that both have of the gap of accuracy on trained and test items, ``own`` minus ``other``, in points."""
+    gaps = []
+    for runs in (own, other):
+        for name, value in claim.cell.items():
+            runs = runs[pd.to_numeric(runs[name]) == value] if name in runs else runs.iloc[:0]
+        gaps.append(per_seed(runs, "train_accuracy") - per_seed(runs, "accuracy"))
+    estimate = mean_over_seeds((gaps[0] - gaps[1]).dropna()).scaled(100)
+    return Case(label, estimate, claim.holds(estimate.low, estimate.high)) if estimate.seeds else None
+
+
+def _kept_fraction(claim: Claim, evidence: Evidence, own: pd.DataFrame, other: pd.DataFrame, label: str, seed: int) -> Case | None:
     values = per_seed(own, "kept_fraction")
     if values.empty:
         return None
@@ -86,7 +158,9 @@ def _kept_fraction(claim: Claim, evidence: Evidence, own: pd.DataFrame, label: s
     return Case(label, estimate, claim.holds(estimate.low, estimate.high), remarks)
 
 
-def _peak_gpu_memory(claim: Claim, evidence: Evidence, own: pd.DataFrame, label: str) -> Case | None:
+def _peak_gpu_memory(
+    claim: Claim, evidence: Evidence, own: pd.DataFrame, other: pd.DataFrame, label: str, seed: int
+) -> Case | None:
     """The most that any run held, in GB; a maximum has no interval."""
     timings = table(evidence.tables, "timings", ("run_id", "peak_gpu_bytes"))
     peaks = timings.loc[timings["run_id"].isin(own["run_id"]), "peak_gpu_bytes"].dropna()
@@ -118,20 +192,20 @@ def _drift(case: Case, own: pd.DataFrame, full: pd.DataFrame, names: str) -> Cas
     return replace(case, holds=holds, remarks=(*case.remarks, *words))
 
 
-def _untuned(evidence: Evidence, task: str, method: str) -> list[str]:
+def _untuned(evidence: Evidence, setting: str, method: str) -> list[str]:
     """In words, why the headline runs of a method are not known to be at their tuned rate; empty where they are, or untrained."""
     if method == "base":
         return []
-    name = f"{METHOD_LABELS[method]} on {TASK_LABELS[task]}"
+    name = f"{METHOD_LABELS[method]} on {SETTING_LABELS[setting]}"
     runs = evidence.runs
-    tried = runs[(runs["ablation"] == "learning_rate") & (runs["task"] == task) & (runs["method"] == method)]
+    tried = runs[(runs["ablation"] == "learning_rate") & (runs["setting"] == setting) & (runs["method"] == method)]
     points = tuning({"runs": tried})
     unfinished = int(tried["status"].isin(["failed", "pending"]).sum())
     judged = int(points["validation_accuracy"].notna().sum())
     if judged < 2 or unfinished:
         why = f"{unfinished} of its {len(tried)} runs unfinished" if unfinished else f"rates judged on validation: {judged}"
         return [f"{name} is not known to be at its tuned rate: run the ablation learning_rate ({why})"]
-    used = evidence.ended(task, method)["learning_rate"].unique()
+    used = evidence.ended(setting, method)["learning_rate"].unique()
     headline = " and ".join(f"{rate:g}" for rate in used)
     # Tables keep six digits.
     at = points[np.isclose(points["learning_rate"].to_numpy()[:, None], used, rtol=1e-4, atol=0).any(axis=1)]

@@ -79,6 +79,33 @@ def headline(
     }
 
 
+def regimes(
+    tables: Mapping[str, pd.DataFrame], cells: Sequence[Mapping[str, float]], *, first_seed: int = 200, seeds: int = 5
+) -> dict[str, pd.DataFrame]:
+    """``tables`` with cells of the ablation regimes under ``after``.
+
+    Args:
+        cells: fields of the config, and by method the accuracy; ``gap`` by method is what trained items are ahead by.
+    """
+    rng = np.random.default_rng(22)
+    base = tables["runs"].query("task == 'word_problems' and method == 'base'").assign(ablation="regimes")
+    answered = tables["items"][tables["items"]["run_id"] == base["run_id"].iloc[0]]
+    difficulty = -answered["correct"].to_numpy() + rng.normal(size=len(answered))
+    runs, items = [base], []
+    for number, cell in enumerate(cells):
+        fields = {"prompts_per_step": 1, "group_size": 4, "eps": 1e-4, "train_items": np.nan, "steps": 150}
+        fields |= {name: value for name, value in cell.items() if name in fields}
+        for method in METHODS[1:]:
+            for seed in range(first_seed, first_seed + seeds) if method in cell else ():
+                right = answers(rng, cell[method], difficulty, 0.01)
+                name = run_id("regimes", number, method, seed)
+                row = _run(name, "regimes", "nano", "nano", "word_problems", method, seed, right.mean(), rng, len(right))
+                row["train_accuracy"] = right.mean() + cell.get("gap", {}).get(method, 0.0) + 0.001 * rng.normal()
+                runs.append(pd.DataFrame([row | fields | {"schema_version": 1}]))
+                items.append(answered.assign(run_id=name, correct=right))
+    return {**tables, "runs": pd.concat([tables["runs"], *runs], ignore_index=True), "ablation_items": pd.concat(items)}
+
+
 def tuned(tables: Mapping[str, pd.DataFrame], factor: float = 1.0) -> dict[str, pd.DataFrame]:
     """``tables`` with the ablation learning_rate, which chooses ``factor`` times the rates of the headline runs."""
     runs = tables["runs"]
@@ -160,6 +187,7 @@ def _curves(
 ) -> list[tuple[str, int, str, float]]:
     rows: list[tuple[str, int, str, float]] = []
     start, end = accuracy["base"], accuracy[method]
+    rows += [(name, 0, "validation_accuracy", start), (name, 0, "validation_kl_to_base", 0.0)]
     for step in range(1, steps + 1):
         level = end + (start - end) * np.exp(-step / 20)
         rows.append((name, step, "reward", float(np.clip(level + 0.05 * rng.normal(), 0, 1))))

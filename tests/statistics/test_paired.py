@@ -27,18 +27,18 @@ from replication.statistics import (
 
 def test_seed_spread_keeps_seeds_and_items_apart():
     tables = synthetic_tables.headline(seeds=4)
-    spread = seed_spread(tables).set_index(["task", "method"])
+    spread = seed_spread(tables).set_index(["setting", "method"])
     runs = tables["runs"]
     mine = runs[(runs["task"] == "word_problems") & (runs["method"] == "grpo")]["accuracy"]
-    row = spread.loc[("word_problems", "grpo")]
+    row = spread.loc[("word_problems after", "grpo")]
     assert (row["seeds"], row["items"]) == (4, 300)
     assert row["seed_sd"] == pytest.approx(mine.std(ddof=1))
     items = tables["items"][tables["items"]["run_id"].isin(runs["run_id"][mine.index])].groupby("item_id")["correct"].mean()
     half = stats.t.ppf(0.975, 299) * items.std(ddof=1) / np.sqrt(300)
     assert (row["items_low"], row["items_high"]) == pytest.approx((items.mean() - half, items.mean() + half))
-    base = spread.loc[("word_problems", "base")]
+    base = spread.loc[("word_problems after", "base")]
     assert (base["items_low"], base["items_high"]) == wilson(round(base["mean"] * 300), 300)
-    assert np.isnan(spread.loc[("word_problems", "base"), "seed_sd"])
+    assert np.isnan(spread.loc[("word_problems after", "base"), "seed_sd"])
     assert seed_spread({}).empty
 
 
@@ -46,7 +46,9 @@ def test_paired_tests_count_discordant_items_seed_by_seed():
     tables = synthetic_tables.headline(seeds=2, items=60)
     tests = paired_tests(tables)
     assert len(tests) == 2 * 6 * 2  # tasks, pairs of methods, seeds (the one base run is paired with each)
-    row = tests[(tests["task"] == "word_problems") & (tests["a"] == "base") & (tests["b"] == "grpo") & (tests["seed"] == 1)].iloc[0]
+    row = tests[
+        (tests["setting"] == "word_problems after") & (tests["a"] == "base") & (tests["b"] == "grpo") & (tests["seed"] == 1)
+    ].iloc[0]
     wide = tables["items"].pivot(index="item_id", columns="run_id", values="correct")
     base = wide[synthetic_tables.run_id("nano", "word_problems", "base", 0)].dropna()
     grpo = wide[synthetic_tables.run_id("nano", "word_problems", "grpo", 1)].dropna()
@@ -55,8 +57,8 @@ def test_paired_tests_count_discordant_items_seed_by_seed():
 
 
 def test_a_difference_of_the_detectable_size_is_found_four_times_in_five():
-    few, many = (detectable_differences(synthetic_tables.headline(seeds=n)).set_index(["task", "method"]) for n in (3, 10))
-    assert list(few.index) == [(t, m) for t in ("word_problems", "multiplication") for m in ("s_grpo", "t_spmo")]
+    few, many = (detectable_differences(synthetic_tables.headline(seeds=n)).set_index(["setting", "method"]) for n in (3, 10))
+    assert list(few.index) == [(t, m) for t in ("word_problems after", "multiplication") for m in ("s_grpo", "t_spmo")]
     half = (few["high"] - few["low"]) / 2
     # A normal estimate with the true value at `detectable` has an interval of this half-width wholly above 0 in 80 %.
     z = numpy_stream(0, "bootstrap", "test", 18).normal(size=20_000)
@@ -111,8 +113,8 @@ def test_templates_of_the_items_widen_the_interval_and_are_counted():
     nested = accuracy(tables, own)
     assert nested.templates >= 30 and nested.design_effect > 1.5 and np.isnan(plain.design_effect)
     assert nested.high - nested.low > 1.2 * (plain.high - plain.low) and nested.value == plain.value
-    spread = seed_spread(tables).set_index(["task", "method"])
-    assert spread.loc[("word_problems", "grpo"), "design_effect"] == pytest.approx(nested.design_effect, rel=1e-12)
+    spread = seed_spread(tables).set_index(["setting", "method"])
+    assert spread.loc[("word_problems after", "grpo"), "design_effect"] == pytest.approx(nested.design_effect, rel=1e-12)
 
 
 def test_only_the_test_items_count():
@@ -142,3 +144,20 @@ def test_answers_that_are_not_of_their_run_are_refused():
     own = _runs(tables, "word_problems", "grpo")
     with pytest.raises(UserError, match="rebuild the tables"):
         answers(tables, own.assign(accuracy=0.123))
+
+
+def test_a_base_with_more_items_is_compared_over_the_shared_ones_alone():
+    tables = synthetic_tables.headline(items=60, base_items=200, seeds=2)
+    grpo, base = (_runs(tables, "word_problems", method) for method in ("grpo", "base"))
+    wide = tables["items"].pivot(index="item_id", columns="run_id", values="correct")[[*grpo["run_id"], *base["run_id"]]].dropna()
+    assert len(wide) == 60
+    expected = wide[grpo["run_id"]].mean(axis=1).mean() - wide[base["run_id"].iloc[0]].mean()
+    gain = difference(tables, grpo, base)
+    assert (gain.items, gain.value) == (60, pytest.approx(expected))
+    assert abs(grpo["accuracy"].mean() - base["accuracy"].iloc[0] - expected) > 1e-3, "the means alone say something else"
+    assert accuracy(tables, base).items == 200
+    tests = paired_tests(tables)
+    assert set(tests["items"]) == {60}
+    spread = seed_spread(tables).set_index(["setting", "method"])["items"]
+    assert spread["word_problems after", "base"] == 200 and spread["word_problems after", "grpo"] == 60
+    assert set(detectable_differences(tables)["items"]) == {60}

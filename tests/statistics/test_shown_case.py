@@ -22,7 +22,7 @@ def test_of_two_failures_the_clear_one_is_shown_and_not_the_wide_one(rule):
     wide = tables["runs"].query("task == 'word_problems' and method == 't_spmo'")["run_id"]
     tables = _with_spread(tables, wide)
     claim = next(claim for claim in load_claims(CLAIMS) if claim.id == "N9")
-    claim = claim.model_copy(update={"rule": rule, "tuned": False, "measure": "accuracy_difference", "methods": ("s_grpo", "grpo")})
+    claim = claim.model_copy(update={"rule": rule, "tuned": False, "methods": ("s_grpo", "grpo")})
     shown = {}
     for method in ("s_grpo", "t_spmo"):
         (row,) = verdicts([claim.model_copy(update={"methods": (method, "grpo")})], tables).to_dict("records")
@@ -31,7 +31,7 @@ def test_of_two_failures_the_clear_one_is_shown_and_not_the_wide_one(rule):
     ends = ("low", "high") if rule == "above" else ("high", "low")
     assert abs(shown["t_spmo"][ends[0]]) > abs(shown["s_grpo"][ends[0]]), "the wide interval reaches further"
     assert abs(shown["t_spmo"][ends[1]]) < abs(shown["s_grpo"][ends[1]]), "the narrow one fails more clearly"
-    both = claim.model_copy(update={"measure": "regularisation", "methods": ("s_grpo", "t_spmo", "grpo")})
+    both = claim.model_copy(update={"methods": ("s_grpo", "t_spmo", "grpo")})
     (row,) = verdicts([both], tables).to_dict("records")
     assert (row["verdict"], row["value"]) == ("not supported", shown["s_grpo"]["value"])
 

@@ -72,14 +72,35 @@ def test_only_its_own_model_is_evidence_for_the_small_scale(model: str, counts: 
     assert (result.loc[result["scale"] != "small", "verdict"] == "not run").all()
 
 
-def test_counterparts_are_judged_by_the_rule_of_the_paper_claim():
+def test_counterparts_with_the_measure_of_the_paper_claim_have_its_rule():
     claims = {claim.id: claim for claim in load_claims(CLAIMS)}
     for claim in claims.values():
-        if claim.counterpart and claim.scale == "nano":  # the model of scale small is another: its thresholds are its own
-            other = claims[claim.counterpart]
-            assert (claim.rule, claim.threshold, claim.upper, claim.methods, claim.measure) == (
-                (other.rule, other.threshold, other.upper, other.methods, other.measure)
+        other = claims.get(claim.counterpart)
+        if other and claim.scale == "nano" and claim.measure == other.measure:  # scale small has thresholds of its own
+            assert (claim.rule, claim.threshold, claim.upper, claim.methods) == (
+                (other.rule, other.threshold, other.upper, other.methods)
             )
+
+
+def test_the_rules_of_the_nano_lab_are_those_written_before_it_was_run():
+    """The table under Rules in docs/nano-lab.md."""
+    claims = {claim.id: claim for claim in load_claims(CLAIMS) if claim.scale == "nano"}
+    sparse = ("s_grpo", "t_spmo", "grpo")
+    for name, measure, methods, task, rule, threshold in (
+        ("N4", "accuracy_difference", ("grpo", "base"), "word_problems", "below", 5),
+        ("N4m", "accuracy_difference", ("grpo", "base"), "multiplication", "below", 5),
+        ("N7", "accuracy_difference", ("t_spmo", "base"), "multiplication", "above", 20),
+        ("N9", "accuracy_difference", sparse, "word_problems", "above", 0),
+        ("N9m", "accuracy_difference", sparse, "multiplication", "above", 0),
+        ("N9d", "drift_at_equal_accuracy", sparse, "word_problems", "below", 0),
+        ("N9g", "train_test_gap", sparse, "word_problems", "below", 0),
+        ("N10", "failing_cell", ("grpo", "s_grpo", "t_spmo"), "word_problems", "above", 20),
+    ):
+        claim = claims[name]
+        found = (claim.measure, claim.methods, claim.tasks, claim.rule, claim.threshold)
+        assert found == (measure, methods, (task,), rule, threshold), name
+    assert all(claim.asides == "after" for claim in claims.values())
+    assert claims["N9g"].cell == {"train_items": 64, "steps": 300} and claims["N10"].fails_under == 5
 
 
 def test_columns_and_words_of_the_contract():
@@ -101,7 +122,8 @@ def test_nano_tables_say_nothing_about_qwen_and_the_other_way_round():
     nano, paper = _judge(synthetic_tables.headline()), _judge(_paper())
     for result, scale in ((nano, "paper"), (paper, "nano")):
         assert set(result[result["scale"] == scale]["verdict"]) == {"not run"}
-    assert (nano.loc[nano["scale"] == "nano", "verdict"] != "not run").all()
+    # What is judged on the ablation regimes is not in these tables.
+    assert nano.index[(nano["scale"] == "nano") & (nano["verdict"] == "not run")].tolist() == ["N9g", "N10"]
     # Memory alone is not in these tables.
     assert paper.index[(paper["scale"] == "paper") & (paper["verdict"] == "not run")].tolist() == ["C8"]
 
@@ -152,14 +174,20 @@ def test_full_grpo_does_not_improve(gain: float, verdict: str):
 
 
 def test_a_claim_about_both_tasks_falls_with_one_of_them_and_shows_it():
-    row = _judge(synthetic_tables.tuned(_with("grpo", 0.46)), "N4").loc["N4"]  # multiplication still rises from 9 to 62 %
+    row = _judge(synthetic_tables.tuned(_paper()), "C4").loc["C4"]  # multiplication rises from 9 to 62 %, SVAMP does not
     assert row["verdict"] == "not supported"
-    assert "shown: GRPO on multiplication" in row["note"] and "GRPO on word problems" in row["note"]
+    assert "shown: GRPO on multiplication" in row["note"] and "GRPO on SVAMP" in row["note"]
     assert row["value"] == pytest.approx(53, abs=3)
 
 
+def test_the_counterparts_of_it_judge_each_task_by_itself():
+    result = _judge(synthetic_tables.tuned(_with("grpo", 0.43)), "N4", "N4m")
+    assert result["verdict"].to_dict() == {"N4": "supported", "N4m": "not supported"}
+
+
 def test_a_task_that_was_not_run_is_named():
-    row = _judge(synthetic_tables.headline(tasks=("word_problems",)), "N4").loc["N4"]
+    tables = synthetic_tables.headline(profile="paper", model="Qwen/Qwen2-1.5B", tasks=("svamp",))
+    row = _judge(tables, "C4").loc["C4"]
     assert "judged without what was not measured: GRPO on multiplication" in row["note"]
 
 
@@ -168,20 +196,27 @@ def test_a_task_that_was_not_run_is_named():
     [(0.90, True, "supported"), (0.90, False, "not supported"), (0.60, True, "not supported"), (0.80, True, "inconclusive")],
 )
 def test_sparse_beats_full_only_with_less_drift(sparse: float, less_kl: bool, verdict: str):
-    accuracy = synthetic_tables.ACCURACY | {
-        "word_problems": {"base": 0.46, "grpo": 0.80, "s_grpo": sparse, "t_spmo": sparse},
-    }
-    tables = synthetic_tables.headline(accuracy=accuracy, seeds=5)
+    accuracy = synthetic_tables.ACCURACY | {"svamp": {"base": 0.46, "grpo": 0.80, "s_grpo": sparse, "t_spmo": sparse}}
+    tables = _paper(accuracy=accuracy, seeds=5)
     runs = tables["runs"]
     if not less_kl:
         sign = runs["method"].isin(["s_grpo", "t_spmo"])
         runs.loc[sign, "kl_to_base"] += 1.0
         runs.loc[sign, "train_accuracy"] += 0.3
-    assert _judge(synthetic_tables.tuned(tables), "N9").loc["N9", "verdict"] == verdict
+    assert _judge(synthetic_tables.tuned(tables), "C9").loc["C9", "verdict"] == verdict
+
+
+@pytest.mark.parametrize(
+    ("s_grpo", "t_spmo", "verdict"), [(0.9, 0.9, "supported"), (0.9, 0.6, "not supported"), (0.9, 0.8, "inconclusive")]
+)
+def test_both_sparse_methods_must_be_ahead(s_grpo: float, t_spmo: float, verdict: str):
+    accuracy = synthetic_tables.ACCURACY | {"word_problems": {"base": 0.46, "grpo": 0.8, "s_grpo": s_grpo, "t_spmo": t_spmo}}
+    tables = synthetic_tables.tuned(synthetic_tables.headline(accuracy=accuracy, seeds=5))
+    assert _judge(tables, "N9").loc["N9", "verdict"] == verdict
 
 
 def test_claims_at_the_tuned_rate_are_marked():
-    assert [claim.id for claim in load_claims(CLAIMS) if claim.tuned] == ["C4", "C9", "N4", "N9", "N9m", "S4"]
+    assert [claim.id for claim in load_claims(CLAIMS) if claim.tuned] == ["C4", "C9", "N4", "N4m", "N9", "N9m", "S4"]
 
 
 @pytest.mark.parametrize("rate", [0.38, 0.90])
@@ -192,7 +227,10 @@ def test_a_claim_at_the_tuned_rate_is_open_at_any_other(rate: float):
     assert tuned["verdict"] in ("supported", "not supported") and "tuned rate" not in tuned["note"]
     elsewhere = _judge(synthetic_tables.tuned(tables, factor=3.0), "N4").loc["N4"]
     assert elsewhere["verdict"] == "inconclusive"
-    assert "GRPO on word problems is not at its tuned rate: headline 0.001, validation prefers 0.003" in elsewhere["note"]
+    assert (
+        "GRPO on word problems (noise after) is not at its tuned rate: headline 0.001, validation prefers 0.003"
+        in elsewhere["note"]
+    )
     without = _judge(tables, "N4").loc["N4"]
     assert without["verdict"] == "inconclusive"
     assert "run the ablation learning_rate (rates judged on validation: 0)" in without["note"]
@@ -213,34 +251,40 @@ def test_a_claim_at_the_tuned_rate_is_open_at_any_other(rate: float):
 )
 def test_a_tuning_that_is_not_whole_or_not_of_these_runs_confirms_nothing(column: str, value: object, note: str):
     tables = synthetic_tables.tuned(_with("grpo", 0.40, items=60))  # on multiplication it rises: a clear failure, once tuned
-    assert _judge(tables, "N4").loc["N4", "verdict"] == "not supported"
+    assert _judge(tables, "N4m").loc["N4m", "verdict"] == "not supported"
     runs = tables["runs"]
     rows = runs.index[(runs["ablation"] == "learning_rate") & (runs["method"] == "grpo") & (runs["task"] == "multiplication")]
     runs.loc[rows[:1] if column == "status" else rows, column] = value
-    row = _judge(tables, "N4").loc["N4"]
+    row = _judge(tables, "N4m").loc["N4m"]
     assert f"GRPO on multiplication is not known to be at its tuned rate: run the ablation learning_rate ({note})" in row["note"]
     assert row["verdict"] == "inconclusive"
 
 
 def test_a_clear_failure_at_the_tuned_rate_decides_whatever_the_other_task():
-    tables = synthetic_tables.tuned(_with("grpo", 0.46))
+    tables = synthetic_tables.tuned(_paper())
     runs = tables["runs"]
     tables["runs"] = runs[(runs["ablation"] != "learning_rate") | (runs["task"] == "multiplication")]
-    assert _judge(tables, "N4").loc["N4", "verdict"] == "not supported"
+    assert _judge(tables, "C4").loc["C4", "verdict"] == "not supported"
+
+
+def test_rates_tuned_with_seeds_of_their_own_confirm_the_headline():
+    tables = synthetic_tables.tuned(_with("grpo", 0.90))
+    runs = tables["runs"]
+    runs.loc[runs["ablation"] == "learning_rate", "seed"] += 100
+    row = _judge(tables, "N4").loc["N4"]
+    assert row["verdict"] == "not supported" and "tuned rate" not in row["note"]
 
 
 def test_the_committed_results_are_at_their_tuned_rates():
     tables = read_tables(RESULTS / "nano")
-    notes = _judge(tables, "N4", "N9", "N9m")["note"]
-    assert len(notes) == 3 and not notes.str.contains("tuned rate").any()
+    notes = _judge(tables, "N4", "N4m", "N9", "N9m")["note"]
+    assert len(notes) == 4 and not notes.str.contains("tuned rate").any()
 
 
 def test_sparse_beats_full_is_not_judged_without_any_measure_of_drift():
-    tables = synthetic_tables.headline(accuracy=synthetic_tables.ACCURACY | {
-        "word_problems": {"base": 0.46, "grpo": 0.60, "s_grpo": 0.9, "t_spmo": 0.9},
-    })  # fmt: skip
+    tables = _paper(accuracy=synthetic_tables.ACCURACY | {"svamp": {"base": 0.46, "grpo": 0.60, "s_grpo": 0.9, "t_spmo": 0.9}})
     tables["runs"] = tables["runs"].drop(columns=["kl_to_base", "train_accuracy"])
-    assert _judge(tables, "N9").loc["N9", "verdict"] == "not run"
+    assert _judge(tables, "C9").loc["C9", "verdict"] == "not run"
 
 
 def test_by_design_is_no_evidence_and_a_broken_design_is_told():
@@ -361,7 +405,7 @@ def test_holm_runs_over_every_difference_that_a_scale_judges_shown_or_not():
     tables = synthetic_tables.headline(seeds=5)
     result = _judge(tables)
     judged = result[result["p"].notna()]
-    assert judged.index.tolist() == ["N4", "N7", "N9", "N9m"]
+    assert judged.index.tolist() == ["N4", "N4m", "N7", "N9", "N9m"]
     by_name = {key: own for key, own in headline_runs(tables, "nano").groupby(["task", "method"])}
     pairs = [("word_problems", "grpo", "base"), ("multiplication", "grpo", "base"), ("multiplication", "t_spmo", "base")]
     pairs += [(task, sparse, "grpo") for task in ("word_problems", "multiplication") for sparse in ("s_grpo", "t_spmo")]
@@ -407,15 +451,16 @@ def test_conditions_of_a_task_are_judged_apart():
     tables = synthetic_tables.headline(items=60)
     other = synthetic_tables.headline(items=60, accuracy={task: dict.fromkeys(rates, 0.1) for task, rates in
                                                           synthetic_tables.ACCURACY.items()})  # fmt: skip
+    words = other["runs"]["task"] == "word_problems"
+    other = {name: frame[frame["run_id"].isin(other["runs"].loc[words, "run_id"])].copy() for name, frame in other.items()}
     for frame in other.values():
         frame["run_id"] = "x" + frame["run_id"]
-    conditions = {"after": tables, "none": other}
-    pooled = {
-        name: pd.concat([part[name].assign(asides=asides) for asides, part in conditions.items()], ignore_index=True)
-        for name in ("runs", "items", "curves")
-    }
-    alone = tables | {"runs": tables["runs"].assign(asides="after")}
-    pd.testing.assert_frame_equal(verdicts(CLAIMS, pooled), verdicts(CLAIMS, alone))
+    other["runs"]["asides"] = "none"
+    pooled = {name: pd.concat([tables[name], other[name]], ignore_index=True) for name in tables}
+    pd.testing.assert_frame_equal(verdicts(CLAIMS, pooled), verdicts(CLAIMS, tables))
+    without = tables | {"runs": tables["runs"].drop(columns="asides")}
+    columns = ["claim", "value", "low", "high", "verdict"]
+    pd.testing.assert_frame_equal(verdicts(CLAIMS, without)[columns], verdicts(CLAIMS, tables)[columns])
     claim = {"id": "Z", "mark": "own", "scale": "nano", "text": "t", "measure": "accuracy", "methods": ["grpo"],
              "tasks": ["word_problems"], "rule": "below", "threshold": 30, "asides": "none"}  # fmt: skip
     assert verdicts([claim], pooled)["verdict"].tolist() == ["supported"]
@@ -428,7 +473,9 @@ def test_a_method_with_failed_runs_is_not_judged_by_those_that_lasted():
     tables["runs"].loc[tables["runs"]["run_id"] == name, ["status", "accuracy"]] = ["failed", np.nan]
     tables["items"] = tables["items"][tables["items"]["run_id"] != name]
     row = _judge(tables, "N2").loc["N2"]
-    assert row["verdict"] == "inconclusive" and "s_grpo seed 1 on word_problems (failed) has no answers" in row["note"]
+    assert (
+        row["verdict"] == "inconclusive" and "s_grpo seed 1 on word problems (noise after) (failed) has no answers" in row["note"]
+    )
 
 
 @pytest.mark.parametrize(("ahead", "verdict"), [(0.019, "not supported"), (0.021, "inconclusive")])
