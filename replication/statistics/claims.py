@@ -96,7 +96,7 @@ class Claim(BaseModel):
         return "regimes" if self.measure in ("train_test_gap", "failing_cell") else HEADLINE
 
     def settings_in(self, runs: pd.DataFrame) -> list[str]:
-        """The settings of some runs that the claim is judged in: its tasks, under its condition; a task without runs is itself one."""
+        """Settings among the runs that the claim is judged in: its tasks, under its condition; a task without runs by its name."""
         runs = self.of_condition(runs)
         return [name for task in self.tasks for name in list(pd.unique(runs.loc[runs["task"] == task, "setting"])) or [task]]
 

@@ -85,3 +85,9 @@ def test_the_page_shows_prompts_gains_and_settings(tmp_path):
     assert "GRPO 50 100 25 25 0" in text
     for name in ExperimentConfig.model_fields:
         assert f" {name} " in text
+
+
+def test_a_gain_is_split_over_the_items_that_both_answered():
+    tables = items({"base": [RIGHT, WRONG, NOTHING, CUT, RIGHT, RIGHT], "grpo": [RIGHT, RIGHT, WRONG, WRONG]})
+    (row,) = gain_table(tables, "nano").to_dict("records")
+    assert (row["items"], row["gain"], row["gain_of_form"]) == (4, pytest.approx(25.0), pytest.approx(25.0))

@@ -18,12 +18,16 @@ from PIL import Image
 
 from replication.report import COLOURS, EXHIBITS, MARKERS, figure_style, save_figure
 from replication.report.cost import price_table, prices
+from replication.statistics import with_setting
 
 #: What ``diagnose`` measures and made-up tables of runs do not hold.
 MEASURED = ("credit_vs_truth", "worked_example", "gradient_snr")
 #: What is drawn from answers per item of the ablations, which the made-up tables do not hold either.
 OF_ITEMS = ("which_tokens",)
-NAMES = tuple(name for name in EXHIBITS if name not in (*MEASURED, *OF_ITEMS))
+#: What ablations of their own are drawn from (tests/report/test_regimes.py).
+OF_REGIMES = ("regimes", "overfitting", "replay")
+SETTINGS = ("word_problems none", "word_problems before", "word_problems after", "multiplication")
+NAMES = tuple(name for name in EXHIBITS if name not in (*MEASURED, *OF_ITEMS, *OF_REGIMES))
 
 
 @pytest.fixture(scope="module")
@@ -53,13 +57,14 @@ def test_every_figure_says_of_which_model_and_how_many_seeds_it_is(name: str, dr
 
 
 def test_headline_shows_every_seed_and_the_mean(tables: dict[str, pd.DataFrame], drawn: dict[str, Figure]):
-    runs = tables["runs"][tables["runs"]["ablation"] == "full_vs_sparse"]
-    for axis, task in zip(drawn["full_vs_sparse"].axes, ("word_problems", "multiplication"), strict=True):
+    runs = with_setting(tables["runs"][tables["runs"]["ablation"] == "full_vs_sparse"])
+    for axis, setting in zip(drawn["full_vs_sparse"].axes, SETTINGS, strict=True):
         places = [points.get_offsets()[:, 1] for points in axis.collections if len(points.get_offsets())]
-        trained = runs[(runs["task"] == task) & (runs["method"] != "base")]["accuracy"]
+        here = runs[runs["setting"] == setting]
+        trained = here[here["method"] != "base"]["accuracy"]
         np.testing.assert_allclose(np.sort(np.concatenate(places)), np.sort(100 * trained.to_numpy(dtype=float)))
         for method in synthetic.METHODS:
-            mean = runs[(runs["task"] == task) & (runs["method"] == method)]["accuracy"].mean()
+            mean = here[here["method"] == method]["accuracy"].mean()
             assert f"{100 * mean:.1f}" in {text.get_text() for text in axis.texts}
 
 
@@ -98,13 +103,13 @@ def test_pending_runs_and_those_of_other_profiles_are_not_drawn(name: str, table
 @pytest.mark.parametrize("name", ["full_vs_sparse", "token_fraction", "lora_rank", "learning_rate"])
 def test_every_diverged_run_has_a_cross_at_its_own_number(name: str, tables: dict[str, pd.DataFrame]):
     runs = tables["runs"].copy()
-    one = (runs["task"] == "word_problems") & (runs["method"] == "s_grpo") & (runs["seed"] == 1)
+    one = (with_setting(runs)["setting"] == "word_problems after") & (runs["method"] == "s_grpo") & (runs["seed"] == 1)
     measure = "validation_accuracy" if name == "learning_rate" else "accuracy"
     runs["status"] = np.where(one, "diverged", "done")
     figure = draw(name, tables | {"runs": runs})
     crosses = [
         points.get_offsets()[:, 1]
-        for points in figure.axes[0].collections
+        for points in figure.axes[2 if name == "full_vs_sparse" else 0].collections
         if to_rgb(points.get_edgecolor()[0]) == (0.0, 0.0, 0.0) and len(points.get_offsets()) and points.get_linewidth()[0] == 1.4
     ]
     expected = np.sort(100 * runs[one & (runs["ablation"] == name)][measure].to_numpy(dtype=float))
@@ -129,7 +134,8 @@ def test_no_panel_is_dead(tables: dict[str, pd.DataFrame]):
     axes = draw("regularisation", tables | {"runs": runs}).axes
     labels = [" ".join(axis.get_ylabel().split()) for axis in axes]
     assert not any("not trained" in label for label in labels)
-    assert sum("held-out" in label for label in labels) == 1, "of the word problems alone"
+    (held_out,) = [axis for axis, label in zip(axes, labels, strict=True) if "held-out" in label]
+    assert len(held_out.get_xticks()) == 3, "of the word problems alone"
     for axis in axes:
         heights = np.concatenate([points.get_offsets()[:, 1] for points in axis.collections if len(points.get_offsets())])
         assert np.ptp(heights) > 0
@@ -248,3 +254,39 @@ def test_no_text_lies_on_another_or_leaves_the_page(name: str, drawn: dict[str, 
         width = min(box.x1, other.x1) - max(box.x0, other.x0)
         height = min(box.y1, other.y1) - max(box.y0, other.y0)
         assert width <= 1 or height <= 1, f"{a!r} lies on {b!r}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_four_settings_are_read_unscaled_on_a_page_of_1280_pixels(name: str, tables: dict[str, pd.DataFrame]):
+    assert EXHIBITS[name].show(tables, "nano").width <= 1280
+
+
+def test_the_mean_of_a_drift_is_geometric(tables: dict[str, pd.DataFrame]):
+    table = EXHIBITS["regularisation"].tabulate(tables, "nano").query("column == 'kl_to_base'").set_index(["setting", "method"])
+    runs = with_setting(tables["runs"]).query("ablation == 'full_vs_sparse' and setting == 'word_problems after'")
+    logs = {method: np.log(own.set_index("seed")["kl_to_base"]) for method, own in runs.groupby("method") if method != "base"}
+    for method, own in logs.items():
+        row = table.loc["word_problems after", method]
+        assert row["value"] == pytest.approx(np.exp(own.mean())) and row["value_low"] < row["value"] < row["value_high"]
+    ratio = table.loc[("word_problems after", "t_spmo"), "times_grpo"]
+    assert ratio == pytest.approx(np.exp((logs["t_spmo"] - logs["grpo"]).mean()))
+
+
+def test_a_base_with_more_items_shows_how_many_and_the_gain_over_the_shared_ones():
+    tables = synthetic.headline(items=60, base_items=200, seeds=2)
+    shown = EXHIBITS["full_vs_sparse"].show(tables, "nano")
+    table = shown.table.set_index(["setting", "method"])
+    assert set(table.loc[table["gain"].notna(), "gain_items"]) == {60}
+    assert table.loc[("word_problems after", "base"), "items"] == 200 and table.loc[("word_problems after", "grpo"), "items"] == 60
+    assert "60 test items (the base: 200)" in _words(shown.figure)
+    assert table["accuracy"].drop("base", level=1).notna().all() and table["collapsed"].eq(0).all()
+
+
+def test_collapsed_runs_are_counted_and_crossed(tables: dict[str, pd.DataFrame]):
+    runs = tables["runs"].copy()
+    one = (runs["ablation"] == "full_vs_sparse") & (runs["task"] == "multiplication") & (runs["method"] == "s_grpo")
+    runs.loc[one & (runs["seed"] == 1), "status"] = "collapsed"
+    shown = EXHIBITS["full_vs_sparse"].show(tables | {"runs": runs}, "nano")
+    counts = shown.table.set_index(["setting", "method"])["collapsed"]
+    assert counts["multiplication", "s_grpo"] == 1 == counts.sum()
+    assert "crossed: 1 collapsed" in _words(shown.figure)

@@ -32,7 +32,7 @@ from replication.report import (
 from replication.report.appendix import ledger, svamp_split
 from replication.report.html import formula
 from replication.report.wording import interval, number, percent, span
-from replication.statistics import detectable_differences, verdicts
+from replication.statistics import detectable_differences, verdicts, with_setting
 from replication.tables import read_tables, write_tables
 
 MANIFEST = {
@@ -121,12 +121,12 @@ def test_conclusions_come_first_then_verdicts_then_exhibits_and_the_rest_is_fold
 def test_conclusions_hold_the_numbers_and_verdicts_of_the_tables(tables):
     judged = verdicts(CLAIMS, tables)
     said = conclusions(judged, tables, "nano")
-    at = EXHIBITS["full_vs_sparse"].tabulate(tables, "nano").set_index(["task", "method"])["accuracy"]
+    at = EXHIBITS["full_vs_sparse"].tabulate(tables, "nano").set_index(["setting", "method"])["accuracy"]
     for method in ("base", "s_grpo", "t_spmo"):
-        assert percent(at["word_problems", method]) in said[0]
-    for task in ("word_problems", "multiplication"):
-        assert f"{at[task, 'grpo'] - at[task, 'base']:+.1f} points" in said[1]
-        assert f"{at[task, 't_spmo'] - at[task, 'grpo']:+.1f} points" in said[2]
+        assert percent(at["word_problems after", method]) in said[0]
+    for setting in at.index.levels[0]:
+        assert f"{at[setting, 'grpo'] - at[setting, 'base']:+.1f} points" in said[1]
+        assert f"{at[setting, 't_spmo'] - at[setting, 'grpo']:+.1f} points" in said[2]
     other = {"supported": "not supported"}.get(judged.set_index("claim").loc["N4", "verdict"], "supported")
     changed = conclusions(judged.assign(verdict=judged["verdict"].where(judged["claim"] != "N4", other)), tables, "nano")
     assert [one != two for one, two in zip(said, changed, strict=True)] == [False, True, False, False, False]
@@ -197,7 +197,7 @@ def test_sentences_hold_the_numbers_of_the_tables(tables):
     for row in table[table["method"] != "base"].itertuples():
         assert f"{METHOD_LABELS[row.method]} {percent(row.accuracy)}" in said
     table, said = _said("learning_rate", tables)
-    for _, own in table[table["method"] == "grpo"].groupby("task"):
+    for _, own in table[table["method"] == "grpo"].groupby("setting"):
         assert f"{number(own['accuracy'].min())} and {percent(own['accuracy'].max())}" in said
     table, said = _said("token_fraction", tables)
     assert percent(table.iloc[0]["accuracy"]) in said and percent(table.iloc[0]["kept_fraction"]) in said
@@ -219,18 +219,19 @@ def test_a_curve_that_still_rises_is_said_to(tables):
 
 def test_better_and_worse_side_effects_are_those_whose_interval_leaves_0_out(tables):
     runs = tables["runs"].copy()
-    sparse = (runs["method"] == "t_spmo") & (runs["task"] == "word_problems")
+    sparse = (runs["method"] == "t_spmo") & (with_setting(runs)["setting"] == "word_problems after")
     runs.loc[sparse, "held_out_accuracy"] = runs.loc[sparse, "held_out_accuracy"] + 0.3
     better, worse = EXHIBITS["regularisation"].show({**tables, "runs": runs}, "nano").sentences
-    assert "T-SPMO trained on word problems" in better and "held-out templates" in better
-    assert "T-SPMO trained on word problems" not in worse
+    said = next(part for part in better.split("; ") if "T-SPMO trained on word problems (noise after)" in part)
+    assert "held-out templates" in said
+    assert "held-out templates" not in "".join(part for part in worse.split("; ") if "T-SPMO trained on word problems (noise a" in part)
 
 
 def test_longer_numbers_are_a_number_or_not_measured_and_never_zero(tables):
     table, _ = _said("regularisation", tables)
-    runs = tables["runs"]
-    grpo = runs[(runs["ablation"] == "full_vs_sparse") & (runs["method"] == "grpo") & (runs["task"] == "word_problems")]
-    shown = table[(table["measure"] == "longer numbers") & (table["method"] == "grpo") & (table["task"] == "word_problems")]
+    runs, setting = with_setting(tables["runs"]), "word_problems after"
+    grpo = runs[(runs["ablation"] == "full_vs_sparse") & (runs["method"] == "grpo") & (runs["setting"] == setting)]
+    shown = table[(table["measure"] == "longer numbers") & (table["method"] == "grpo") & (table["setting"] == setting)]
     assert shown["value"].item() == pytest.approx(100 * grpo["longer_numbers_accuracy"].mean())
     without, _ = _said("regularisation", {**tables, "runs": runs.drop(columns="longer_numbers_accuracy")})
     assert "longer numbers" not in set(without["measure"])
@@ -239,7 +240,7 @@ def test_longer_numbers_are_a_number_or_not_measured_and_never_zero(tables):
 def test_tuning_is_chosen_on_validation_alone(tables):
     tabulate = EXHIBITS["learning_rate"].tabulate
     table = tabulate(tables, "nano")
-    for _, own in table.groupby(["task", "method"]):
+    for _, own in table.groupby(["setting", "method"]):
         assert own["chosen"].sum() == 1
         assert own.loc[own["chosen"], "validation_accuracy"].item() == own["validation_accuracy"].max()
     swapped = {**tables, "runs": tables["runs"].assign(accuracy=1 - tables["runs"]["accuracy"])}
@@ -319,7 +320,7 @@ def _fraction_tables() -> dict[str, pd.DataFrame]:
 
 def test_settings_of_the_token_fraction_are_told_apart():
     table = EXHIBITS["token_fraction"].tabulate(_fraction_tables(), "nano")
-    assert len(table) == table["setting"].nunique() == 6
+    assert len(table) == table["tokens"].nunique() == 6
     at = table.set_index(["selector", "denominator"])["accuracy"]
     assert at["random", "kept"] == pytest.approx(60) and at["rule", "completion"] == pytest.approx(75)
 
@@ -331,8 +332,8 @@ def test_contrasts_are_drawn_and_said_as_their_intervals_are():
     drawn = [line.get_xdata()[0] for line in shown.figure.axes[0].lines if line.get_marker() == "o"]
     assert drawn == pytest.approx(gains)
     said, clear = " ".join(shown.sentences), shown.table[(shown.table["gain_low"] > 0) | (shown.table["gain_high"] < 0)]
-    for (setting, reference), own in shown.table.groupby(["setting", "reference"]):
-        words = f"{setting} than {reference}" if len(own.merge(clear)) else f"{setting} and {reference}"
+    for (tokens, reference), own in shown.table.groupby(["tokens", "reference"]):
+        words = f"{tokens} than {reference}" if len(own.merge(clear)) else f"{tokens} and {reference}"
         assert words in said
 
 

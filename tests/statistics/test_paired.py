@@ -46,9 +46,7 @@ def test_paired_tests_count_discordant_items_seed_by_seed():
     tables = synthetic_tables.headline(seeds=2, items=60)
     tests = paired_tests(tables)
     assert len(tests) == 2 * 6 * 2  # tasks, pairs of methods, seeds (the one base run is paired with each)
-    row = tests[
-        (tests["setting"] == "word_problems after") & (tests["a"] == "base") & (tests["b"] == "grpo") & (tests["seed"] == 1)
-    ].iloc[0]
+    (row,) = tests.query("setting == 'word_problems after' and a == 'base' and b == 'grpo' and seed == 1").to_dict("records")
     wide = tables["items"].pivot(index="item_id", columns="run_id", values="correct")
     base = wide[synthetic_tables.run_id("nano", "word_problems", "base", 0)].dropna()
     grpo = wide[synthetic_tables.run_id("nano", "word_problems", "grpo", 1)].dropna()
