@@ -1,6 +1,6 @@
 # The whole replication by name. `make` alone lists the targets; each makes .venv when it is missing.
 # Variables: PROFILE, PLAN, SEEDS, RATES, WORKERS, ENGINE, ADDRESS, OUT, MODEL, REVISION, SVAMP, DATA, REWARD, METHOD, SET,
-# PYTHON, VENV (see README.md).
+# CLAIM, PYTHON, VENV (see README.md).
 
 .DEFAULT_GOAL := help
 SHELL := bash
@@ -17,6 +17,8 @@ ENGINE ?= local
 ADDRESS ?=
 MODEL ?=
 REVISION ?=
+# Of data/claims.yaml.
+CLAIM ?=
 SVAMP ?=
 DATA ?=
 REWARD ?=
@@ -45,7 +47,7 @@ SWEEP_OPTIONS := $(PLAN_OPTIONS) $(if $(WORKERS),--workers $(call q,$(WORKERS)))
 	$(if $(filter-out local,$(ENGINE)),--engine $(call q,$(ENGINE))) $(if $(ADDRESS),--address $(call q,$(ADDRESS)))
 PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PY) -m pytest
 
-.PHONY: help setup all smoke test test-full test-browser test-gpu test-real figures report verify publish small prompts paper \
+.PHONY: help setup all smoke test test-full test-browser test-gpu test-real figures report verify check publish small prompts paper \
 	paper-dryrun base bench lab lint clean
 
 help: ## list the targets
@@ -138,6 +140,10 @@ bench: $(STAMP) ## measure cost beside another implementation (installs the extr
 
 lab: $(STAMP) ## open JupyterLab at the overview
 	JUPYTER_PREFER_ENV_PATH=1 $(PY) -m jupyterlab notebooks/00_overview.ipynb
+
+check: $(STAMP) ## run what one claim rests on with 3 seeds: CLAIM=N4, its interval beside the committed one
+	@$(CLI) check $(call q,$(CLAIM)) $(if $(SEEDS),--seeds $(call q,$(SEEDS))) $(if $(WORKERS),--workers $(call q,$(WORKERS))) \
+		$(SETTINGS)
 
 lint: $(STAMP) ## check code and notebooks
 	$(PY) -m ruff check .

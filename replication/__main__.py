@@ -106,6 +106,13 @@ def _parser() -> argparse.ArgumentParser:
     results(verify)
     verify.add_argument("--committed", type=Path, metavar="DIR", help="the other tables (default: results/PROFILE)")
 
+    check = command("check", "run what one claim rests on with a few seeds; its interval beside the committed one")
+    check.add_argument("claim", help="its id in data/claims.yaml, for instance N4")
+    check.add_argument("--seeds", type=int, default=3, metavar="N", help="seeds of each method (default: 3)")
+    check.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core, or per GPU)")
+    check.add_argument("--out", type=Path, metavar="DIR", help="folder of the results (default: results/local/PROFILE)")
+    settings(check)
+
     publish = command("publish", "copy tables, figures and pages of your results over the committed ones")
     results(publish)
     publish.add_argument("--to", type=Path, metavar="DIR", help="where to (default: results/PROFILE)")

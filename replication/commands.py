@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from replication.console import say
 from replication.errors import Stopped, UserError
+from replication.names import CLAIMS
 from replication.runs import explained, read_json
 
 if TYPE_CHECKING:
@@ -281,6 +282,38 @@ def verify(options: argparse.Namespace) -> int:
     if changed:
         print(f"another verdict than the committed one (intervals of fewer seeds decide less): {', '.join(changed)}")
     return 1 if counts.get("disagree") or counts.get("missing") else 0
+
+
+def check(options: argparse.Namespace) -> int:
+    """Run what one claim rests on with a few seeds, and show its interval beside the committed one."""
+    import pandas as pd
+
+    from replication.statistics import load_claims, verdicts
+    from replication.sweep import run_plan
+    from replication.tables import build_tables, read_tables
+
+    claims = load_claims(CLAIMS)
+    claim = next((claim for claim in claims if claim.id == options.claim), None)
+    if claim is None:
+        raise UserError(f"unknown claim {options.claim!r}: choose one of {', '.join(claim.id for claim in claims)}")
+    out = options.out or Path("results/local") / claim.scale
+    full = {name: default for name, (_, default) in _PLAN.items()} | vars(options) | {"profile": claim.scale, "plan": "full"}
+    planned = [run for run in _plan(argparse.Namespace(**full), [claim.ablation]) if claim.needs(run.config)]
+    result = run_plan(planned, out / "runs", workers=options.workers)
+    for run_id, reason in result.failed.items():
+        say(f"failed: {out / 'runs' / run_id}: {reason}")
+    committed = read_tables(Path("results") / claim.scale)
+    mine = build_tables(planned, out / "runs")
+    if claim.tuned:  # whether the rates are tuned is not checked again
+        rates = committed["runs"][committed["runs"]["ablation"] == "learning_rate"]
+        mine["runs"] = pd.concat([mine["runs"], rates], ignore_index=True)
+    verdict = committed["verdicts"]
+    rows = {"here": verdicts([claim], mine), "committed": verdict[verdict["claim"] == claim.id]}
+    shown = pd.concat(rows, names=["from"]).reset_index("from")
+    print(f"{claim.id}: {claim.text}\nrule: {claim.rule_text}")
+    columns = ["from", "value", "low", "high", "unit", "seeds", "items", "verdict", "note"]
+    print(shown[columns].to_string(index=False, na_rep="", float_format="{:.2f}".format))
+    return 0 if result.ok else 1
 
 
 def publish(options: argparse.Namespace) -> int:

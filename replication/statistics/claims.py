@@ -104,6 +104,12 @@ class Claim(BaseModel):
         """Those of the runs that were made under the claim's condition, or have none."""
         return runs[runs["asides"].isna() | (runs["asides"] == self.asides)] if "asides" in runs else runs
 
+    def needs(self, config: Any) -> bool:
+        """Whether a run with this config is evidence for the claim, apart from the ablation that planned it."""
+        if config.method not in (*self.methods, "base") or config.task not in self.tasks or config.asides not in (None, self.asides):
+            return False
+        return config.method == "base" or all(getattr(config, name) == value for name, value in self.cell.items())
+
     def holds(self, low: float, high: float) -> bool | None:
         """The rule on a 95 % interval; None where the interval leaves it open or does not exist."""
         t, upper = self.threshold, self.upper or 0.0
