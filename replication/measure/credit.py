@@ -21,6 +21,7 @@ from replication.base_files import base_fingerprint
 from replication.config import ExperimentConfig, load_profile
 from replication.errors import UserError
 from replication.groups import Group, sample_groups
+from replication.measure.flops import flops_rows
 from replication.measure.gradients import Redraws, batch_product, flat_credit, surrogate_gradients, update_snr
 from replication.measure.token_worth import SUMS, Truth, audited, credit_sums, judge
 from replication.models import Policy, load_policy
@@ -133,7 +134,8 @@ def credit_table(
     def add(name: tuple[str, str], quantity: str, unit: str, draws: np.ndarray) -> None:
         finite = draws[1:][np.isfinite(draws[1:])]
         low, high = np.quantile(finite, [0.025, 0.975]) if len(finite) else (np.nan, np.nan)
-        row = {"profile": config.profile, "task": config.task, "policy": policy, "method": name[0], "selector": name[1]}
+        row = {"profile": config.profile, "task": config.task, "asides": config.asides, "policy": policy}
+        row |= {"method": name[0], "selector": name[1]}
         row |= {"quantity": quantity, "unit": unit, "value": draws[0], "low": low, "high": high}
         rows.append(row | {"n": problems, "redraws": redraws, "seed": config.seed})
 
@@ -209,6 +211,7 @@ def _example(
                     {
                         "profile": config.profile,
                         "task": config.task,
+                        "asides": config.asides,
                         "item_id": group.problem.id,
                         "prompt": group.problem.prompt,
                         "group_size": len(rewards),
@@ -239,7 +242,8 @@ def diagnose(
 ) -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:
     """The tables ``credit`` and ``worked_example``, for the base and for the adapters of finished runs, and what they took.
 
-    The problems are the first of the validation split; all chance comes from named streams of the profile's seed.
+    The table credit also has the FLOPs of one token of the base (see ``flops_rows``). The problems are the first of the
+    validation split; all chance comes from named streams of the profile's seed.
 
     Raises:
         UserError: too few problems or redraws for a variance, or a run directory without a fitting adapter.
@@ -256,6 +260,8 @@ def diagnose(
     for run_dir in (None, *run_dirs):
         policy = load_policy(config) if run_dir is None else _trained(saved[run_dir], run_dir)
         measured = measure(policy, config, config.load_task(), chosen, redraws=redraws, audit=audit)
+        if run_dir is None:
+            rows += flops_rows(config, chosen)
         rows += credit_table(measured, rules, config, policy="base" if run_dir is None else Path(run_dir).name)
         example = example or measured.example
     tables = {

@@ -1,4 +1,4 @@
-"""What an accuracy costs: tokens in the loss, tokens through the model, seconds."""
+"""What an accuracy costs: tokens in the loss, tokens through the model, FLOPs, seconds."""
 
 from __future__ import annotations
 
@@ -13,28 +13,50 @@ from replication.names import HEADLINE, METHOD_LABELS, SETTING_LABELS, trained_i
 from replication.report import style as p
 from replication.report.select import by_seed, curves_of, runs_of
 from replication.report.wording import counted, listing, number, percent
-from replication.statistics import Tables
+from replication.statistics import Tables, table
 
 #: Sums over the steps, by the metrics of curves.csv that they are made of.
 _TOKENS = {"tokens_in_loss": ("tokens_in_loss",), "tokens_through_model": ("tokens_generated", "tokens_forwarded")}
 _LABELS = {
     "tokens_in_loss": "tokens in the loss",
     "tokens_through_model": "tokens through the model\n(sampled, and forwarded in the updates)",
+    "flops": "FLOPs of training\n(sampling included)",
     "seconds": "seconds of training\n(sampling included)",
 }
+_SECONDS = ("rollout_s", "score_s", "update_s")
 #: The level whose price is asked: this share of the way from the base to the best method's last validation accuracy.
 SHARE = 0.8
 
 
 def _spent(tables: Tables, profile: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The trained headline runs; and per run and step what it had spent so far (columns run_id, step and those of _TOKENS)."""
+    """The trained headline runs; and per run and step what it had spent so far (columns run_id, step and those of _LABELS).
+
+    FLOPs are tokens times those of one token, which ``diagnose`` counts: a sampled token goes forward, one of an update forward and
+    backward. Seconds are known of whole runs: each step has an equal part of them.
+    """
     runs = runs_of(tables, HEADLINE, profile)
     runs = runs[runs["method"] != "base"]
     curves = curves_of(tables, runs, *(metric for parts in _TOKENS.values() for metric in parts))
     steps = curves.pivot_table(index=["run_id", "step"], columns="metric", values="value")
     missing = pd.Series(np.nan, index=steps.index)
-    sums = {name: sum(steps.get(part, missing) for part in parts) for name, parts in _TOKENS.items()}
-    return runs, pd.DataFrame(sums, index=steps.index).groupby("run_id").cumsum().reset_index()
+    each = _flops_per_token(tables, profile)
+    flops = sum(each[metric] * steps.get(metric, missing) for metric in each) if each else missing
+    sums: dict[str, pd.Series] = {name: sum(steps.get(part, missing) for part in parts) for name, parts in _TOKENS.items()}
+    sums["flops"] = flops
+    spent = pd.DataFrame(sums, index=steps.index).groupby("run_id").cumsum().reset_index()
+    timings = table(tables, "timings", ("run_id", *_SECONDS)).drop_duplicates("run_id").set_index("run_id")
+    seconds = timings[list(_SECONDS)].astype(float).sum(axis=1, skipna=False)
+    last = spent.groupby("run_id")["step"].transform("max")
+    return runs, spent.assign(seconds=spent["run_id"].map(seconds).astype(float) * spent["step"] / last)
+
+
+def _flops_per_token(tables: Tables, profile: str) -> dict[str, float]:
+    """FLOPs of a sampled and of an update's token by the metric of curves.csv that counts such tokens; empty if not measured."""
+    found = table(tables, "credit", ("profile", "policy", "quantity", "value"))
+    found = found[(found["profile"] == profile) & (found["policy"] == "base")].drop_duplicates("quantity")
+    found = found.set_index("quantity")["value"]
+    names = {"tokens_generated": "flops_sampled_token", "tokens_forwarded": "flops_updated_token"}
+    return {metric: float(found[name]) for metric, name in names.items()} if set(names.values()) <= set(found.index) else {}
 
 
 def spending_table(tables: Tables, profile: str) -> pd.DataFrame:
@@ -47,21 +69,22 @@ def spending_table(tables: Tables, profile: str) -> pd.DataFrame:
     for (setting, method), own in ends.groupby(["setting", "method"], sort=False):
         full = ends[(ends["setting"] == setting) & (ends["method"] == "grpo")]
         row = {"setting": setting, "method": method, "seeds": own["seed"].nunique()}
-        for name in _TOKENS:
+        for name in _LABELS:
             row |= {name: own[name].mean(), f"{name}_%_of_grpo": 100 * own[name].mean() / full[name].mean()}
         rows.append(row)
     return pd.DataFrame(rows)
 
 
 def draw_spending(tables: Tables, profile: str, table: pd.DataFrame) -> Figure:
-    """Validation accuracy against what had been spent by then: a row for each kind of token, a column for each setting."""
+    """Validation accuracy against what had been spent by then: a row for each kind of spending, a column for each setting."""
     runs, spent = _spent(tables, profile)
     curves = curves_of(tables, runs, "validation_accuracy")
     spent = spent.merge(runs[["run_id", "setting", "method", "seed"]], on="run_id")
     settings = list(table["setting"].unique())
-    size = {"rows": len(_TOKENS), "width": p.column_width(settings), "height": 2.8}
+    shown = [name for name in _LABELS if spent[name].notna().any()]
+    size = {"rows": len(shown), "width": p.column_width(settings), "height": 2.8}
     figure, axes = p.panels("Accuracy against what was spent", len(settings), **size)
-    for row, name in zip(axes, _TOKENS, strict=True):
+    for row, name in zip(axes, shown, strict=True):
         for axis, setting in zip(row, settings, strict=True):
             reached: list[float] = []
             for method in trained_in(runs["method"]):
@@ -83,7 +106,8 @@ def draw_spending(tables: Tables, profile: str, table: pd.DataFrame) -> Figure:
             p.percent_axis(axis, "validation accuracy (%)")
     p.legend_beside(figure, axes.flat)
     text = f"{p.about(profile)} A marker for each evaluation; thick: mean over {p.seeds_of(runs)}, thin: each seed. Read across "
-    text += "at an accuracy: the curve met first spent least. Through the model: sampled tokens and those of the updates."
+    text += "at an accuracy: the curve met first spent least. Through the model: sampled tokens and those of the updates. Seconds: "
+    text += "of the machine that trained, other work on it included. FLOPs: tokens times those of one, counted by PyTorch."
     return p.caption(figure, text)
 
 
@@ -114,7 +138,6 @@ def prices(tables: Tables, profile: str, share: float = SHARE) -> pd.DataFrame:
     """
     runs, spent = _spent(tables, profile)
     curves = 100 * curves_of(tables, runs, "validation_accuracy").pivot(index="step", columns="run_id", values="value").sort_index()
-    timings = tables.get("timings", pd.DataFrame(columns=["run_id"])).set_index("run_id")
     rows = []
     for setting, own in runs[runs["run_id"].isin(curves.columns)].groupby("setting", sort=False):
         wide = {run_id: curves[run_id].dropna() for run_id in own["run_id"]}
@@ -126,11 +149,10 @@ def prices(tables: Tables, profile: str, share: float = SHARE) -> pd.DataFrame:
             step = _first_step(accuracy, level)
             row = {"run_id": run.run_id, "setting": setting, "method": run.method, "seed": run.seed, "level": level, "step": step}
             sums = spent[spent["run_id"] == run.run_id]
-            for name in _TOKENS:
+            for name in _LABELS:
                 steps, total = np.append(0, sums["step"]), np.append(0.0, sums[name])
                 row[name] = float(np.interp(step, steps, total)) if np.isfinite(step) else np.nan
-            parts = timings.reindex(index=[run.run_id], columns=["rollout_s", "score_s", "update_s"])
-            rows.append(row | {"seconds": float(parts.sum(axis=1, skipna=False).iloc[0]) * step / accuracy.index[-1]})
+            rows.append(row)
     return pd.DataFrame(rows, columns=["run_id", "setting", "method", "seed", "level", "step", *_LABELS])
 
 

@@ -8,10 +8,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from replication.names import METHOD_LABELS, TASK_LABELS, TASKS
+from replication.names import METHOD_LABELS, SETTING_LABELS, SETTINGS
 from replication.report import style as p
 from replication.report.wording import interval, listing, number, percent, points
-from replication.statistics import Tables
+from replication.statistics import Tables, with_setting
 
 POSITIVE, NEGATIVE = "#0072B2", "#D55E00"
 _KINDS = (
@@ -39,18 +39,18 @@ def noise_table(tables: Tables, profile: str) -> pd.DataFrame:
 
 
 def _wide(tables: Tables, profile: str, quantities: tuple[str, ...]) -> pd.DataFrame:
-    """credit.csv of the untrained base on its first task, a row for each rule, a column for each quantity and its ends."""
-    credit = tables.get("credit", pd.DataFrame(columns=["profile", "policy"]))
+    """credit.csv of the untrained base in its first setting, a row for each rule, a column for each quantity and its ends."""
+    credit = with_setting(tables.get("credit", pd.DataFrame(columns=["profile", "task", "policy"])))
     credit = credit[(credit["profile"] == profile) & (credit["policy"] == "base")]
-    task = next((task for task in TASKS if len(credit) and (credit["task"] == task).any()), None)
-    if task is None:
+    setting = next((setting for setting in SETTINGS if (credit["setting"] == setting).any()), None)
+    if setting is None:
         return pd.DataFrame()
-    credit = credit[credit["task"] == task]
+    credit = credit[credit["setting"] == setting]
     decisive = credit.loc[credit["quantity"] == "tokens_decisive", "value"]
     rows = []
     for (method, selector), own in credit[credit["method"] != "generated"].groupby(["method", "selector"], sort=False):
         found = own.set_index("quantity")
-        row = {"task": task, "method": method, "rule": p.SELECTOR_LABELS.get(selector, selector), "selector": selector}
+        row = {"setting": setting, "method": method, "rule": p.SELECTOR_LABELS.get(selector, selector), "selector": selector}
         row |= {"problems": found["n"].iloc[0], "redraws": found["redraws"].iloc[0]}
         for name in quantities:
             for column, end in (("value", ""), ("low", "_low"), ("high", "_high")):
@@ -158,7 +158,7 @@ def _with_ends(row: dict, name: str, unit: str = "") -> str:
 
 def _sample(table: pd.DataFrame, profile: str) -> str:
     first = table.iloc[0]
-    groups = f"{first['problems']:.0f} {TASK_LABELS[first['task']]}, {first['redraws']:.0f} groups of each"
+    groups = f"{first['problems']:.0f} {SETTING_LABELS[first['setting']]}, {first['redraws']:.0f} groups of each"
     return f"{p.about(profile)} The untrained base on {groups}."
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from replication.errors import UserError
-from replication.names import HEADLINE
+from replication.names import ABLATIONS, HEADLINE
 from replication.runs import RunSummary, check_files, explained, manifest, now, read_failure, read_json, read_summary
 from replication.tables.csv_files import KINDS, PEAKS, SECONDS, as_text, frame, parse, run_columns
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from replication.ablations import PlannedRun
 
 #: Of these ablations curves.csv has the validation alone: every metric of every step of 600 runs would be 30 MB.
-BRIEF = ("token_fraction", "lora_rank", "learning_rate")
+BRIEF = tuple(name for name in ABLATIONS if name != HEADLINE)
 #: A run with less than this share of its base's accuracy has collapsed.
 COLLAPSED_UNDER = 0.1
 #: What the base shares with the runs that it is the base of, where a config has it.

@@ -66,11 +66,12 @@ KINDS: dict[str, dict[str, str]] = {
     },
     # Optional: made by `diagnose`, from groups sampled afresh and not from runs.
     "credit": {
-        **dict.fromkeys(("profile", "task", "policy", "method", "selector", "quantity", "unit"), "str"),
+        **dict.fromkeys(("profile", "task", "asides", "policy", "method", "selector", "quantity", "unit"), "str"),
         **{"value": "float", "low": "float", "high": "float", "n": "int", "redraws": "int", "seed": "int"},
     },
     "worked_example": {
-        **{"profile": "str", "task": "str", "item_id": "str", "prompt": "str", "group_size": "int", "right_in_group": "int"},
+        **dict.fromkeys(("profile", "task", "asides", "item_id", "prompt"), "str"),
+        **{"group_size": "int", "right_in_group": "int"},
         **{"completion": "int", "correct": "int", "position": "int", "token": "str", "decisive": "int", "worth": "float"},
         **{"method": "str", "selector": "str", "credit": "float"},
     },

@@ -290,3 +290,13 @@ def test_collapsed_runs_are_counted_and_crossed(tables: dict[str, pd.DataFrame])
     counts = shown.table.set_index(["setting", "method"])["collapsed"]
     assert counts["multiplication", "s_grpo"] == 1 == counts.sum()
     assert "crossed: 1 collapsed" in _words(shown.figure)
+
+
+def test_flops_are_tokens_times_those_of_one():
+    tables = _prices()
+    assert np.isnan(prices(tables, "nano")["flops"]).all(), "not measured is missing"
+    values = {"flops_sampled_token": 10.0, "flops_updated_token": 30.0}
+    row = {"profile": "nano", "task": "word_problems", "policy": "base", "method": "generated"}
+    tables["credit"] = pd.DataFrame([row | {"quantity": name, "value": value} for name, value in values.items()])
+    (priced,) = prices(tables, "nano").to_dict("records")
+    assert priced["flops"] == pytest.approx(62.5 * (8 * 10 + 2 * 30))

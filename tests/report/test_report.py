@@ -224,7 +224,8 @@ def test_better_and_worse_side_effects_are_those_whose_interval_leaves_0_out(tab
     better, worse = EXHIBITS["regularisation"].show({**tables, "runs": runs}, "nano").sentences
     said = next(part for part in better.split("; ") if "T-SPMO trained on word problems (noise after)" in part)
     assert "held-out templates" in said
-    assert "held-out templates" not in "".join(part for part in worse.split("; ") if "T-SPMO trained on word problems (noise a" in part)
+    said = [part for part in worse.split("; ") if "T-SPMO trained on word problems (noise after)" in part]
+    assert "held-out templates" not in "".join(said)
 
 
 def test_longer_numbers_are_a_number_or_not_measured_and_never_zero(tables):
