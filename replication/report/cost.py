@@ -101,13 +101,14 @@ def draw_spending(tables: Tables, profile: str, table: pd.DataFrame) -> Figure:
                 axis.plot(x.mean(axis=1), y.mean(axis=1), **look)
                 reached += list(x.mean(axis=1))
             p.decades(axis, reached)
-            axis.set_xlabel(f"{_LABELS[name].splitlines()[0]} so far (log scale)")
+            axis.set_xlabel(f"{_LABELS[name].splitlines()[0]} (log scale)")
             axis.set_title(SETTING_LABELS[setting], loc="left")
             p.percent_axis(axis, "validation accuracy (%)")
     p.legend_beside(figure, axes.flat)
     text = f"{p.about(profile)} A marker for each evaluation; thick: mean over {p.seeds_of(runs)}, thin: each seed. Read across "
-    text += "at an accuracy: the curve met first spent least. Through the model: sampled tokens and those of the updates. Seconds: "
-    text += "of the machine that trained, other work on it included. FLOPs: tokens times those of one, counted by PyTorch."
+    text += "at an accuracy: the curve met first spent least. Through the model: sampled tokens and those of the updates."
+    text += " FLOPs: tokens times those of one, counted by PyTorch." * ("flops" in shown)
+    text += " Seconds: of the machine that trained, other work on it included." * ("seconds" in shown)
     return p.caption(figure, text)
 
 

@@ -61,8 +61,9 @@ def draw_accuracy(tables: Tables, profile: str, table: pd.DataFrame) -> Figure:
         axis.grid(axis="x", visible=False)
         p.percent_axis(axis, "test accuracy (%)")
     text = f"{p.about(profile)} Hollow: one dot per seed ({p.seeds_of(runs)}); filled: mean with its 95 % interval "
-    items = table.groupby(table["method"] == "base")["items"].agg(span)
-    counts = f"{items.get(False, '0')} test items" + (f" (the base: {items[True]})" if True in items else "")
+    trained, base = table["method"] != "base", table["method"] == "base"
+    counts = counted(table.loc[trained, "items"].min(), "test item") if trained.any() else "no test items"
+    counts += f" (the base: {table.loc[base, 'items'].min():,.0f})" if base.any() else ""
     return p.caption(figure, text + f"over seeds and items, {counts}. Dashed: the base.")
 
 

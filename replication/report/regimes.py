@@ -26,7 +26,9 @@ def regime_table(tables: Tables, profile: str) -> pd.DataFrame:
     """
     runs, rows = runs_of(tables, "regimes", profile), []
     base = runs[runs["method"] == "base"]
-    trained = runs[(runs["method"] != "base") & (runs["extra_splits"] == "never")] if len(runs) else runs
+    if runs.empty:
+        return pd.DataFrame()
+    trained = runs[(runs["method"] != "base") & (runs["extra_splits"] == "never")]
     for (*cell, method, screening), own in trained.groupby([*_CELL, "method", trained["seed"] < NEW_SEED], dropna=False, sort=True):
         best = at_best_rate(own)
         row = dict(zip(_CELL, cell, strict=True))
@@ -102,8 +104,8 @@ _SPLITS = {
 
 def overfitting_table(tables: Tables, profile: str) -> pd.DataFrame:
     """Per training set and method: accuracy at the end on trained items, test items and held-out templates, in percent; the gap."""
-    rows = []
-    for (items, steps, method), own in _overfit(tables, profile).groupby(["train_items", "steps", "method"], sort=True):
+    runs, rows = _overfit(tables, profile), []
+    for (items, steps, method), own in runs.groupby(["train_items", "steps", "method"], sort=True) if len(runs) else ():
         row = {"train_items": int(items), "steps": int(steps), "method": method, "seeds": own["seed"].nunique()}
         row |= {name: 100 * own[name].mean() for name in ("train_accuracy", "accuracy", "held_out_accuracy")}
         gap = mean_over_seeds(100 * (own["train_accuracy"] - own["accuracy"]))
