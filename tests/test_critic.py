@@ -16,6 +16,7 @@ from replication.groups import Group
 from replication.models import load_policy
 from replication.rollout import Completion
 from replication.tasks import Problem
+from replication.training_state import TrainingState
 
 
 def grouped(completions=COMPLETIONS, rewards=REWARDS) -> list[Group]:
@@ -161,3 +162,28 @@ def test_explained_variance():
     wrong = [[[-value for value in row] for row in group] for group in knows]
     assert of(wrong, REWARDS) == pytest.approx(-3.0)
     assert of(constant, [torch.ones_like(reward) for reward in REWARDS]) is None
+
+
+def test_a_critic_learns_a_batch_that_comes_again(random_base):
+    config = tiny_config(random_base, "ppo")
+    critic = Critic(load_policy(config), config)
+    state, groups = TrainingState(critic, 1e-2), grouped()
+    rows = []
+    for _ in range(80):
+        state.zero_grad()
+        _, row, _ = critic.judge(groups, PPO().targets)
+        rows.append(row)
+        assert state.step(row["value_loss"], 1e-2, max_grad_norm=1.0) is not None
+
+    def mean_behind(group: Group, prefix: list[int]) -> float:
+        rows = zip(group.rewards.tolist(), group.completions, strict=True)
+        behind = [reward for reward, tokens in rows if tokens[: len(prefix)] == prefix and len(tokens) > len(prefix)]
+        return sum(behind) / len(behind)
+
+    # No critic can tell equal prefixes apart: the best value is the mean reward of the completions behind one.
+    best = [
+        replace(group, values=[[mean_behind(group, tokens[:t]) for t in range(len(tokens))] for tokens in group.completions])
+        for group in groups
+    ]
+    assert rows[0]["explained_variance"] == 0
+    assert 0.8 * explained_variance(best) < rows[-1]["explained_variance"] <= explained_variance(best) + 1e-9
