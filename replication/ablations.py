@@ -138,22 +138,19 @@ def _fields(point: dict[str, Any]) -> dict[str, Any]:
 def _learning_rate(make: Make, grid: dict[str, Any], own: dict[str, Any]) -> Iterator[ExperimentConfig]:
     """The same grid for every method: the budget with which each is tuned, and whether one rate settles a claim.
 
-    ``neighbours`` are further settings, in which only the method's own rate and the two beside it are tried, with one seed.
+    ``methods`` are further methods and ``neighbours`` further settings, for which only the method's own rate and the two beside
+    it are tried, with one seed.
     """
-    tried = [(setting, own["grids"][setting["task"]], own["seeds"], own.get("rates")) for setting in grid_settings(grid, own)]
-    tried += [(setting, own["grids"][setting["task"]], 1, 3) for setting in own.get("neighbours", ())]
-    for setting, rates, seeds, nearest in tried:
-        for method in (*TRAINED, *own.get("methods", ())):
-            few = nearest if method in TRAINED else 3
-            near = rates if few is None else _nearest(rates, make(method, 0, setting).learning_rate, few)
-            for seed in range(TUNING_SEED, TUNING_SEED + (seeds if method in TRAINED else 1)):
-                for learning_rate in near:
-                    yield make(method, seed, setting, learning_rate=learning_rate, **_BRIEF)
-
-
-def grid_settings(grid: dict[str, Any], own: dict[str, Any]) -> list[dict[str, Any]]:
-    """The settings of a part of the plan: its own, or those of the whole plan."""
-    return own.get("settings", grid["settings"])
+    settings = own.get("settings", grid["settings"])
+    tried = [(setting, method, own["seeds"], own.get("rates")) for setting in settings for method in TRAINED]
+    tried += [(setting, method, 1, 3) for setting in settings for method in own.get("methods", ())]
+    tried += [(setting, method, 1, 3) for setting in own.get("neighbours", ()) for method in TRAINED]
+    for setting, method, seeds, nearest in tried:
+        rates = own["grids"][setting["task"]]
+        near = rates if nearest is None else _nearest(rates, make(method, 0, setting).learning_rate, nearest)
+        for seed in range(TUNING_SEED, TUNING_SEED + seeds):
+            for learning_rate in near:
+                yield make(method, seed, setting, learning_rate=learning_rate, **_BRIEF)
 
 
 def _nearest(rates: Sequence[float], rate: float, count: int) -> list[float]:

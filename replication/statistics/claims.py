@@ -106,7 +106,9 @@ class Claim(BaseModel):
 
     def needs(self, config: Any) -> bool:
         """Whether a run with this config is evidence for the claim, apart from the ablation that planned it."""
-        if config.method not in (*self.methods, "base") or config.task not in self.tasks or config.asides not in (None, self.asides):
+        if config.task not in self.tasks or config.asides not in (None, self.asides):
+            return False
+        if config.method not in (*self.methods, "base"):
             return False
         return config.method == "base" or all(getattr(config, name) == value for name, value in self.cell.items())
 
