@@ -114,6 +114,10 @@ report: $(STAMP) ## tables, verdicts, figures and report.html again from what li
 verify: $(STAMP) ## compare your tables in OUT with the committed ones, claim by claim
 	$(CLI) verify $(RESULTS)
 
+check: $(STAMP) ## run what one claim rests on with 3 seeds: CLAIM=N4, its interval beside the committed one
+	@$(CLI) check $(call q,$(CLAIM)) $(if $(SEEDS),--seeds $(call q,$(SEEDS))) $(if $(WORKERS),--workers $(call q,$(WORKERS))) \
+		$(SETTINGS)
+
 publish: $(STAMP) ## copy tables, figures and pages of OUT over the committed ones
 	$(CLI) publish $(RESULTS)
 
@@ -140,10 +144,6 @@ bench: $(STAMP) ## measure cost beside another implementation (installs the extr
 
 lab: $(STAMP) ## open JupyterLab at the overview
 	JUPYTER_PREFER_ENV_PATH=1 $(PY) -m jupyterlab notebooks/00_overview.ipynb
-
-check: $(STAMP) ## run what one claim rests on with 3 seeds: CLAIM=N4, its interval beside the committed one
-	@$(CLI) check $(call q,$(CLAIM)) $(if $(SEEDS),--seeds $(call q,$(SEEDS))) $(if $(WORKERS),--workers $(call q,$(WORKERS))) \
-		$(SETTINGS)
 
 lint: $(STAMP) ## check code and notebooks
 	$(PY) -m ruff check .

@@ -146,7 +146,8 @@ def _learning_rate(make: Make, grid: dict[str, Any], own: dict[str, Any]) -> Ite
     tried += [(setting, method, 1, 3) for setting in settings for method in own.get("methods", ())]
     tried += [(setting, method, 1, 3) for setting in own.get("neighbours", ()) for method in TRAINED]
     for setting, method, seeds, nearest in tried:
-        rates = own["grids"][setting["task"]]
+        # A reader's own task has no grid of its own: the first stands for it.
+        rates = own["grids"].get(setting["task"]) or next(iter(own["grids"].values()))
         near = rates if nearest is None else _nearest(rates, make(method, 0, setting).learning_rate, nearest)
         for seed in range(TUNING_SEED, TUNING_SEED + seeds):
             for learning_rate in near:

@@ -103,7 +103,7 @@ BAD = {
     "unknown plan": (["sweep", "--list", "--plan", "x"], "unknown plan 'x': choose default or full"),
     "no seeds": (["sweep", "--list", "--seeds", "0"], "seeds must be 1 or more, not 0"),
     "unknown task": (["run", "TASK=poems"], "unknown task 'poems': choose one of"),
-    "unknown method": (["run", "METHOD=ppo"], "unknown method 'ppo': choose one of"),
+    "unknown method": (["run", "METHOD=sarsa"], "unknown method 'sarsa': choose one of"),
     "negative seed": (["run", "SEED=-1"], "seed: Input should be greater than or equal to 0 (is -1)"),
     "unknown field": (["run", "--set", "learning_rat=1"], "learning_rat is not a setting"),
     "field of an option": (["run", "--set", "seed=1"], "--set seed: use the option --seed"),
