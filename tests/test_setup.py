@@ -18,7 +18,7 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 TARGETS = ["help", "setup", "all", "smoke", "test", "test-full", "test-browser", "test-gpu", "test-real"]
-TARGETS += ["figures", "report", "verify", "publish", "small", "paper", "prompts", "paper-dryrun", "base", "bench"]
+TARGETS += ["figures", "report", "verify", "check", "publish", "small", "paper", "prompts", "paper-dryrun", "base", "bench"]
 TARGETS += ["lab", "lint", "clean"]
 
 

@@ -116,7 +116,8 @@ def _measure(axis: Axes, runs: pd.DataFrame, table: pd.DataFrame, methods: Seque
             axis.plot(left + 0.8 * step, row["value"], marker, color=colour, markersize=5.5, zorder=4, label=METHOD_LABELS[method])
             if row["seeds"] >= p.SEEDS_FOR_A_BAR:
                 axis.plot([left + 0.8 * step] * 2, [row["value_low"], row["value_high"]], color=colour, lw=2, alpha=0.6, zorder=2)
-    axis.set_xticks(range(len(settings)), [textwrap.fill(SETTING_LABELS[setting], 14) for setting in settings], fontsize=8)
+    labels = [textwrap.fill(SETTING_LABELS[setting], 9, break_long_words=False) for setting in settings]
+    axis.set_xticks(range(len(settings)), labels, fontsize=8)
     axis.set_xlim(-0.5, len(settings) - 0.5)
     axis.grid(axis="x", visible=False)
 

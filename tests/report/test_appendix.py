@@ -82,7 +82,7 @@ def test_the_page_shows_prompts_gains_and_settings(tmp_path):
     write_tables({"prompts": frame(rows, KINDS["prompts"], ["profile"])}, tmp_path)
     text = str(Text(build(tmp_path, "nano").read_text()))
     assert "plain yes 8 25.0 [25.0, 25.0]" in text and "not run: no <chat> template" in text
-    assert "GRPO 50 100 25 25 0" in text
+    assert "GRPO 1 4 50 100 25 25 0" in text
     for name in ExperimentConfig.model_fields:
         assert f" {name} " in text
 

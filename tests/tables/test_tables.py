@@ -106,7 +106,8 @@ def test_a_run_under_a_tenth_of_its_base_has_collapsed(tmp_path):
     trained = [("word_problems", 0, 0.049), ("word_problems", 1, 0.05), ("word_problems", 2, 0.01), ("multiplication", 0, 0.0)]
     plan = [Planned("full_vs_sparse", StandIn(task=task, method="base")) for task in bases]
     faults = {0: "none", 1: "none", 2: "diverges"}
-    plan += [Planned("learning_rate", StandIn(task=task, method="grpo", seed=seed, fault=faults[seed])) for task, seed, _ in trained]
+    configs = [StandIn(task=task, method="grpo", seed=seed, fault=faults[seed]) for task, seed, _ in trained]
+    plan += [Planned("learning_rate", config) for config in configs]
     for planned, value in zip(plan, [*bases.values(), *(value for *_, value in trained)], strict=True):
         folder = tmp_path / planned.config.run_id
         train(planned.config, folder)
