@@ -76,13 +76,13 @@ def _parser() -> argparse.ArgumentParser:
     report = command("report", "tables from the run directories if there are any, verdicts, then report.html")
     results(report)
 
-    diagnose = command("diagnose", "measure credit against the truth and the gradient's noise into credit.csv (1 to 2 minutes)")
+    diagnose = command("diagnose", "measure gradient, credit and noise where deciding tokens are known into credit.csv (3 minutes)")
     results(diagnose)
     diagnose.add_argument(
-        "--task", default="word_problems", choices=("word_problems", "multiplication"), help="only there the truth is known"
+        "--task", choices=("word_problems", "multiplication"), help="this alone (default: both, word problems in every condition)"
     )
-    diagnose.add_argument("--problems", type=int, default=70, metavar="N", help="validation problems (default: 70)")
-    diagnose.add_argument("--redraws", type=int, default=16, metavar="K", help="groups sampled for each problem (default: 16)")
+    diagnose.add_argument("--problems", type=int, default=28, metavar="N", help="validation problems (default: 28)")
+    diagnose.add_argument("--redraws", type=int, default=4, metavar="K", help="groups sampled for each problem (default: 4)")
     diagnose.add_argument(
         "--run", type=Path, action="append", default=[], metavar="DIR", help="also at the end of this finished run"
     )

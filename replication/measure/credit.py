@@ -1,7 +1,7 @@
-"""Credit against the truth: which tokens each method credits, where it is known which tokens decided.
+"""Gradient and credit against the grammar: how much of both falls on the tokens that decide, where these are known.
 
-Groups are sampled for the same problems many times (redraws), every method credits the same groups, and the result is judged by
-what ``token_worth`` knows of them from an audit sample, drawn apart so that no method is at an advantage.
+Groups are sampled for the same problems again and again (redraws), and every method credits the same groups. The methods are
+compared in every setting, the controls only in the first.
 """
 
 from __future__ import annotations
@@ -23,25 +23,34 @@ from replication.errors import UserError
 from replication.groups import Group, sample_groups
 from replication.measure.flops import flops_rows
 from replication.measure.gradients import Redraws, batch_product, flat_credit, surrogate_gradients, update_snr
-from replication.measure.token_worth import SUMS, Truth, audited, credit_sums, judge
+from replication.measure.token_worth import audited, decisive_tokens, token_worths
 from replication.models import Policy, load_policy
 from replication.names import TRAINED
 from replication.randomness import numpy_stream, stream
 from replication.tables import KINDS, frame
 from replication.tasks import Problem, Task
 
-#: Audit samples of a problem, from which the policy's own value of every prefix is counted.
+#: Where the grammar tells which tokens decide. The first setting has the controls and the worked example.
+SETTINGS: tuple[dict[str, Any], ...] = (
+    {"task": "word_problems", "asides": "after"},
+    {"task": "word_problems", "asides": "none"},
+    {"task": "word_problems", "asides": "before"},
+    {"task": "multiplication", "asides": None},
+)
+#: Audit samples of the problem of the worked example, from which the policy's own value of every prefix is counted.
 AUDIT = 1024
-PROBLEMS, REDRAWS, RESAMPLES = 70, 16, 2000
+PROBLEMS, REDRAWS, RESAMPLES = 28, 4, 2000
 SHARE = 0.4
 #: Steps that no training reaches: the streams of the redraws and the audit are not those of any run.
 _FIRST_STEP = 10**9
 
 
-def contenders(profile: str, task: str) -> dict[tuple[str, str], Any]:
-    """(method, selector) -> credit rule: the three methods as the profile sets them, and the controls at a share of SHARE."""
-    configs = [load_profile(profile, task=task, method=method) for method in TRAINED]
-    configs += [load_profile(profile, task=task, method="s_grpo", selector=name, token_share=SHARE) for name in SELECTORS]
+def contenders(profile: str, setting: Mapping[str, Any], *, controls: bool) -> dict[tuple[str, str], Any]:
+    """(method, selector) -> credit rule: the three methods as the profile sets them, then the controls at a share of SHARE."""
+    configs = [load_profile(profile, method=method, **setting) for method in TRAINED]
+    if controls:
+        own = {"method": "s_grpo", "token_share": SHARE}
+        configs += [load_profile(profile, selector=name, **own, **setting) for name in SELECTORS]
     return {(config.method, config.selector): config.build_method() for config in configs}
 
 
@@ -60,35 +69,41 @@ def assign(rules: Mapping[tuple[str, str], Any], group: Group, seed: int, redraw
 
 @dataclass
 class _Measured:
-    """Per problem: sums over redraws of credit (P, M, 7), of generated and decisive tokens (P, 2), tokens in the loss (P, M)."""
+    """Sums over redraws, of P problems and M rules, without the tied groups.
+
+    Attributes:
+        credit: (P, M, 2) |weight * advantage| of all tokens and of the decisive ones.
+        tokens: (P, 3) generated tokens, decisive ones, distinct transitions.
+        in_loss: (P, M, 2) rows of the loss, distinct transitions among them.
+    """
 
     credit: np.ndarray
     tokens: np.ndarray
     in_loss: np.ndarray
     redraws: list[Redraws]
-    example: list[dict[str, Any]]
 
 
 def measure(
-    policy: Policy, config: ExperimentConfig, task: Task, problems: Sequence[Problem], *, redraws: int, audit: int
+    policy: Policy,
+    config: ExperimentConfig,
+    task: Task,
+    problems: Sequence[Problem],
+    rules: Mapping[tuple[str, str], Any],
+    redraws: int,
 ) -> _Measured:
     """Sample the groups of ``problems`` again and again, credit and differentiate each by every rule.
 
     Args:
         config: of a trained method; gives group size, temperature, seed and how to score.
+        rules: the three methods first: of these alone the gradient of the decisive tokens is taken.
     """
-    rules = contenders(config.profile, config.task)
-    large = config.model_copy(update={"group_size": audit, "token_budget": max(config.token_budget, 8 * audit * 128)})
-    truths = [audited(group, policy.tokenizer) for group in sample_groups(policy, large, task, problems, _FIRST_STEP - 1)]
     size = sum(parameter.numel() for parameter in policy.trainable.values())
     measured = _Measured(
-        np.zeros((len(problems), len(rules), len(SUMS))),
-        np.zeros((len(problems), 2)),
-        np.zeros((len(problems), len(rules))),
+        np.zeros((len(problems), len(rules), 2)),
+        np.zeros((len(problems), 3)),
+        np.zeros((len(problems), len(rules), 2)),
         [Redraws(len(rules), size) for _ in problems],
-        [],
     )
-    shown = _instructive(truths)
     how = {"strategy": config.scoring, "temperature": config.temperature}
     for redraw in range(redraws):
         for place, group in enumerate(sample_groups(policy, config, task, problems, _FIRST_STEP + redraw)):
@@ -96,22 +111,23 @@ def measure(
                 measured.redraws[place].add(None)
                 continue
             lengths = [len(tokens) for tokens in group.completions]
-            decisive, worth = judge(group.completions, truths[place])
+            path = build_trie(group.completions).path
+            decisive = decisive_tokens(group.completions, group.problem, policy.tokenizer)
             credits = assign(rules, group, config.seed, redraw)
             flat = np.stack([flat_credit(credit, lengths) for credit in credits])
-            measured.credit[place] += [credit_sums(row, decisive, worth) for row in flat]
-            measured.tokens[place] += len(decisive), decisive.sum()
-            measured.in_loss[place] += [len(credit) for credit in credits]
-            gradients = surrogate_gradients(policy, group, np.concatenate([flat, flat * decisive]), **how)
+            measured.credit[place] += np.stack([np.abs(flat).sum(1), np.abs(flat[:, decisive]).sum(1)], axis=1)
+            measured.tokens[place] += len(path), decisive.sum(), path.max() + 1
+            kept = [np.unique(path[_places(credit, lengths)]) for credit in credits]
+            measured.in_loss[place] += [[len(credit), len(nodes)] for credit, nodes in zip(credits, kept, strict=True)]
+            compared = flat[: len(TRAINED)] * decisive
+            gradients = surrogate_gradients(policy, group, np.concatenate([flat, compared]), **how)
             measured.redraws[place].add(gradients[: len(rules)], gradients[len(rules) :])
-            if place == shown and not measured.example:
-                measured.example = _example(config, policy, group, dict(zip(rules, credits, strict=True)), decisive, worth)
     return measured
 
 
-def _instructive(truths: Sequence[Truth]) -> int:
-    """The problem that the policy gets right most nearly half of the time."""
-    return int(np.argmin([abs(truth.value[()][1] - 0.5) for truth in truths]))
+def _places(credit: TokenCredit, lengths: Sequence[int]) -> np.ndarray:
+    """Where the credited tokens stand among all generated tokens, completion by completion."""
+    return np.cumsum([0, *lengths])[credit.completion.numpy()] + credit.position.numpy()
 
 
 def credit_table(
@@ -119,15 +135,16 @@ def credit_table(
 ) -> list[dict[str, Any]]:
     """The rows of credit.csv: every quantity of every method with its 95 % percentile bootstrap interval over problems.
 
-    Shares are ratios of sums over problems and redraws (tied groups have neither credit nor gradient). In percent of the
-    method's whole |weight * advantage|: credit_decisive, its parts credit_right, credit_wrong, credit_nothing and credit_unknown,
-    and credit_consequence (see ``credit_sums``); sign_right = right / (right + wrong); gradient_decisive = <g of the decisive
-    rows, g> / |g|^2 per group, which can lie outside 0 to 100 %. tokens_decisive (method "generated"): share of generated tokens.
+    Shares are ratios of sums over problems and redraws (tied groups have neither credit nor gradient), in percent.
+    Of the methods: gradient_decisive = <g of the decisive tokens, g> / |g|^2, which can lie outside 0 to 100 %; credit_decisive =
+    the decisive tokens' part of |weight * advantage|. Of all rules: kept_fraction = tokens in the loss / generated tokens, and
+    distinct_transitions_in_loss = those transitions of the group's trie that are in the loss / all of them.
+    tokens_decisive (method "generated"): share of generated tokens.
     snr_update, snr_per_1000_tokens and tokens_in_loss: of an update of ``prompts_per_step`` problems, see ``update_snr``.
     cosine_with_grpo: between the true gradients of an update, corrected for noise, so that it can stray over 1 by chance.
     """
     problems, redraws = len(measured.credit), measured.redraws[0].count
-    rng = numpy_stream(config.seed, "bootstrap", "diagnostics", config.task, policy)
+    rng = numpy_stream(config.seed, "bootstrap", "diagnostics", config.task, config.asides or "", policy)
     weights = np.concatenate([np.ones((1, problems)), rng.multinomial(problems, np.full(problems, 1 / problems), size=RESAMPLES)])
     rows: list[dict[str, Any]] = []
 
@@ -152,19 +169,15 @@ def credit_table(
     estimate = {"redraws": redraws, "batch": config.prompts_per_step, "weights": weights}
     own = []
     for place, name in enumerate(rules):
-        whole, on_decisive, right, wrong, nothing, unknown, consequence = measured.credit[:, place].T
-        for quantity, part in (
-            ("credit_decisive", on_decisive), ("credit_right", right), ("credit_wrong", wrong), ("credit_nothing", nothing),
-            ("credit_unknown", unknown), ("credit_consequence", consequence),
-        ):  # fmt: skip
-            add(name, quantity, "%", share(part, whole))
-        add(name, "sign_right", "%", share(right, right + wrong))
-        add(name, "gradient_decisive", "%", share(decisive[:, place], squares[:, place]))
+        if place < len(TRAINED):
+            add(name, "gradient_decisive", "%", share(decisive[:, place], squares[:, place]))
+            add(name, "credit_decisive", "%", share(measured.credit[:, place, 1], measured.credit[:, place, 0]))
         gram = (means[:, place] @ means[:, place].T).numpy()
         with_first = (means[:, place] @ means[:, 0].T).numpy()
         snr = update_snr(gram, variance[:, place], **estimate)
-        tokens = config.prompts_per_step * (weights @ measured.in_loss[:, place]) / weights.sum(1) / redraws
-        add(name, "kept_fraction", "%", share(measured.in_loss[:, place], measured.tokens[:, 0]))
+        tokens = config.prompts_per_step * (weights @ measured.in_loss[:, place, 0]) / weights.sum(1) / redraws
+        add(name, "kept_fraction", "%", share(measured.in_loss[:, place, 0], measured.tokens[:, 0]))
+        add(name, "distinct_transitions_in_loss", "%", share(measured.in_loss[:, place, 1], measured.tokens[:, 2]))
         add(name, "tokens_in_loss", "tokens per update", tokens)
         add(name, "snr_update", "ratio", snr)
         add(name, "snr_per_1000_tokens", "ratio per 1000 tokens", 1000 * snr / tokens)
@@ -180,18 +193,27 @@ def _off_symmetric(products: np.ndarray) -> np.ndarray:
     return (products + products.T) / 2
 
 
-def _example(
-    config: ExperimentConfig,
+def worked_example(
     policy: Policy,
-    group: Group,
-    credits: Mapping[tuple[str, str], TokenCredit],
-    decisive: np.ndarray,
-    worth: np.ndarray,
+    config: ExperimentConfig,
+    task: Task,
+    problems: Sequence[Problem],
+    rules: Mapping[tuple[str, str], Any],
+    audit: int,
 ) -> list[dict[str, Any]]:
-    """The group's first right and first wrong completion, token by token, with each method's credit.
+    """The group of the first redraw that is most nearly half right: its first right and first wrong completion, token by token.
 
-    A rule that credits a transition once (T-SPMO) has its credit shown at every completion that takes it.
+    A rule that credits a transition once (T-SPMO) has its credit shown at every completion that takes it. Empty if all groups tie.
     """
+    groups = sample_groups(policy, config, task, problems, _FIRST_STEP)
+    group = min(groups, key=lambda group: abs(float(group.rewards.mean()) - 0.5))
+    if group.is_tied:
+        return []
+    large = config.model_copy(update={"group_size": audit, "token_budget": max(config.token_budget, audit * 128)})
+    (known,) = sample_groups(policy, large, task, [group.problem], _FIRST_STEP - 1)
+    worth = token_worths(group.completions, audited(known))
+    decisive = decisive_tokens(group.completions, group.problem, policy.tokenizer)
+    credits = dict(zip(rules, assign(rules, group, config.seed, 0), strict=True))
     lengths = [len(tokens) for tokens in group.completions]
     starts = np.cumsum([0, *lengths])
     path = build_trie(group.completions).path
@@ -201,7 +223,7 @@ def _example(
     for (method, selector), credit in credits.items():
         value = flat_credit(credit, lengths)
         credited = np.zeros(starts[-1], dtype=bool)
-        credited[starts[credit.completion.numpy()] + credit.position.numpy()] = True
+        credited[_places(credit, lengths)] = True
         if method == "t_spmo":
             credited, value = np.isin(path, path[credited]), np.bincount(path, weights=value)[path]
         for completion in chosen:
@@ -233,54 +255,71 @@ def _example(
 def diagnose(
     profile: str,
     *,
-    task: str = "word_problems",
+    task: str | None = None,
+    asides: str | None = None,
     problems: int = PROBLEMS,
     redraws: int = REDRAWS,
     audit: int = AUDIT,
     run_dirs: Sequence[Path] = (),
     **overrides: Any,
 ) -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:
-    """The tables ``credit`` and ``worked_example``, for the base and for the adapters of finished runs, and what they took.
+    """The tables ``credit`` and ``worked_example``, for the base in every setting and for the adapters of finished runs.
 
     The table credit also has the FLOPs of one token of the base (see ``flops_rows``). The problems are the first of the
     validation split; all chance comes from named streams of the profile's seed.
 
+    Args:
+        task, asides: only the settings that have these; by default all of SETTINGS.
+
+    Returns:
+        The tables, and what they took.
+
     Raises:
-        UserError: too few problems or redraws for a variance, or a run directory without a fitting adapter.
+        UserError: no such setting, too few problems or redraws for a variance, or a run directory without a fitting adapter.
     """
-    config = load_profile(profile, task=task, method="grpo", **overrides)
-    if redraws < 2 or problems < config.prompts_per_step:
-        raise UserError(f"redraws must be 2 or more and problems {config.prompts_per_step} or more (an update's)")
-    saved = {run_dir: _config_of(run_dir, config) for run_dir in run_dirs}  # before the base is measured for a minute
-    torch.set_num_threads(config.threads)
+    settings = [s for s in SETTINGS if task in (None, s["task"]) and asides in (None, s["asides"])]
+    if not settings:
+        raise UserError(f"task {task} with asides {asides} has no tokens that are known to decide")
+    configs = [load_profile(profile, method="grpo", **setting, **overrides) for setting in settings]
+    first = configs[0]
+    if redraws < 2 or problems < first.prompts_per_step:
+        raise UserError(f"redraws must be 2 or more and problems {first.prompts_per_step} or more (an update's)")
+    saved = {run_dir: _config_of(run_dir, configs) for run_dir in run_dirs}  # before the base is measured for minutes
+    torch.set_num_threads(first.threads)
     started = time.perf_counter()
-    chosen = config.load_task().validation[:problems]
-    rules = list(contenders(profile, task))
     rows, example = [], []
-    for run_dir in (None, *run_dirs):
-        policy = load_policy(config) if run_dir is None else _trained(saved[run_dir], run_dir)
-        measured = measure(policy, config, config.load_task(), chosen, redraws=redraws, audit=audit)
-        if run_dir is None:
-            rows += flops_rows(config, chosen)
-        rows += credit_table(measured, rules, config, policy="base" if run_dir is None else Path(run_dir).name)
-        example = example or measured.example
+    for setting, config in zip(settings, configs, strict=True):
+        generated = config.load_task()
+        chosen = generated.validation[:problems]
+        rules = contenders(profile, setting, controls=config is first)
+        trained = [run_dir for run_dir, own in saved.items() if (own.task, own.asides) == (config.task, config.asides)]
+        for run_dir in (None, *trained):
+            policy = load_policy(config) if run_dir is None else _trained(saved[run_dir], run_dir)
+            measured = measure(policy, config, generated, chosen, rules, redraws)
+            rows += credit_table(measured, list(rules), config, policy="base" if run_dir is None else Path(run_dir).name)
+            if run_dir is None and config is first:
+                rows += flops_rows(config, chosen)
+                methods = contenders(profile, setting, controls=False)
+                example = worked_example(policy, config, generated, chosen, methods, audit)
     tables = {
-        "credit": frame(rows, KINDS["credit"], ["task", "policy"]),
+        "credit": frame(rows, KINDS["credit"], ["task", "asides", "policy"]),
         "worked_example": frame(example, KINDS["worked_example"], ["task"]),
     }
-    return tables, {"seconds": round(time.perf_counter() - started, 1), "problems": len(chosen), "redraws": redraws, "audit": audit}
+    return tables, {"seconds": round(time.perf_counter() - started, 1), "problems": problems, "redraws": redraws, "audit": audit}
 
 
-def _config_of(run_dir: Path, config: ExperimentConfig) -> ExperimentConfig:
-    """The config of a finished run whose adapter is whole and is one of this model, for this task."""
+def _config_of(run_dir: Path, configs: Sequence[ExperimentConfig]) -> ExperimentConfig:
+    """The config of a finished run whose adapter is whole and is one of this model, for one of these settings."""
     from replication.runs import check_files, read_json, read_summary
 
     if read_summary(run_dir) is None:
         raise UserError(f"there is no finished run in {run_dir}: name another run")
     saved = ExperimentConfig(**read_json(Path(run_dir) / "config.json", "a config"))
-    same_base = base_fingerprint(saved.model, saved.revision) == base_fingerprint(config.model, config.revision)
-    if not saved.lora_rank or saved.task != config.task or not same_base:
-        raise UserError(f"{run_dir} holds no adapter of {config.model} for {config.task}: name another run")
+    base = configs[0]
+    same_base = base_fingerprint(saved.model, saved.revision) == base_fingerprint(base.model, base.revision)
+    known = [(config.task, config.asides) for config in configs]
+    if not saved.lora_rank or (saved.task, saved.asides) not in known or not same_base:
+        raise UserError(f"{run_dir} holds no adapter of {base.model} for a task that is measured: name another run")
     check_files(run_dir, ["adapter/adapter_model.safetensors"])
     return saved
 

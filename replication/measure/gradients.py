@@ -60,7 +60,7 @@ class Redraws:
         total: (M, D) sum of the gradients.
         squares: (M,) sum of |g|^2.
         with_first: (M,) sum of <g, g of the first method>.
-        decisive: (M,) sum of <gradient of the decisive rows alone, g>.
+        decisive: (M,) sum of <gradient of the decisive tokens alone, g>; 0 for methods of which it was not given.
     """
 
     def __init__(self, methods: int, size: int) -> None:
@@ -71,7 +71,7 @@ class Redraws:
         self.decisive = np.zeros(methods)
 
     def add(self, gradients: Tensor | None, decisive: Tensor | None = None) -> None:
-        """One redraw: (M, D) gradients, and those of the decisive rows; None for a tied group."""
+        """One redraw: (M, D) gradients, and of the first methods those of decisive tokens alone; None for a tied group."""
         self.count += 1
         if gradients is None:
             return
@@ -79,7 +79,7 @@ class Redraws:
         self.squares += gradients.square().sum(1).numpy()
         self.with_first += (gradients @ gradients[0]).numpy()
         if decisive is not None:
-            self.decisive += (gradients * decisive).sum(1).numpy()
+            self.decisive[: len(decisive)] += (gradients[: len(decisive)] * decisive).sum(1).numpy()
 
     @property
     def mean(self) -> Tensor:

@@ -1,4 +1,4 @@
-"""Credit against the truth, from the tables of ``diagnose``: where credit and gradient fall, token by token, and their noise."""
+"""From the tables of ``diagnose``: how much of gradient and credit falls on decisive tokens, one group token by token, and noise."""
 
 from __future__ import annotations
 
@@ -14,95 +14,100 @@ from replication.report.wording import interval, listing, number, percent, point
 from replication.statistics import Tables, with_setting
 
 POSITIVE, NEGATIVE = "#0072B2", "#D55E00"
-_KINDS = (
-    ("credit_right", "decisive token,\nright sign", POSITIVE),
-    ("credit_wrong", "decisive token,\nwrong sign", NEGATIVE),
-    ("credit_nothing", "decisive in form,\nnothing was decided", "#a9c6dd"),
-    ("credit_unknown", "decisive in form,\nworth not known", "#b5b5b5"),
-    (None, "any other token", "#e6e6e6"),
-)
 #: The selectors that are the methods themselves; the others are controls.
 _METHOD_OF = {"all": "grpo", "rule": "s_grpo", "trie": "t_spmo"}
-_TRUTH = ("kept_fraction", "gradient_decisive", "credit_decisive", "credit_right", "credit_wrong", "credit_nothing")
-_TRUTH += ("credit_unknown", "sign_right")
+_SHARES = ("gradient_decisive", "credit_decisive", "kept_fraction", "distinct_transitions_in_loss")
 _NOISE = ("tokens_in_loss", "snr_update", "snr_per_1000_tokens", "cosine_with_grpo")
 
 
 def truth_table(tables: Tables, profile: str) -> pd.DataFrame:
-    """Per rule, in percent with 95 % bootstrap intervals over problems: where its gradient and its credit fall."""
-    return _wide(tables, profile, _TRUTH)
+    """Per setting and method, in percent with 95 % bootstrap intervals over problems: gradient, credit and tokens in the loss."""
+    credit = _of_base(tables, profile)
+    rows = [row for setting in SETTINGS for row in _wide(credit[credit["setting"] == setting], _SHARES)]
+    return pd.DataFrame([row for row in rows if row["selector"] in _METHOD_OF]).drop(columns="rule", errors="ignore")
 
 
 def noise_table(tables: Tables, profile: str) -> pd.DataFrame:
     """Per rule: signal to noise of an update's gradient and its cosine to full-token GRPO's, with their intervals."""
-    return _wide(tables, profile, _NOISE)
+    credit = _of_base(tables, profile)
+    settings = [setting for setting in SETTINGS if (credit["setting"] == setting).any()]
+    wide = [_wide(credit[credit["setting"] == setting], _NOISE) for setting in settings]
+    return pd.DataFrame(max(wide, key=len, default=[]))  # where the controls were measured too
 
 
-def _wide(tables: Tables, profile: str, quantities: tuple[str, ...]) -> pd.DataFrame:
-    """credit.csv of the untrained base in its first setting, a row for each rule, a column for each quantity and its ends."""
+def _of_base(tables: Tables, profile: str) -> pd.DataFrame:
+    """The rows of credit.csv about the untrained base."""
     credit = with_setting(tables.get("credit", pd.DataFrame(columns=["profile", "task", "policy"])))
-    credit = credit[(credit["profile"] == profile) & (credit["policy"] == "base")]
-    setting = next((setting for setting in SETTINGS if (credit["setting"] == setting).any()), None)
-    if setting is None:
-        return pd.DataFrame()
-    credit = credit[credit["setting"] == setting]
+    return credit[(credit["profile"] == profile) & (credit["policy"] == "base")]
+
+
+def _wide(credit: pd.DataFrame, quantities: tuple[str, ...]) -> list[dict]:
+    """The rows of one setting: a row for each rule, a column for each quantity and its ends."""
     decisive = credit.loc[credit["quantity"] == "tokens_decisive", "value"]
     rows = []
     for (method, selector), own in credit[credit["method"] != "generated"].groupby(["method", "selector"], sort=False):
         found = own.set_index("quantity")
-        row = {"setting": setting, "method": method, "rule": p.SELECTOR_LABELS.get(selector, selector), "selector": selector}
-        row |= {"problems": found["n"].iloc[0], "redraws": found["redraws"].iloc[0]}
+        row = {"setting": own["setting"].iloc[0], "method": method, "rule": p.SELECTOR_LABELS.get(selector, selector)}
+        row |= {"selector": selector, "problems": found["n"].iloc[0], "redraws": found["redraws"].iloc[0]}
         for name in quantities:
             for column, end in (("value", ""), ("low", "_low"), ("high", "_high")):
                 row[name + end] = found[column].get(name, np.nan)
-        rows.append(row | ({"tokens_decisive": decisive.iloc[0]} if quantities is _TRUTH and len(decisive) else {}))
-    return pd.DataFrame(rows)
+        rows.append(row | ({"tokens_decisive": decisive.iloc[0]} if quantities is _SHARES else {}))
+    return rows
 
 
 def draw_truth(tables: Tables, profile: str, table: pd.DataFrame) -> Figure:
-    """Left: the share of each rule's gradient that comes from decisive tokens. Right: where its credit falls."""
-    figure, axes = p.panels("Credit against the truth", 2, width=5.0, height=3.3)
-    gradient, bars = axes[0]
-    decisive = table["tokens_decisive"].iloc[0]
-    _interval_dots(gradient, table, "gradient_decisive")
-    gradient.axvline(decisive, color="black", linestyle=(0, (4, 3)), linewidth=1)
-    gradient.set_xlim(min(-3.0, gradient.get_xlim()[0]), 103)
-    gradient.set_xlabel("share of the gradient from decisive tokens (%)")
-    for place, row in enumerate(table.to_dict("records")):
-        left = 0.0
-        for quantity, label, colour in _KINDS:
-            size = float(np.nan_to_num(row[quantity])) if quantity else 100 - left
-            once = label if place == 0 else None
-            bars.barh(place, size, left=left, color=colour, height=0.68, label=once, edgecolor="white", lw=0.4)
-            left += size
-        text = percent(row["credit_right"]) if row["credit_right"] >= 0.1 else "< 0.1 %"
-        bars.annotate(text, (101, place), va="center", fontsize=8.5, color=POSITIVE, annotation_clip=False)
-    bars.axvline(decisive, color="black", linestyle=(0, (4, 3)), linewidth=1, label=f"decisive tokens:\n{decisive:.0f} % of all")
-    bars.set_xlim(0, 112)
-    bars.set_xticks(range(0, 101, 20))
-    bars.set_xlabel("share of the method's credit (%)")
-    p.rows_axis(gradient, list(table["rule"]))
-    p.rows_axis(bars, [""] * len(table))
+    """The share of decisive tokens in each method's gradient, and beside it their share of its credit, setting by setting."""
+    settings, methods = list(table["setting"].unique()), list(_METHOD_OF.values())
+    figure, axes = p.panels("Gradient and credit on decisive tokens", 2, width=4.4, height=0.9 + 0.75 * len(settings))
+    labels = {
+        "gradient_decisive": "share of the gradient\nfrom decisive tokens (%)",
+        "credit_decisive": "share of |weight × advantage|\non decisive tokens (%)",
+    }
+    for axis, (name, label) in zip(axes[0], labels.items(), strict=True):
+        for row in table.to_dict("records"):
+            place = settings.index(row["setting"]) + 0.24 * (methods.index(row["method"]) - 1)
+            colour, named = p.COLOURS[row["method"]], METHOD_LABELS[row["method"]] if row["setting"] == settings[0] else None
+            axis.plot([row[f"{name}_low"], row[f"{name}_high"]], [place] * 2, color=colour, linewidth=2)
+            axis.plot(row[name], place, p.MARKERS[row["method"]], color=colour, markersize=7, label=named)
+        for place, own in enumerate(settings):
+            decisive = table.loc[table["setting"] == own, "tokens_decisive"].iloc[0]
+            of_all = "share of decisive tokens\namong all generated" if place == 0 else None
+            axis.plot([decisive] * 2, [place - 0.4, place + 0.4], color="black", ls=(0, (3, 2)), lw=1.2, label=of_all)
+        axis.set_xlim(min(-3.0, axis.get_xlim()[0]), max(103.0, axis.get_xlim()[1]))
+        axis.set_xlabel(label)
+        p.rows_axis(
+            axis,
+            [SETTING_LABELS[setting].replace(" (", "\n(") for setting in settings] if axis is axes[0, 0] else [""] * len(settings),
+        )
     p.legend_beside(figure, axes)
+    first = table.iloc[0]
     text = (
-        f"{_sample(table, profile)} Left: projection of the decisive tokens' gradient on the whole one; bars: 95 % bootstrap over "
-        "problems. Right: |weight x advantage|; number: decisive, right sign. A sign is right if it is that of the token's worth, "
-        "the change of the chance to be right, measured on other samples; under 5 points nothing was decided, within two standard "
-        "errors of 0 the worth is not known."
+        f"{p.about(profile)} The untrained base on {first['problems']:.0f} problems of each kind, {first['redraws']:.0f} groups each; "
+        "bars: 95 % bootstrap over problems. Decisive by grammar: the digits of the operands and the operator; in products the last "
+        "digit of the second factor. Left: projection of the decisive tokens' gradient on the whole one, which can leave 0 to 100 %."
     )
     return p.caption(figure, text)
 
 
 def say_truth(table: pd.DataFrame) -> list[str]:
-    """The gradient first; then the credit, with what of it is true by the definition of T-SPMO."""
-    rows = {row["method"]: row for row in table[table["selector"].isin(_METHOD_OF)].to_dict("records")}
-    decisive = percent(table["tokens_decisive"].iloc[0])
+    """The gradient first; then the credit, and why T-SPMO's says little. One setting: the noise after the decision, if measured."""
+    settings = set(table["setting"])
+    setting = next(name for name in ("word_problems after", *SETTINGS) if name in settings)
+    rows = table[table["setting"] == setting].set_index("method").to_dict("index")
     gradient = [f"{METHOD_LABELS[name]} {_with_ends(row, 'gradient_decisive', ' %')}" for name, row in rows.items()]
-    credit = [f"{METHOD_LABELS[name]} {percent(row['credit_right'])}" for name, row in rows.items()]
+    credit = [f"{METHOD_LABELS[name]} {percent(row['credit_decisive'])}" for name, row in rows.items()]
+    decisive = percent(next(iter(rows.values()))["tokens_decisive"])
+    sparse = rows.get("t_spmo")
+    kept = "" if sparse is None else (
+        f"; T-SPMO's loss has {percent(sparse['kept_fraction'])} of the generated tokens and "
+        f"{percent(sparse['distinct_transitions_in_loss'])} of the distinct transitions"
+    )  # fmt: skip
     return [
-        f"{decisive} of the generated tokens are decisive in form; their share of the gradient is {listing(gradient)}.",
-        f"Credit on tokens that really decided, with the right sign: {listing(credit)}; T-SPMO's share is partly true by "
-        "definition, since its advantage estimates the same change of chance that a token's worth is.",
+        f"In {SETTING_LABELS[setting]} decisive tokens are {decisive} of the generated ones, and their share of the gradient is "
+        f"{listing(gradient)}{kept}.",
+        f"Their share of the credit is {listing(credit)}; for T-SPMO that is partly so by construction, since its credit estimates how "
+        "much a token changes the chance to be right, and decisive tokens are those that change it.",
     ]
 
 
@@ -194,34 +199,35 @@ def example_table(tables: Tables, profile: str) -> pd.DataFrame:
 
 
 def draw_example(tables: Tables, profile: str, table: pd.DataFrame) -> Figure:
-    """One right and one wrong completion of a group, token by token, with the credit that each rule gives."""
+    """One right and one wrong completion of a group, token by token, with the credit that each method gives."""
     rows = _example(tables, profile)
     longest, shown = int(rows["position"].max()) + 1, rows["completion"].unique()
-    figure, axes = p.panels("One group, token by token", 1, rows=len(shown), width=max(0.42 * longest + 1.6, 8.0), height=2.7)
+    figure, axes = p.panels("One group, token by token", 1, rows=len(shown), width=max(0.25 * longest + 1.6, 8.0), height=2.5)
     for axis, completion in zip(axes[:, 0], shown, strict=True):
         own = rows[rows["completion"] == completion]
         _tokens(axis, own, longest)
-        axis.set_title("right completion" if own["correct"].iloc[0] else "wrong completion", loc="left", pad=24)
+        axis.set_title("right completion" if own["correct"].iloc[0] else "wrong completion", loc="left", pad=58)
     first = rows.iloc[0]
     text = (
         f"{str(first['prompt']).splitlines()[0]} ({int(first['right_in_group'])} of {int(first['group_size'])} completions right.) "
         "Blue: made more likely, orange: less; the deeper, the larger the share of this completion's credit on that token "
         "(square-root scale). Dot: not in the loss. Framed: decisive tokens. First row: what a token changed in the chance to be "
-        f"right. {p.about(profile)}"
+        f"right; ? where too few other samples go the same way to know. {p.about(profile)}"
     )
     return p.caption(figure, text)
 
 
 def _tokens(axis: Axes, rows: pd.DataFrame, longest: int) -> None:
     tokens = rows.drop_duplicates("position")
-    names, lines = ["what it changed"], [(tokens["position"], tokens["worth"].fillna(0.0), 1.0)]
+    names, lines = ["what it changed"], [(tokens["position"], tokens["worth"], 1.0)]
     for selector, own in rows.groupby("selector", sort=False):
         names.append(p.SELECTOR_LABELS.get(selector, selector))
         lines.append((own["position"], own["credit"], own["credit"].abs().sum() or 1.0))
     for row, (positions, values, whole) in enumerate(lines):
         for position, value in zip(positions, values, strict=True):
             if np.isnan(value):
-                axis.text(position, row, "·", ha="center", va="center", color="#999999", fontsize=8)
+                mark = "·" if row else "?"
+                axis.text(position, row, mark, ha="center", va="center", color="#999999", fontsize=8)
                 continue
             depth = min(1.0, float(np.sqrt(abs(value) / whole)))
             if depth > 0.02:
@@ -229,7 +235,8 @@ def _tokens(axis: Axes, rows: pd.DataFrame, longest: int) -> None:
                 axis.add_patch(Rectangle((position - 0.46, row - 0.43), 0.92, 0.86, facecolor=colour, alpha=depth, lw=0))
     for position, token, decisive in tokens[["position", "token", "decisive"]].itertuples(index=False):
         word = "END" if str(token).startswith("<|") else str(token).strip() or "\u2423"
-        axis.text(position, -0.75, word, ha="center", va="bottom", fontsize=8, fontweight="bold" if decisive else "normal")
+        weight = "bold" if decisive else "normal"
+        axis.text(position, -0.6, word, ha="center", va="bottom", fontsize=8, fontweight=weight, rotation=90)
         if decisive:
             axis.add_patch(Rectangle((position - 0.5, -0.5), 1, len(names), fill=False, edgecolor="black", lw=1.1, zorder=4))
     p.rows_axis(axis, names)

@@ -134,7 +134,7 @@ _LIST = (
         cost.price_table, cost.draw_price, cost.say_price,
     ),
     Exhibit(
-        "credit_vs_truth", "Credit against the truth", "Do gradient and credit come from the tokens that decide?",
+        "credit_vs_truth", "Gradient and credit on decisive tokens", "Do gradient and credit come from the tokens that decide?",
         credit.truth_table, credit.draw_truth, credit.say_truth,
     ),
     Exhibit(
