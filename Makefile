@@ -71,7 +71,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 # A failed run (status 1) is shown in tables and report, and makes the whole end with 1; anything else stops at once.
-# Credit against the truth is measured where it is known, in the nano lab; remove worked_example.csv,
+# Gradient and credit on decisive tokens are measured where these are known, in the nano lab (3 minutes); remove worked_example.csv,
 # which is written last, to measure it again.
 all: $(STAMP) ## the whole replication: train what is missing, tables, notebooks, figures, verdicts, report.html
 	@status=0; $(CLI) sweep $(RESULTS) $(SWEEP_OPTIONS) || status=$$?; \

@@ -81,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     diagnose.add_argument(
         "--task", choices=("word_problems", "multiplication"), help="this alone (default: both, word problems in every condition)"
     )
-    diagnose.add_argument("--problems", type=int, default=28, metavar="N", help="validation problems (default: 28)")
+    diagnose.add_argument("--problems", type=int, default=32, metavar="N", help="validation problems (default: 32)")
     diagnose.add_argument("--redraws", type=int, default=4, metavar="K", help="groups sampled for each problem (default: 4)")
     diagnose.add_argument(
         "--run", type=Path, action="append", default=[], metavar="DIR", help="also at the end of this finished run"

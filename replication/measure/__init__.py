@@ -1,7 +1,7 @@
-"""What a run does not record: credit against the truth, the noise of gradients, the base under each prompt template.
+"""What a run does not record: gradient and credit on decisive tokens, noise, FLOPs, the base under each prompt template.
 
 In: a base model or a finished run, and problems whose deciding tokens are known. Out: tables (credit, worked_example, prompts).
-Start with ``credit``; ``token_worth`` says which tokens matter, ``gradients`` measures signal and noise.
+Start with ``credit``; ``token_worth`` says which tokens are decisive, ``gradients`` measures signal and noise.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ SETTINGS: tuple[dict[str, Any], ...] = (
 )
 #: Audit samples of the problem of the worked example, from which the policy's own value of every prefix is counted.
 AUDIT = 1024
-PROBLEMS, REDRAWS, RESAMPLES = 28, 4, 2000
+PROBLEMS, REDRAWS, RESAMPLES = 32, 4, 2000
 SHARE = 0.4
 #: Steps that no training reaches: the streams of the redraws and the audit are not those of any run.
 _FIRST_STEP = 10**9

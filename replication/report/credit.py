@@ -1,4 +1,4 @@
-"""From the tables of ``diagnose``: how much of gradient and credit falls on decisive tokens, one group token by token, and noise."""
+"""From the tables of ``diagnose``: gradient and credit on decisive tokens, one group token by token, and noise."""
 
 from __future__ import annotations
 
@@ -83,9 +83,9 @@ def draw_truth(tables: Tables, profile: str, table: pd.DataFrame) -> Figure:
     p.legend_beside(figure, axes)
     first = table.iloc[0]
     text = (
-        f"{p.about(profile)} The untrained base on {first['problems']:.0f} problems of each kind, {first['redraws']:.0f} groups each; "
-        "bars: 95 % bootstrap over problems. Decisive by grammar: the digits of the operands and the operator; in products the last "
-        "digit of the second factor. Left: projection of the decisive tokens' gradient on the whole one, which can leave 0 to 100 %."
+        f"{p.about(profile)} The untrained base on {first['problems']:.0f} problems of each kind, {first['redraws']:.0f} groups "
+        "each; bars: 95 % bootstrap over problems. Decisive by grammar: the digits of the operands and the operator; in products the "
+        "last digit of the second factor. Left: projection of the decisive tokens' gradient on the whole one; it can leave 0 to 100."
     )
     return p.caption(figure, text)
 
@@ -106,8 +106,8 @@ def say_truth(table: pd.DataFrame) -> list[str]:
     return [
         f"In {SETTING_LABELS[setting]} decisive tokens are {decisive} of the generated ones, and their share of the gradient is "
         f"{listing(gradient)}{kept}.",
-        f"Their share of the credit is {listing(credit)}; for T-SPMO that is partly so by construction, since its credit estimates how "
-        "much a token changes the chance to be right, and decisive tokens are those that change it.",
+        f"Their share of the credit is {listing(credit)}; for T-SPMO that is partly so by construction, since its credit estimates "
+        "how much a token changes the chance to be right, and decisive tokens are those that change it.",
     ]
 
 

@@ -56,6 +56,9 @@ def test_redraws_keep_mean_variance_and_covariance_and_count_a_tied_group_as_zer
     assert kept.variance() == pytest.approx(numpy.var(0, ddof=1).sum(1))
     assert kept.covariance() == pytest.approx((centred * centred[:, :1]).sum((0, 2)) / 5)
     assert kept.decisive == pytest.approx(np.square(numpy).sum((0, 2)) / 2)
+    first = Redraws(2, 5)
+    first.add(draws[0], draws[0, :1] / 2)
+    assert first.decisive == pytest.approx([np.square(numpy[0, 0]).sum() / 2, 0]), "of the first methods alone"
 
 
 def test_batch_product_is_the_mean_over_every_batch_of_distinct_problems():
