@@ -73,9 +73,9 @@ def percent(value: float) -> str:
 
 
 def interval(value: float, low: float, high: float, unit: str = "") -> str:
-    """A number with its 95 % interval; without one where there is none."""
-    if pd.isna(low):
-        return number(value) + unit
+    """A number with its 95 % interval; without one where there is none, empty where the number itself is not defined."""
+    if pd.isna(value) or pd.isna(low) or pd.isna(high):
+        return number(value) + unit if pd.notna(value) else ""
     largest = max(abs(value), abs(low), abs(high))
     return f"{number(value, largest)}{unit} [{number(low, largest)}, {number(high, largest)}]"
 
