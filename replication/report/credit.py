@@ -22,29 +22,12 @@ _NOISE = ("tokens_in_loss", "snr_update", "snr_per_1000_tokens", "cosine_with_gr
 
 def truth_table(tables: Tables, profile: str) -> pd.DataFrame:
     """Per setting and method, in percent with 95 % bootstrap intervals over problems: gradient, credit and tokens in the loss."""
-<<<<<<< HEAD
-    credit = _of_base(tables, profile)
-    rows = [row for setting in SETTINGS for row in _wide(credit[credit["setting"] == setting], _SHARES)]
-=======
     rows = [row for credit in _by_setting(tables, profile) for row in _wide(credit, _SHARES)]
->>>>>>> 45d2710efdd92b0bdc9c37474a573940c0e451e7
     return pd.DataFrame([row for row in rows if row["selector"] in _METHOD_OF]).drop(columns="rule", errors="ignore")
 
 
 def noise_table(tables: Tables, profile: str) -> pd.DataFrame:
     """Per rule: signal to noise of an update's gradient and its cosine to full-token GRPO's, with their intervals."""
-<<<<<<< HEAD
-    credit = _of_base(tables, profile)
-    settings = [setting for setting in SETTINGS if (credit["setting"] == setting).any()]
-    wide = [_wide(credit[credit["setting"] == setting], _NOISE) for setting in settings]
-    return pd.DataFrame(max(wide, key=len, default=[]))  # where the controls were measured too
-
-
-def _of_base(tables: Tables, profile: str) -> pd.DataFrame:
-    """The rows of credit.csv about the untrained base."""
-    credit = with_setting(tables.get("credit", pd.DataFrame(columns=["profile", "task", "policy"])))
-    return credit[(credit["profile"] == profile) & (credit["policy"] == "base")]
-=======
     wide = [_wide(credit, _NOISE) for credit in _by_setting(tables, profile)]
     return pd.DataFrame(max(wide, key=len, default=[]))  # where the controls were measured too
 
@@ -54,7 +37,6 @@ def _by_setting(tables: Tables, profile: str) -> list[pd.DataFrame]:
     credit = with_setting(tables.get("credit", pd.DataFrame(columns=["profile", "task", "policy"])))
     credit = credit[(credit["profile"] == profile) & (credit["policy"] == "base")]
     return [credit[credit["setting"] == setting] for setting in SETTINGS if (credit["setting"] == setting).any()]
->>>>>>> 45d2710efdd92b0bdc9c37474a573940c0e451e7
 
 
 def _wide(credit: pd.DataFrame, quantities: tuple[str, ...]) -> list[dict]:
@@ -101,13 +83,8 @@ def draw_truth(tables: Tables, profile: str, table: pd.DataFrame) -> Figure:
     text = (
         f"{p.about(profile)} The untrained base on {first['problems']:.0f} problems of each kind, {first['redraws']:.0f} groups "
         "each; bars: 95 % bootstrap over problems. Decisive by grammar: the digits of the operands and the operator; in products "
-<<<<<<< HEAD
-        "the last digit of the second factor. Left: projection of the decisive tokens' gradient on the whole one; it can leave 0 "
-        "to 100."
-=======
         "the last digit of the second factor. Left: projection of the decisive tokens' gradient on the whole one; it can leave "
         "0 to 100."
->>>>>>> 45d2710efdd92b0bdc9c37474a573940c0e451e7
     )
     return p.caption(figure, text)
 
