@@ -43,13 +43,16 @@ COLOURS = _Cycle(
 MARKERS = _Cycle("v P X *", base="D", grpo="o", s_grpo="s", t_spmo="^", ppo="p")
 SELECTOR_LABELS = {
     "all": "all tokens (GRPO)", "rule": "S-GRPO's rule", "trie": "trie (T-SPMO)", "random": "uniform random",
-    "earliest": "earliest", "latest": "latest", "entropy": "highest entropy",
+    "earliest": "earliest", "latest": "latest", "entropy": "highest entropy", "low_entropy": "lowest entropy",
+    "unbiased": "random, weights 1/p", "prefix_cut": "random prefix", "all_and_branches": "all tokens, T-SPMO's credit added",
 }  # fmt: skip
 SELECTOR_COLOURS = {
     "all": "#0072B2", "rule": "#D55E00", "trie": "#009E73", "random": "#CC79A7", "earliest": "#56B4E9",
-    "latest": "#000000", "entropy": "#E69F00",
+    "latest": "#000000", "entropy": "#E69F00", "low_entropy": "#999999", "unbiased": "#7F3C8D", "prefix_cut": "#8C564B",
+    "all_and_branches": "#1F3A93",
 }  # fmt: skip
 SELECTOR_MARKERS = {"all": "o", "rule": "s", "trie": "^", "random": "v", "earliest": "<", "latest": ">", "entropy": "P"}
+SELECTOR_MARKERS |= {"low_entropy": "X", "unbiased": "d", "prefix_cut": "h", "all_and_branches": "p"}
 #: Inches that panels side by side may take, so that a figure with its legend is read unscaled at 1280 pixels.
 PAGE_WIDTH = 11.0
 #: Fewer seeds than this have dots and a mean but no interval, which would be mostly a guess.
