@@ -57,8 +57,8 @@ def effects_table(tables: Tables, profile: str) -> pd.DataFrame:
             values = (factor * own[column]).where(own[column].notna()) if column in own else pd.Series(dtype=float)
             if values.nunique() < 2 or not values[own["method"] != "base"].notna().any():
                 continue
-            if column == "kl_to_base":  # the base has none
-                values = values.where(values > 0)
+            if column == "kl_to_base":  # the base's is rounding, which a logarithmic axis would be stretched by
+                values = values.where((values > 0) & (own["method"] != "base"))
             counted_in = "n_items" if column in ("kl_to_base", "entropy") else "eval_items"
             seeds = {method: values[its.index].set_axis(its["seed"]).dropna() for method, its in own.groupby("method", sort=False)}
             for method, mine in seeds.items():
