@@ -9,6 +9,8 @@ A packed run has all that tables are built from, and no weights, samples or chec
 from __future__ import annotations
 
 import argparse
+import io
+import re
 import tarfile
 from pathlib import Path
 
@@ -32,10 +34,14 @@ def save(runs: Path, packs: Path) -> int:
         packs.mkdir(parents=True, exist_ok=True)
         archive = packs / f"{len(list(packs.glob('*.tar.xz'))) + 1:03d}.tar.xz"
         with tarfile.open(archive, "w:xz") as tar:
-            for folder in new:
-                for name in FILES:
-                    if (folder / name).exists():
-                        tar.add(folder / name, f"{folder.name}/{name}", filter=_nameless)
+            for file in (folder / name for folder in new for name in FILES):
+                if file.exists():
+                    data = file.read_bytes()
+                    if file.name == "manifest.json":  # its command must not name a folder of the machine that ran it
+                        data = re.sub(rb"--out [^\"]*", b"--out " + file.parent.name.encode(), data)
+                    info = tarfile.TarInfo(f"{file.parent.name}/{file.name}")
+                    info.size = len(data)
+                    tar.addfile(info, io.BytesIO(data))
     return len(new)
 
 
@@ -48,12 +54,6 @@ def load(runs: Path, packs: Path) -> int:
             # summary.json stands last: a run that was unpacked by half does not count as finished.
             tar.extractall(runs, [one for one in tar if one.name.partition("/")[0] in missing], filter="data")
     return len(missing)
-
-
-def _nameless(info: tarfile.TarInfo) -> tarfile.TarInfo:
-    info.uid = info.gid = 0
-    info.uname = info.gname = ""
-    return info
 
 
 def main() -> None:
