@@ -134,7 +134,7 @@ def selection_gap_table(tables: Tables, profile: str) -> pd.DataFrame:
 
 def _contrasts(runs: pd.DataFrame) -> Iterator[tuple[str, str, float, pd.DataFrame, pd.DataFrame]]:
     """Names of both sides, share of the tokens, and the runs of both sides, for each contrast in one setting."""
-    picked, full = runs[runs["token_share"].notna()], runs[runs["method"] == "grpo"]
+    picked, full = runs[runs["token_share"].notna()], runs[(runs["method"] == "grpo") & (runs["selector"] == "all")]
     chance = {share: own for share, own in picked[picked["selector"] == "random"].groupby("token_share")}
     for (selector, share), own in picked[picked["selector"] != "random"].groupby(["selector", "token_share"], sort=True):
         if share in chance:
