@@ -21,7 +21,10 @@ CORRECTION = (
     "Holm's correction runs over all differences that the claims of one scale judge, and over the seeds of each McNemar test. "
     "The contrasts of the ablations and the detectable differences are not corrected: each interval is 95 % on its own."
 )
-_TOKENS = {"earliest": "the earliest tokens", "latest": "the latest tokens", "entropy": "the tokens of highest entropy"}
+_TOKENS = {
+    "earliest": "the earliest tokens", "latest": "the latest tokens", "entropy": "the tokens of highest entropy",
+    "low_entropy": "the tokens of lowest entropy", "prefix_cut": "a random prefix", "unbiased": "random tokens, weighed anew",
+}  # fmt: skip
 _GAP = ("seeds", "items", "gap", "low", "high", "equal_within", "design_effect")
 
 
@@ -134,7 +137,7 @@ def selection_gap_table(tables: Tables, profile: str) -> pd.DataFrame:
 
 def _contrasts(runs: pd.DataFrame) -> Iterator[tuple[str, str, float, pd.DataFrame, pd.DataFrame]]:
     """Names of both sides, share of the tokens, and the runs of both sides, for each contrast in one setting."""
-    picked, full = runs[runs["token_share"].notna()], runs[runs["method"] == "grpo"]
+    picked, full = runs[runs["token_share"].notna()], runs[(runs["method"] == "grpo") & (runs["selector"] == "all")]
     chance = {share: own for share, own in picked[picked["selector"] == "random"].groupby("token_share")}
     for (selector, share), own in picked[picked["selector"] != "random"].groupby(["selector", "token_share"], sort=True):
         if share in chance:
