@@ -159,7 +159,7 @@ def say_fraction(table: pd.DataFrame) -> list[str]:
     """Both ends of the range in each setting; then, in the first, how far apart the rules are at equally many tokens."""
     ends = []
     for setting, own in table.groupby("setting", sort=False):
-        least, most = own.iloc[0], own[own["method"] == "grpo"]
+        least, most = own.iloc[0], own[(own["method"] == "grpo") & (own["selector"] == "all")]
         text = f"on {SETTING_LABELS[setting]} with the fewest tokens ({least['tokens']}, {percent(least['kept_fraction'])}) "
         text += percent(least["accuracy"])
         ends.append(text + (f", with all of them {percent(most.iloc[0]['accuracy'])}" if len(most) else ""))

@@ -21,7 +21,10 @@ CORRECTION = (
     "Holm's correction runs over all differences that the claims of one scale judge, and over the seeds of each McNemar test. "
     "The contrasts of the ablations and the detectable differences are not corrected: each interval is 95 % on its own."
 )
-_TOKENS = {"earliest": "the earliest tokens", "latest": "the latest tokens", "entropy": "the tokens of highest entropy"}
+_TOKENS = {
+    "earliest": "the earliest tokens", "latest": "the latest tokens", "entropy": "the tokens of highest entropy",
+    "low_entropy": "the tokens of lowest entropy", "prefix_cut": "a random prefix", "unbiased": "random tokens, weighed anew",
+}  # fmt: skip
 _GAP = ("seeds", "items", "gap", "low", "high", "equal_within", "design_effect")
 
 

@@ -338,6 +338,19 @@ def test_contrasts_are_drawn_and_said_as_their_intervals_are():
         assert words in said
 
 
+def test_the_control_with_branches_is_not_taken_for_all_tokens():
+    tables = _fraction_tables()
+    runs, items = tables["runs"], tables["ablation_items"]
+    more = {
+        name: frame[frame["run_id"].str.startswith("full")].assign(run_id=lambda rows: rows["run_id"] + "b")
+        for name, frame in (("runs", runs), ("ablation_items", items))
+    }
+    more["runs"]["selector"] = "all_and_branches"
+    both = {name: pd.concat([tables[name], more[name]], ignore_index=True) for name in tables}
+    tabulate = EXHIBITS["which_tokens"].tabulate
+    pd.testing.assert_frame_equal(tabulate(both, "nano"), tabulate(tables, "nano"))
+
+
 # Plan, splits, power, log ---------------------------------------------------------------------------------------------------
 
 
