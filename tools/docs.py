@@ -1,4 +1,4 @@
-"""The generated parts of the README and of docs/: verdicts, plan, rooms, cost and times, put between markers.
+"""The generated parts of the README and of docs/: verdicts, plan, rooms, cost, times and advice, put between markers.
 
     python -m tools.docs            brings them up to date
 """
@@ -17,6 +17,7 @@ from benchmarks.figures import read_tables as read_bench
 from replication.ablations import plan
 from replication.errors import UserError
 from replication.names import CLAIMS, RESULTS, ROOT
+from replication.report import advice_table
 from replication.runs import atomic_write
 from replication.statistics import verdicts
 from replication.tables import read_tables
@@ -132,6 +133,14 @@ def notebook_times(committed: Path = COMMITTED) -> str:
     return "\n".join([*lines, "", "Without the training that they ask for, which `make all` does before."])
 
 
+def advice(committed: Path = COMMITTED) -> str:
+    """A row for each question of which setting to start with, from the tables of the nano lab."""
+    rows = advice_table(read_tables(committed), "nano") if any(committed.glob("*.csv*")) else pd.DataFrame()
+    lines = ["| question | start with | evidence |", "|---|---|---|"]
+    lines += [f"| {row.question} | {row.start_with} | {row.evidence} |" for row in rows.itertuples()]
+    return "\n".join(lines) if len(rows) else "not run"
+
+
 #: file -> name of the block -> what makes it.
 BLOCKS = {
     "README.md": {"plan": plan_size, "verdicts": verdict_table, "rooms": rooms},
@@ -140,6 +149,7 @@ BLOCKS = {
     "docs/paper-scale.md": {"paper-plan": lambda: plan_size("paper")},
     "docs/your-gpu.md": {"small-plan": lambda: plan_size("small")},
     "docs/teaching.md": {"notebook-times": notebook_times},
+    "docs/which-setting.md": {"advice": advice},
 }
 
 

@@ -2,11 +2,13 @@
 
 In: the tables. Out: report.html, the figures, the pages of notebooks, and what the notebooks show.
 Start with ``exhibits``, the one list: ``EXHIBITS[name].show(tables, profile)`` is a figure, at most two sentences, and the table
-behind them. One module a topic holds how: headline, ablations, side_effects, cost, credit. ``style`` is what all figures share.
+behind them. One module a topic holds how: headline, ablations, regimes, side_effects, cost, credit. ``advice`` says which setting
+to start with. ``style`` is what all figures share.
 """
 
 from __future__ import annotations
 
+from replication.report.advice import advice_table
 from replication.report.exhibits import EXHIBITS, Exhibit, Shown, save_figures
 from replication.report.findings import conclusions, negative_results, power, verdict_rows, verdict_table
 from replication.report.html import notebook_page, table_html, with_formulas
@@ -32,6 +34,7 @@ __all__ = [
     "Exhibit",
     "MARKERS",
     "Shown",
+    "advice_table",
     "build",
     "caption",
     "conclusions",

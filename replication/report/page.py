@@ -10,6 +10,7 @@ import pandas as pd
 
 from replication.names import CLAIMS, RESULTS
 from replication.report import appendix, plan
+from replication.report.advice import advice_table
 from replication.report.exhibits import EXHIBITS, save_figures
 from replication.report.findings import conclusions, negative_results, power, verdict_table
 from replication.report.html import render
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     from replication.ablations import PlannedRun
 
 
+_ADVICE = (
+    "The cheapest of the choice with the highest mean test accuracy and those that the interval of the paired difference does not "
+    "put behind it. docs/which-setting.md states the rule and its limits."
+)
 _SPREAD = (
     "In percent: how much training under another seed changes the accuracy (sd, lowest and highest seed), and what another set of "
     "test items could change for these very policies (95 %)."
@@ -131,6 +136,7 @@ def _folded(tables: Tables, runs: pd.DataFrame, profile: str) -> list[tuple[str,
     spread, pairs = seed_spread(tables, profile), paired_tests(tables, profile)
     fractions = ["mean", "seed_sd", "seed_min", "seed_max", "items_low", "items_high"]
     return [
+        ("Which setting to start with", _ADVICE, advice_table(tables, profile)),
         ("Two kinds of uncertainty", _SPREAD, spread.assign(**{name: 100 * spread[name] for name in fractions})),
         ("The methods in pairs, seed by seed", _PAIRS, pairs[pairs["a"] != "base"]),
         ("A parsable answer, or a right one?", _GAINS, appendix.gain_table(tables, profile)),

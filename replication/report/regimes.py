@@ -16,7 +16,7 @@ _CELL = ["prompts_per_step", "group_size", "eps", "train_items"]
 #: The margins of the rule in docs/nano-lab.md, in points over the base.
 FAILS_UNDER, WORKS_ABOVE = 5.0, 20.0
 #: An eps beyond any standard deviation of rewards: the advantage is centred, and as good as not normalised.
-_DWARFS = 1.0
+NORMALISED_UP_TO = 1.0
 
 
 def regime_table(tables: Tables, profile: str) -> pd.DataFrame:
@@ -45,7 +45,7 @@ def regime_table(tables: Tables, profile: str) -> pd.DataFrame:
 
 def _name(cell: dict[str, float]) -> str:
     items = "all items" if pd.isna(cell["train_items"]) else f"{cell['train_items']:.0f} items"
-    advantage = "centred" if cell["eps"] > _DWARFS else "normalised"
+    advantage = "centred" if cell["eps"] > NORMALISED_UP_TO else "normalised"
     return f"{cell['prompts_per_step']:.0f} × {cell['group_size']:.0f}, {advantage}, {items}"
 
 

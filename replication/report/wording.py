@@ -22,6 +22,8 @@ _HEADS = {
     "kept_share_all": "% of all groups", "start": "start, %", "end": "end, %", "lowest": "lowest seed, %",
     "highest": "highest seed, %", "gap": "minus GRPO, points", "worth": "changed the chance by, points", "level": "level, %",
     "minus_grpo": "minus GRPO, seeds in pairs", "share": "share of tokens, %", "seed_sd": "sd over seeds", "p_holm": "p, Holm",
+    "forgiving": "rates about as good, highest / lowest", "narrowest": "of one seed, least", "widest": "of one seed, most",
+    "peak_low": "choices of single seeds, lowest", "peak_high": "highest",
 }  # fmt: skip
 #: Columns that drawing and sentences need and a reader does not.
 _HIDDEN = ("schema_version", "selector", "column", "better")

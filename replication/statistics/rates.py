@@ -9,39 +9,64 @@ from replication.statistics.accuracies import RUN_COLUMNS, Tables, table
 
 #: A rate is about as good as the best if its validation accuracy is lower by at most this.
 NEAR = 0.05
-_JUDGED = ("seeds", "diverged", "validation_accuracy", "accuracy", "chosen", "forgiving")
+_JUDGED = ("seeds", "diverged", "validation_accuracy", "accuracy", "chosen")
+#: On the row of the chosen rate alone.
+_PEAK = ("forgiving", "narrowest", "widest", "peak_low", "peak_high")
 
 
 def tuning(tables: Tables) -> pd.DataFrame:
     """What the ablation learning_rate chose: every method at every rate, judged on the validation split alone.
 
     Columns setting, method, learning_rate, seeds, diverged, validation_accuracy, accuracy (means over seeds, fractions), chosen
-    (see ``best_rate``), and forgiving: highest divided by lowest rate of the unbroken stretch of the grid around the chosen one
-    that stays within ``NEAR`` of it on validation. Diverged runs count at their last finite checkpoint; points without any
-    validation accuracy cannot be chosen.
+    (see ``best_rate``). Diverged runs count at their last finite checkpoint; points without any validation accuracy cannot be
+    chosen. The row of the chosen rate also has forgiving: highest divided by lowest rate of the unbroken stretch of the grid
+    around the chosen one that stays within ``NEAR`` of it on validation. With two seeds or more at every rate it has what each of
+    these seeds would say alone: narrowest and widest (the least and greatest of their ``forgiving``), peak_low and peak_high (the
+    lowest and highest rate that one of them would choose).
     """
     runs = table(tables, "runs", (*RUN_COLUMNS, "learning_rate", "validation_accuracy"))
     runs = runs[(runs["ablation"] == "learning_rate") & runs["status"].isin(ENDED)]
     keys = ["setting", "method"]
     if runs.empty:
-        return pd.DataFrame(columns=[*keys, "learning_rate", *_JUDGED])
+        return pd.DataFrame(columns=[*keys, "learning_rate", *_JUDGED, *_PEAK])
     points = runs.assign(diverged=runs["status"] == "diverged").groupby([*keys, "learning_rate"], as_index=False, dropna=False).agg(
         seeds=("seed", "nunique"),
         diverged=("diverged", "sum"),
         validation_accuracy=("validation_accuracy", "mean"),
         accuracy=("accuracy", "mean"),
     )  # fmt: skip
-    points["chosen"], points["forgiving"] = False, float("nan")
+    points["chosen"] = False
+    points[list(_PEAK)] = float("nan")
     for (_, group), (_, own) in zip(points.groupby(keys, dropna=False), runs.groupby(keys, dropna=False), strict=True):
         if group["validation_accuracy"].notna().any():
-            best = group.index[group["learning_rate"] == best_rate(own)][0]
-            near = group["validation_accuracy"] >= group.loc[best, "validation_accuracy"] - NEAR
-            # Stretches of neighbours that are all near share a number.
-            stretch = (near != near.shift()).cumsum()
-            rates = group.loc[stretch == stretch[best], "learning_rate"]
+            rate = best_rate(own)
+            best = group.index[group["learning_rate"] == rate][0]
             points.loc[best, "chosen"] = True
-            points.loc[group.index, "forgiving"] = rates.max() / rates.min()
-    return points[[*keys, "learning_rate", *_JUDGED]]
+            points.loc[best, "forgiving"] = _forgiving(group.set_index("learning_rate")["validation_accuracy"], rate)
+            alone = pd.DataFrame(_seed_by_seed(own), columns=["rate", "forgiving"])
+            if len(alone) > 1:
+                ends = alone.agg(["min", "max"])
+                points.loc[best, list(_PEAK[1:])] = [*ends["forgiving"], *ends["rate"]]
+    return points[[*keys, "learning_rate", *_JUDGED, *_PEAK]]
+
+
+def _forgiving(accuracies: pd.Series, rate: float) -> float:
+    """Highest divided by lowest of the rates around ``rate`` that are about as good, from accuracies by rising rate."""
+    near = accuracies >= accuracies[rate] - NEAR
+    # Stretches of neighbours that are all near share a number.
+    stretch = (near != near.shift()).cumsum()
+    rates = accuracies.index[stretch == stretch[rate]]
+    return float(rates.max() / rates.min())
+
+
+def _seed_by_seed(runs: pd.DataFrame) -> list[tuple[float, float]]:
+    """What each seed that every rate was run under would choose alone, and how forgiving that choice is."""
+    found = []
+    for _, own in runs.groupby("seed"):
+        accuracies = own.groupby("learning_rate")["validation_accuracy"].mean()
+        if len(accuracies) == runs["learning_rate"].nunique() and accuracies.notna().any():
+            found.append((best_rate(own), _forgiving(accuracies, best_rate(own))))
+    return found
 
 
 def best_rate(runs: pd.DataFrame) -> float:

@@ -53,6 +53,7 @@ def tables() -> dict[str, pd.DataFrame]:
     runs = made["runs"]
     runs["steps"] = runs["steps_done"]
     runs["keep_probability"] = runs["method"].map({"s_grpo": 0.3})
+    runs["token_share"], runs["max_kept_tokens"] = float("nan"), float("nan")
     runs["reason"] = runs["status"].map({"diverged": ATTACK})
     return made
 

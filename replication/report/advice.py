@@ -1,0 +1,149 @@
+"""Which setting to start with on one's own task: a row for each question, answered from the tables by one rule.
+
+The rule: the best choice is that of the highest mean test accuracy. A choice is as good unless the 95 % interval of its paired
+difference to the best lies wholly below 0. Start with the cheapest of the best and those as good. See docs/which-setting.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import pandas as pd
+
+from replication.names import HEADLINE, METHOD_LABELS, NEW_SEED, SETTING_LABELS, TUNING_SEED
+from replication.report.regimes import NORMALISED_UP_TO, overfitting_table
+from replication.report.select import by_seed, curves_of, in_order
+from replication.report.style import SELECTOR_LABELS
+from replication.report.wording import counted, interval, listing, number, percent
+from replication.statistics import Tables, at_best_rate, difference, ended, mean_over_seeds, table, tuning
+
+#: What to start with, and the numbers behind it; None where the runs to compare are pending.
+Answer = tuple[str, str] | None
+Answers = Iterator[tuple[str, Answer]]
+
+
+def advice_table(tables: Tables, profile: str) -> pd.DataFrame:
+    """A row for each question that the plan of a profile asks: question, start_with ("not run" while pending) and evidence."""
+    runs, rows = table(tables, "runs", ("profile", "ablation", "method", "seed", "status", "accuracy")), []
+    runs = in_order(runs[runs["profile"] == profile], "setting", "method", "seed")
+    for ablation, ask in _QUESTIONS:
+        for setting, planned in runs[runs["ablation"] == ablation].groupby("setting", sort=False):
+            for question, answer in ask(tables, planned):
+                rows.append((f"{question}, on {SETTING_LABELS[str(setting)]}?", *(answer or ("not run", ""))))
+    return pd.DataFrame(rows, columns=["question", "start_with", "evidence"])
+
+
+def cheapest_as_good(tables: Tables, choices: Mapping[str, tuple[float, pd.DataFrame]]) -> Answer:
+    """The cheapest of the best choice and those as good as it, over the seeds that all choices have; of equal cost the better.
+
+    A choice is what it costs, in any unit, and its ended runs, one for a seed. Without runs it does not take part.
+    """
+    seeds = [set(own["seed"]) for _, own in choices.values() if len(own)]
+    if len(seeds) < 2 or not (common := set.intersection(*seeds)):
+        return None
+    runs = {name: own[own["seed"].isin(common)] for name, (_, own) in choices.items() if len(own)}
+    means = {name: 100 * float(own["accuracy"].mean()) for name, own in runs.items()}
+    best, *others = sorted(runs, key=lambda name: -means[name])
+    gaps = {name: gap.scaled(100) for name in others if (gap := difference(tables, runs[name], runs[best]))}
+    if len(gaps) < len(others):
+        return None
+    as_good = [best, *(name for name, gap in gaps.items() if gap.high >= 0)]
+    behind = listing([f"{name} {interval(gap.value, gap.low, gap.high)}" for name, gap in gaps.items()])
+    size = f"{counted(len(common), 'seed')}, {counted(min(gap.items for gap in gaps.values()), 'item')}"
+    evidence = f"{best} {percent(means[best])}; differences to it in points: {behind}; {size}"
+    return min(as_good, key=lambda name: choices[name][0]), evidence
+
+
+def _method(tables: Tables, planned: pd.DataFrame) -> Answers:
+    by_method = ended(planned).groupby("method", sort=False)
+    choices = {METHOD_LABELS[name]: (own["tokens_in_loss"].mean(), own) for name, own in by_method if name not in ("base", "ppo")}
+    answer = cheapest_as_good(tables, choices)
+    most = max((tokens for tokens, _ in choices.values()), default=1)
+    shares = [f"{name} {percent(100 * tokens / most)}" for name, (tokens, _) in choices.items()]
+    yield "Which method", answer and (answer[0], f"{answer[1]}; tokens in the loss, of the most: {listing(shares)}")
+
+
+def _rate(tables: Tables, planned: pd.DataFrame) -> Answers:
+    starts, evidence = [], []
+    for method, own in in_order(tuning({"runs": planned}), "method").groupby("method", sort=False):
+        for row in own[own["chosen"].astype(bool)].itertuples() if len(own) > 1 else ():
+            name = METHOD_LABELS[method]
+            starts.append(f"{name} {row.learning_rate:g}")
+            words = f"{name}: of {len(own)} rates, {counted(own['seeds'].min(), 'seed')}; "
+            words += f"about as good over a factor of {number(row.forgiving)}"
+            alone = " to ".join(f"{rate:g}" for rate in sorted({row.peak_low, row.peak_high}))
+            words += f"; single seeds choose {alone}" if pd.notna(row.peak_low) else ""
+            ends = {own["learning_rate"].min(): "lowest", own["learning_rate"].max(): "highest"}
+            evidence.append(words + (f"; the {ends[row.learning_rate]} tried" if row.learning_rate in ends else ""))
+    yield "Which learning rate", (listing(starts), ". ".join(evidence)) if starts else None
+
+
+def _tokens(tables: Tables, planned: pd.DataFrame) -> Answers:
+    runs, answer, own_rule = ended(planned), None, SELECTOR_LABELS["rule"]
+    runs = runs[(runs["method"] == "s_grpo") & (runs["seed"] < TUNING_SEED)]
+    # As the headline runs it: with the cap and the usual denominator.
+    rule = runs[(runs["selector"] == "rule") & (runs["denominator"] == "kept") & runs["max_kept_tokens"].notna()]
+    picked = runs[runs["token_share"].notna()]
+    if len(rule) and len(picked):
+        nearest = min(picked["token_share"], key=lambda share: abs(share - rule["kept_fraction"].mean()))
+        by_selector = picked[picked["token_share"] == nearest].groupby("selector")
+        others = {SELECTOR_LABELS[str(name)]: (1.0, own) for name, own in by_selector}
+        answer = cheapest_as_good(tables, {own_rule: (0.0, rule), **others})
+    yield "Which tokens, at S-GRPO's share of them", answer
+
+
+def _rank(tables: Tables, planned: pd.DataFrame) -> Answers:
+    for method, own in planned.groupby("method", sort=False):
+        by_rank = {int(rank): at_best_rate(runs) for rank, runs in ended(own).groupby("lora_rank")}
+        choices = {f"rank {rank}" if rank else "full fine-tuning": (rank or np.inf, runs) for rank, runs in by_rank.items()}
+        yield f"Which LoRA rank for {METHOD_LABELS[method]}", cheapest_as_good(tables, choices)
+
+
+def _batch(tables: Tables, planned: pd.DataFrame) -> Answers:
+    runs = ended(planned[(planned["method"] == "grpo") & (planned["seed"] < NEW_SEED) & (planned["extra_splits"] == "never")])
+    runs, choices = runs[runs["train_items"].isna() & (runs["eps"] <= NORMALISED_UP_TO)], {}
+    for (prompts, size), own in runs.groupby(["prompts_per_step", "group_size"]):
+        choices[f"{prompts:g} × {size:g}"] = (float(prompts * size), at_best_rate(own))
+    yield "How many prompts a step × completions a prompt for GRPO", cheapest_as_good(tables, choices)
+
+
+def _few_items(tables: Tables, planned: pd.DataFrame) -> Answers:
+    few = planned[(planned["extra_splits"] == "always") & (planned["method"] != "base")]
+    for (items, steps), cell in few.groupby(["train_items", "steps"]):
+        yield f"How many of {steps:g} steps on {items:g} training items", _when_to_stop(tables, ended(cell), steps)
+
+
+def _when_to_stop(tables: Tables, runs: pd.DataFrame, steps: float) -> Answer:
+    """All steps, unless the validation accuracy of a method clearly falls in the second half of them."""
+    starts, evidence = [], []
+    curves = curves_of(tables, runs, "validation_accuracy") if len(runs) else pd.DataFrame()
+    for row in overfitting_table({"runs": runs}, runs["profile"].iloc[0]).itertuples() if len(runs) else ():
+        # A diverged run stands at its last validation.
+        wide = 100 * by_seed(curves, "validation_accuracy", runs["setting"].iloc[0], row.method).ffill()
+        change = mean_over_seeds([own.iloc[-1] - np.interp(steps / 2, own.index, own) for _, own in wide.items()])
+        if pd.notna(change.low):
+            name = METHOD_LABELS[row.method]
+            starts.append(f"{name} {'no more than half of them' if change.high < 0 else 'all'}")
+            words = f"{name}: other items {interval(change.value, change.low, change.high)} points in the second half; "
+            words += f"items trained on ahead by {interval(row.gap, row.gap_low, row.gap_high)} at the end"
+            evidence.append(f"{words}; {counted(change.seeds, 'seed')}")
+    return (listing(starts), ". ".join(evidence)) if starts else None
+
+
+def _replays(tables: Tables, planned: pd.DataFrame) -> Answers:
+    runs = ended(planned)
+    replayed = runs["replay_successes"].notna() | runs["replay_failures"].notna()
+    yield "Replays for T-SPMO", cheapest_as_good(tables, {"no": (0.0, runs[~replayed]), "yes": (1.0, runs[replayed])})
+
+
+def _critic(tables: Tables, planned: pd.DataFrame) -> Answers:
+    if (planned["method"] == "ppo").any():
+        grpo, ppo = (ended(planned[planned["method"] == method]) for method in ("grpo", "ppo"))
+        yield "A critic", cheapest_as_good(tables, {"no (GRPO)": (0.0, grpo), "yes (PPO)": (1.0, ppo)})
+
+
+_QUESTIONS = (
+    (HEADLINE, _method), ("learning_rate", _rate), ("token_fraction", _tokens), ("lora_rank", _rank), ("regimes", _batch),
+    ("regimes", _few_items), ("replay", _replays), (HEADLINE, _critic),
+)  # fmt: skip
