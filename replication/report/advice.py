@@ -1,7 +1,8 @@
 """Which setting to start with on one's own task: a row for each question, answered from the tables by one rule.
 
-The rule: the best choice is that of the highest mean test accuracy. A choice is as good unless the 95 % interval of its paired
-difference to the best lies wholly below 0. Start with the cheapest of the best and those as good. See docs/which-setting.md.
+The rule: the best choice is that of the highest mean test accuracy. A choice is as good if the 95 % interval of its paired
+difference to the best lies wholly above -5 points: what few runs leave open is not taken for equal. Start with the cheapest of the
+best and those as good. See docs/which-setting.md.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from replication.report.style import SELECTOR_LABELS
 from replication.report.wording import counted, interval, listing, number, percent
 from replication.statistics import Tables, at_best_rate, difference, ended, mean_over_seeds, table, tuning
 
+#: A choice as good as the best is fewer points behind it than this, by its whole interval.
+MARGIN = 5.0
 #: What to start with, and the numbers behind it; None where the runs to compare are pending.
 Answer = tuple[str, str] | None
 Answers = Iterator[tuple[str, Answer]]
@@ -25,7 +28,7 @@ Answers = Iterator[tuple[str, Answer]]
 
 def advice_table(tables: Tables, profile: str) -> pd.DataFrame:
     """A row for each question that the plan of a profile asks: question, start_with ("not run" while pending) and evidence."""
-    runs, rows = table(tables, "runs", ("profile", "ablation", "method", "seed", "status", "accuracy")), []
+    runs, rows = table(tables, "runs", ("profile", "ablation", "task", "method", "seed", "status", "accuracy")), []
     runs = in_order(runs[runs["profile"] == profile], "setting", "method", "seed")
     for ablation, ask in _QUESTIONS:
         for setting, planned in runs[runs["ablation"] == ablation].groupby("setting", sort=False):
@@ -48,7 +51,7 @@ def cheapest_as_good(tables: Tables, choices: Mapping[str, tuple[float, pd.DataF
     gaps = {name: gap.scaled(100) for name in others if (gap := difference(tables, runs[name], runs[best]))}
     if len(gaps) < len(others):
         return None
-    as_good = [best, *(name for name, gap in gaps.items() if gap.high >= 0)]
+    as_good = [best, *(name for name, gap in gaps.items() if gap.low > -MARGIN)]
     behind = listing([f"{name} {interval(gap.value, gap.low, gap.high)}" for name, gap in gaps.items()])
     size = f"{counted(len(common), 'seed')}, {counted(min(gap.items for gap in gaps.values()), 'item')}"
     evidence = f"{best} {percent(means[best])}; differences to it in points: {behind}; {size}"

@@ -1,7 +1,7 @@
 """Which setting to start with: the rule on made-up runs, against answers by hand.
 
-One seed, 100 items without templates. To be 2 items behind is -2 points with an interval of about ±2.8, which holds 0; to be 10
-items behind is -10 with about ±5.9, which does not.
+One seed, 100 items without templates. To be 1 item behind is -1 point with an interval of about ±2, which ends above -5; to be 10 items
+behind is -10 with about ±6, which does not. To be 4 behind is -4 with about ±4: no clear difference, and not as good.
 """
 
 from __future__ import annotations
@@ -49,13 +49,14 @@ def headline(grpo: int, s_grpo: int, t_spmo: int, seed: int = 0) -> list[Run]:
     ]
 
 
-def test_the_method_is_the_one_with_the_fewest_tokens_of_those_not_clearly_behind():
-    start, evidence = only(advice(*headline(90, 88, 80)), "Which method")
+def test_the_method_is_the_one_with_the_fewest_tokens_of_those_as_good():
+    start, evidence = only(advice(*headline(90, 89, 80)), "Which method")
     assert start == "S-GRPO"
-    for words in ("GRPO 90.0 %", "S-GRPO -2.0 [", "T-SPMO -10.0 [", "1 seed, 100 items", "S-GRPO 34.0 %", "T-SPMO 0.6"):
+    for words in ("GRPO 90.0 %", "S-GRPO -1.0 [", "T-SPMO -10.0 [", "1 seed, 100 items", "S-GRPO 34.0 %", "T-SPMO 0.6"):
         assert words in evidence
-    assert only(advice(*headline(90, 80, 88)), "Which method")[0] == "T-SPMO"
+    assert only(advice(*headline(90, 80, 89)), "Which method")[0] == "T-SPMO"
     assert only(advice(*headline(90, 80, 80)), "Which method")[0] == "GRPO"
+    assert only(advice(*headline(90, 86, 86)), "Which method")[0] == "GRPO", "what is left open is not as good"
 
 
 def test_a_seed_that_one_method_lacks_does_not_count():
@@ -66,9 +67,9 @@ def test_a_seed_that_one_method_lacks_does_not_count():
 
 
 def test_a_critic_must_be_clearly_better():
-    assert not [question for question in advice(*headline(90, 88, 80)) if "critic" in question], "none is planned"
-    for right, start in ((92, "no (GRPO)"), (100, "yes (PPO)"), (70, "no (GRPO)")):
-        assert only(advice(*headline(90, 88, 80), run("full_vs_sparse", "ppo", right)), "A critic")[0] == start
+    assert not [question for question in advice(*headline(90, 89, 80)) if "critic" in question], "none is planned"
+    for right, start in ((91, "no (GRPO)"), (100, "yes (PPO)"), (70, "no (GRPO)")):
+        assert only(advice(*headline(90, 89, 80), run("full_vs_sparse", "ppo", right)), "A critic")[0] == start
 
 
 def test_the_rate_is_that_of_validation_with_its_width():
@@ -91,7 +92,7 @@ def tokens(rule: int, random: int, earliest: int) -> str:
 
 
 def test_the_rule_stays_unless_other_tokens_are_clearly_better():
-    assert tokens(rule=88, random=90, earliest=89) == "S-GRPO's rule"
+    assert tokens(rule=89, random=90, earliest=89) == "S-GRPO's rule"
     assert tokens(rule=80, random=90, earliest=89) == "uniform random"
     assert tokens(rule=80, random=88, earliest=90) == "earliest"
 
@@ -103,7 +104,7 @@ def test_the_rank_is_the_smallest_that_is_not_clearly_behind_the_best():
         runs = [run("lora_rank", "grpo", right, lora_rank=rank) for rank, right in rights.items()]
         return only(advice(*spoilt, *runs), "Which LoRA")[0]
 
-    assert ranks({0: 90, 1: 80, 4: 88, 8: 89}) == "rank 4"
+    assert ranks({0: 90, 1: 80, 4: 89, 8: 89}) == "rank 4"
     assert ranks({0: 90, 1: 80, 4: 80, 8: 80}) == "full fine-tuning"
     assert ranks({0: 89, 1: 90}) == "rank 1"
 
@@ -112,7 +113,7 @@ def test_the_batch_is_the_one_with_the_fewest_completions():
     def cell(prompts: int, size: int, right: int, seed: int = 100, **fields) -> Run:
         return run("regimes", "grpo", right, seed, prompts_per_step=prompts, group_size=size, steps=150, **fields)
 
-    cells = [cell(1, 4, 70), cell(1, 16, 88), cell(4, 4, 80), cell(4, 16, 90)]
+    cells = [cell(1, 4, 70), cell(1, 16, 89), cell(4, 4, 80), cell(4, 16, 90)]
     # Another advantage, another training set, new seeds: not the same comparison.
     others = [cell(1, 4, 100, eps=10.0), cell(1, 4, 100, train_items=64), cell(1, 4, 100, seed=200)]
     assert only(advice(*cells, *others), "How many prompts")[0] == "1 × 16"
@@ -135,13 +136,13 @@ def test_training_on_few_items_stops_where_accuracy_on_others_clearly_falls():
 
 
 def test_replays_must_be_clearly_better():
-    for right, start in ((82, "no"), (100, "yes"), (60, "no")):
+    for right, start in ((81, "no"), (100, "yes"), (60, "no")):
         runs = [run("replay", "t_spmo", 80), run("replay", "t_spmo", right, replay_successes=2, replay_failures=2)]
         assert only(advice(*runs), "Replays")[0] == start
 
 
 def test_what_is_pending_is_not_run():
-    runs = headline(90, 88, 80)
+    runs = headline(90, 89, 80)
     names = ("learning_rate", "token_fraction", "lora_rank", "regimes", "replay")
     few = {"extra_splits": "always", "train_items": 64, "steps": 300}
     runs += [run(name, "t_spmo", 50, **few) for name in names] + [run("full_vs_sparse", "ppo", 50)]
