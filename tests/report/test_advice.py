@@ -1,7 +1,7 @@
 """Which setting to start with: the rule on made-up runs, against answers by hand.
 
-One seed, 100 items without templates. To be 1 item behind is -1 point with an interval of about ±2, which ends above -5; to be 10 items
-behind is -10 with about ±6, which does not. To be 4 behind is -4 with about ±4: no clear difference, and not as good.
+One seed, 100 items without templates. To be 1 item behind is -1 point with an interval of about ±2, which ends above -5; to be 10
+items behind is -10 with about ±6, which does not. To be 4 behind is -4 with about ±4: no clear difference, and not as good.
 """
 
 from __future__ import annotations
