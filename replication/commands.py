@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from replication.console import say
 from replication.errors import Stopped, UserError
-from replication.names import CLAIMS
+from replication.names import CLAIMS, RESULTS
 from replication.runs import explained, read_json
 
 if TYPE_CHECKING:
     from replication.ablations import PlannedRun
+    from replication.statistics import Claim
 
 #: The options that say which runs a plan has, as a manifest notes them: kind and default. Older manifests end after the fourth.
 _PLAN: dict[str, tuple[Any, Any]] = {
@@ -296,24 +297,44 @@ def check(options: argparse.Namespace) -> int:
     claim = next((claim for claim in claims if claim.id == options.claim), None)
     if claim is None:
         raise UserError(f"unknown claim {options.claim!r}: choose one of {', '.join(claim.id for claim in claims)}")
+    planned = _runs_of(claim, options)
+    # Read now, not after the training: damaged tables are one line before anything starts.
+    committed = read_tables(RESULTS / claim.scale) if (RESULTS / claim.scale).is_dir() else {}
+    if not committed:
+        say(f"there are no committed tables in {RESULTS / claim.scale}: nothing to compare with")
     out = options.out or Path("results/local") / claim.scale
-    full = {name: default for name, (_, default) in _PLAN.items()} | vars(options) | {"profile": claim.scale, "plan": "full"}
-    planned = [run for run in _plan(argparse.Namespace(**full), [claim.ablation]) if claim.needs(run.config)]
     result = run_plan(planned, out / "runs", workers=options.workers)
     for run_id, reason in result.failed.items():
         say(f"failed: {out / 'runs' / run_id}: {reason}")
-    committed = read_tables(Path("results") / claim.scale)
     mine = build_tables(planned, out / "runs")
-    if claim.tuned:  # whether the rates are tuned is not checked again
+    if claim.tuned and "runs" in committed:  # whether the rates are tuned is not checked again
         rates = committed["runs"][committed["runs"]["ablation"] == "learning_rate"]
         mine["runs"] = pd.concat([mine["runs"], rates], ignore_index=True)
-    verdict = committed["verdicts"]
-    rows = {"here": verdicts([claim], mine), "committed": verdict[verdict["claim"] == claim.id]}
+    # Both are judged here, by one rule: the committed verdicts may be older than the claim.
+    rows = {"here": verdicts([claim], mine), "committed": verdicts([claim], committed)}
     shown = pd.concat(rows, names=["from"]).reset_index("from")
     print(f"{claim.id}: {claim.text}\nrule: {claim.rule_text}")
-    columns = ["from", "value", "low", "high", "unit", "seeds", "items", "verdict", "note"]
-    print(shown[columns].to_string(index=False, na_rep="", float_format="{:.2f}".format))
+    counts = {name: shown[name].astype("string").fillna("") for name in ("seeds", "items")}
+    columns = ["from", "value", "low", "high", "unit", "seeds", "items", "verdict"]
+    print(shown.assign(**counts)[columns].to_string(index=False, na_rep="", float_format="{:.2f}".format))
+    for name, note in zip(rows, shown["note"], strict=True):
+        if note:
+            print(f"{name}: {note}")
     return 0 if result.ok else 1
+
+
+def _runs_of(claim: Claim, options: argparse.Namespace) -> list[PlannedRun]:
+    """The runs of the full plan that a claim rests on, with the first seeds alone."""
+    from replication.names import METHOD_LABELS
+
+    full = {name: default for name, (_, default) in _PLAN.items()} | vars(options) | {"profile": claim.scale, "plan": "full"}
+    planned = [run for run in _plan(argparse.Namespace(**full), [claim.ablation]) if claim.needs(run.config)]
+    if lacking := set(claim.methods) - {run.config.method for run in planned}:
+        names = ", ".join(METHOD_LABELS[name] for name in claim.methods if name in lacking)
+        raise UserError(f"nothing to check: {claim.id} rests on runs of {names} that the full plan of {claim.scale} does not have")
+    # Not every ablation takes its seeds from the option.
+    seeds = sorted({run.config.seed for run in planned if run.config.method != "base"})[: options.seeds]
+    return [run for run in planned if run.config.method == "base" or run.config.seed in seeds]
 
 
 def publish(options: argparse.Namespace) -> int:

@@ -145,7 +145,7 @@ def test_help_is_quick_and_names_every_command():
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and time.monotonic() - began < 5
     assert not {"torch", "pandas", "pydantic", "numpy"} & {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-    for command in ("run", "sweep", "report", "figures", "notebooks", "verify", "publish", "base", "prompts", "diagnose"):
+    for command in ("run", "sweep", "report", "figures", "notebooks", "verify", "check", "publish", "base", "prompts", "diagnose"):
         assert f"    {command}" in done.stdout
         assert callable(getattr(commands, command))
 
