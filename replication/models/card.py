@@ -41,6 +41,8 @@ def model_card(config: ExperimentConfig, manifest: Mapping[str, Any], summary: M
         "commit of the base": manifest.get("model_commit"),
         "sha256 of the base's files": _checksum(manifest.get("base_sha256")),
         "task": config.task,
+        "asides": config.asides,
+        "digits": config.digits if config.task == "multiplication" else None,
         "version of the task": manifest.get("task_version"),
         "method": config.method,
         "seed": config.seed,

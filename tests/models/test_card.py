@@ -74,3 +74,10 @@ def test_the_card_of_a_hub_model_has_its_commit_and_revision():
     text = model_card(config, {"model_commit": "abc123", "base_sha256": "some/model@v1"}, {"accuracy": None, "steps_done": 2})
     assert "| commit of the base | abc123 |" in text and "| revision asked for | v1 |" in text
     assert "library_name: transformers" in text and "accuracy" not in text and "sha256" not in text
+
+
+def test_the_card_says_under_which_condition_the_task_was_trained():
+    words = load_profile("nano", task="word_problems", method="grpo", asides="before")
+    products = load_profile("nano", task="multiplication", method="grpo", digits=3)
+    assert "| asides | before |" in model_card(words, {}, {}) and "digits" not in model_card(words, {}, {})
+    assert "| digits | 3 |" in model_card(products, {}, {}) and "asides" not in model_card(products, {}, {})
