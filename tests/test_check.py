@@ -15,9 +15,9 @@ from replication.__main__ import main
 from replication.ablations import PlannedRun, plan
 from replication.names import CLAIMS, NEW_SEED, RESULTS
 from replication.runs import RunDirectory
-from replication.statistics import VERDICTS, load_claims, verdicts
+from replication.statistics import VERDICTS, load_claims
 from replication.sweep import SweepResult
-from replication.tables import build_tables, read_tables
+from replication.tables import read_tables
 
 NANO = {claim.id: claim for claim in load_claims(CLAIMS) if claim.scale == "nano"}
 TINY = {"steps": 2, "prompts_per_step": 1, "group_size": 4, "max_new_tokens": 24, "eval_items": 4, "test_items": 24,
@@ -101,7 +101,6 @@ def test_an_unknown_claim_is_one_line(tmp_path, capsys):
 
 @pytest.mark.parametrize("name", NANO)
 def test_the_runs_of_a_claim_are_enough_for_its_verdict(name, tmp_path, monkeypatch, capsys):
-    """For N10 the whole screening was planned, and none of its runs counts for the verdict."""
     claim = NANO[name]
     trained: list[PlannedRun] = []
 
@@ -111,33 +110,39 @@ def test_the_runs_of_a_claim_are_enough_for_its_verdict(name, tmp_path, monkeypa
 
     monkeypatch.setattr("replication.sweep.run_plan", run_plan)
     monkeypatch.setattr(commands, "RESULTS", tmp_path / "nowhere")  # to read the committed ones a dozen times takes long
-    status = check(name, tmp_path / "few", "--seeds", "2")
-    out, err = capsys.readouterr()
-    if status == 2:  # there is no run that it could be judged by
-        whole = plan("nano", [claim.ablation], variant="full")
-        finish(whole, tmp_path / "whole")
-        judged = verdicts([claim], build_tables(whole, tmp_path / "whole"))
-        assert judged["verdict"].tolist() == ["not run"]
-        assert f"nothing to check: {name} rests on runs of " in err and err.count("\n") == 1 and not trained
-        return
-    assert status == 0 and "not run" not in row(out, "here")
+    assert check(name, tmp_path, "--seeds", "2") == 0
+    assert "not run" not in row(capsys.readouterr().out, "here")
     methods = {run.config.method for run in trained}
     assert set(claim.methods) <= methods <= {*claim.methods, "base"}
     seeds = {run.config.seed for run in trained if run.config.method != "base"}
     assert len(seeds) == (2 if set(claim.methods) - {"base"} else 0)
 
 
-def test_a_cell_is_checked_by_its_new_seeds_alone(tmp_path, monkeypatch, capsys):
+def with_cells(patch: pytest.MonkeyPatch, *cells: dict[str, float]) -> None:
+    """Let the full plan of nano run these cells of the regimes with new seeds, and no others."""
     profile = copy.deepcopy(ablations.profile_plan("nano"))
-    cell = {"cell": {"group_size": 4}, "learning_rate": dict.fromkeys(("grpo", "s_grpo", "t_spmo"), 1e-3)}
-    profile["full"]["regimes"]["confirm"] = [cell]
-    monkeypatch.setattr(ablations, "profile_plan", lambda name: profile)
+    rates = dict.fromkeys(("grpo", "s_grpo", "t_spmo"), 1e-3)
+    profile["full"]["regimes"]["confirm"] = [{"cell": cell, "learning_rate": rates} for cell in cells]
+    patch.setattr(ablations, "profile_plan", lambda name: profile)
+
+
+def test_a_cell_is_checked_by_its_new_seeds_alone(tmp_path, monkeypatch, capsys):
+    """The whole screening was planned too, and none of its runs counts for the verdict."""
+    with_cells(monkeypatch, {"group_size": 4})
     monkeypatch.setattr("replication.sweep.run_plan", finish)
     assert check("N10", tmp_path) == 0
     trained = [folder.name for method, folder in trained_in(tmp_path) if method != "base"]
     assert len(trained) == 9 and "not run" not in row(capsys.readouterr().out, "here")
     planned = {run.config.run_id: run.config for run in plan("nano", ["regimes"], variant="full")}
     assert all(NEW_SEED <= planned[run_id].seed < NEW_SEED + 3 for run_id in trained)
+
+
+def test_a_claim_without_runs_is_one_line(tmp_path, monkeypatch, capsys):
+    with_cells(monkeypatch)
+    assert check("N10", tmp_path / "out") == 2
+    err = capsys.readouterr().err
+    assert "nothing to check: N10 rests on runs of GRPO, S-GRPO, T-SPMO" in err and err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
 
 
 def test_without_committed_tables_the_claim_is_judged_alone(tmp_path, monkeypatch, capsys):
