@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from replication.config import load_profile
-from replication.names import ENDED, ROOT, TRAINED
+from replication.config import load_profile, profile_plan
+from replication.names import ENDED, ROOT, TRAINED, TUNING_SEED
 from replication.statistics import TUNED_WITHIN
 from replication.tables import read_tables
 
@@ -31,3 +31,18 @@ def test_headline_rates_are_tuned(setting, method):
     if rows["learning_rate"].nunique() < 3:
         pytest.skip("the committed tables have no rates of it yet")
     assert behind(rows, load_profile("nano", **setting, method=method).learning_rate) <= TUNED_WITHIN
+
+
+POINTS = profile_plan("nano")["full"]["token_fraction"]["points"]
+
+
+@pytest.mark.parametrize("point", POINTS, ids=str)
+def test_the_rate_of_a_choice_of_tokens_is_the_best_on_validation(point):
+    runs = read_tables(RESULTS)["runs"]
+    rows = runs[(runs["ablation"] == "token_fraction") & (runs["seed"] >= TUNING_SEED) & runs["status"].isin(ENDED)]
+    fields = {"method": "s_grpo", "selector": "rule"} | {name: value for name, value in point.items() if name != "learning_rate"}
+    for name, value in fields.items():
+        rows = rows[rows[name].isna() if value is None else rows[name] == value]
+    if rows["learning_rate"].nunique() < 3:
+        pytest.skip("the committed tables have no rates of it yet")
+    assert behind(rows, point["learning_rate"]) == 0
