@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from replication import __main__ as command_line
-from replication.ablations import ABLATIONS, TRAINED, TUNING_SEED, plan
+from replication.ablations import ABLATIONS, NEW_SEED, TRAINED, TUNING_SEED, plan
 from replication.config import PROFILES, ExperimentConfig, load_profile, profile_plan
 from replication.errors import UserError
 
@@ -90,7 +90,7 @@ def test_each_rank_is_run_at_each_rate_with_the_same_seeds(variant):
 def test_the_full_plan_is_known_in_size():
     """A change of the plan is a decision: it costs hours, and the committed tables come from it."""
     runs = {run.config for run in plan("nano", variant="full")}
-    assert (len(runs), sum(config.steps for config in runs)) == (487, 77_400)
+    assert (len(runs), sum(config.steps for config in runs)) == (502, 79_650)
 
 
 @pytest.mark.parametrize("variant", ["default", "full"])
@@ -128,12 +128,22 @@ def test_every_method_runs_at_a_rate_that_was_tried(setting, method):
 
 def test_the_screening_of_regimes_is_every_cell_at_every_rate_with_the_tuning_seed():
     grid = profile_plan("nano")["full"]["regimes"]
-    runs = [c for c in configs("nano", "regimes", variant="full") if c.method == "grpo" and c.seed >= TUNING_SEED]
+    runs = [c for c in configs("nano", "regimes", variant="full") if c.method == "grpo" and c.seed == TUNING_SEED]
     axes = grid["screen"]["cells"]
     cells = [(c.prompts_per_step, c.group_size, c.eps, c.train_items) for c in runs]
     counted = Counter(cells)
     assert len(counted) == math.prod(map(len, axes.values())) and set(counted.values()) == {len(grid["screen"]["rates"])}
-    assert {c.seed for c in runs} == {TUNING_SEED} and not grid["confirm"]
+
+
+def test_a_cell_is_confirmed_with_new_seeds_for_every_method_at_a_rate_that_the_screening_tried():
+    grid = profile_plan("nano")["full"]["regimes"]
+    for confirmed in grid["confirm"]:
+        runs = [
+            c for c in configs("nano", "regimes", variant="full")
+            if c.seed >= NEW_SEED and all(getattr(c, name) == value for name, value in confirmed["cell"].items())
+        ]  # fmt: skip
+        assert Counter(c.method for c in runs) == dict.fromkeys(TRAINED, grid["new_seeds"])
+        assert {c.learning_rate for c in runs} <= set(grid["screen"]["rates"])
 
 
 def test_few_training_items_are_seen_often_and_evaluated_on_the_way():

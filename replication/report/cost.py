@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from replication.names import HEADLINE, METHOD_LABELS, SETTING_LABELS, trained_in
 from replication.report import style as p
-from replication.report.select import by_seed, curves_of, runs_of
+from replication.report.select import by_seed, curves_of, items_of, runs_of
 from replication.report.wording import counted, listing, number, percent
 from replication.statistics import Tables, table
 
@@ -171,9 +171,10 @@ def price_table(tables: Tables, profile: str) -> pd.DataFrame:
 
     A seed that never reaches the level counts as dearer than any that does, so the median is missing where half or more fail.
     """
-    rows = []
+    rows, runs = [], runs_of(tables, HEADLINE, profile)
     for (setting, method), own in prices(tables, profile).groupby(["setting", "method"], sort=False):
         row = {"setting": setting, "method": method, "level": own["level"].iloc[0], "seeds": len(own)}
+        row["validation_items"] = items_of(runs[runs["run_id"].isin(own["run_id"])], "eval_items")
         row["reached"] = own["step"].notna().sum()
         for name in _LABELS:
             known = own[name].notna().any()

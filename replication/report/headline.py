@@ -112,6 +112,8 @@ def learning_table(tables: Tables, profile: str) -> pd.DataFrame:
         if method != "base" and len(mean) > 1:
             later = float(np.interp(mean.index[-1] * 2 / 3, mean.index, mean))
             row = {"setting": setting, "method": method, "seeds": wide.shape[1], "steps": mean.index[-1]}
+            own = runs[(runs["setting"] == setting) & (runs["method"] == method)]
+            row["validation_items"] = items_of(own, "eval_items")
             row |= {"start": mean.iloc[0], "two_thirds": later, "end": mean.iloc[-1]}
             rows.append(row | {"rise_in_last_third": mean.iloc[-1] - later})
     return pd.DataFrame(rows)

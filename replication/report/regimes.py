@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from replication.names import METHOD_LABELS, NEW_SEED, TRAINED
 from replication.report import style as p
-from replication.report.select import by_seed, curves_of, runs_of
+from replication.report.select import by_seed, curves_of, items_of, runs_of
 from replication.report.wording import listing, number
 from replication.statistics import Tables, at_best_rate, difference, mean_over_seeds
 
@@ -107,6 +107,7 @@ def overfitting_table(tables: Tables, profile: str) -> pd.DataFrame:
     runs, rows = _overfit(tables, profile), []
     for (items, steps, method), own in runs.groupby(["train_items", "steps", "method"], sort=True) if len(runs) else ():
         row = {"train_items": int(items), "steps": int(steps), "method": method, "seeds": own["seed"].nunique()}
+        row["items"] = items_of(own)
         row |= {name: 100 * own[name].mean() for name in ("train_accuracy", "accuracy", "held_out_accuracy")}
         gap = mean_over_seeds(100 * (own["train_accuracy"] - own["accuracy"]))
         row |= {"gap": gap.value, "gap_low": gap.low, "gap_high": gap.high}

@@ -36,6 +36,8 @@ def by_seed(curves: pd.DataFrame, metric: str, setting: str, method: str) -> pd.
     return own.pivot(index="step", columns="seed", values="value").sort_index()
 
 
-def items_of(runs: pd.DataFrame) -> float:
-    """How many test items each of some runs answered, the fewest where they differ; NaN where the tables do not say."""
-    return runs["n_items"].min() if "n_items" in runs else float("nan")
+def items_of(runs: pd.DataFrame, column: str = "n_items") -> float:
+    """How many test items (``eval_items``: validation items) each of some runs answered, the fewest where they differ; NaN where
+    the tables do not say.
+    """
+    return runs[column].min() if column in runs else float("nan")
