@@ -66,9 +66,11 @@ def _load(source: str, content: bytes) -> Task:
                 raise UserError(f"{source}, line {number} repeats the {'prompt' if seen is prompts else 'id'} of line {seen[what]}")
             seen[what] = number
         splits[line.split or bucket(line.prompt)].append(problem)
+    if not prompts:
+        raise UserError(f"{source} is empty: write one problem in each line")
     for split, problems in splits.items():
         if not problems:
-            raise UserError(f'{source} has no problem for the split {split}: add lines, or name it in some with "split"')
+            raise UserError(f'{source} has no problem for the split {split}: add lines, or write "split": "{split}" into some')
         # The order of the file may mean something; a prefix of the test split must be a fair sample.
         problems.sort(key=lambda problem: hashlib.sha256(problem.id.encode()).digest())
     fixed = {split: tuple(problems) for split, problems in splits.items()}
@@ -81,6 +83,12 @@ def _lines(source: str, content: bytes) -> Iterator[tuple[int, Line]]:
             continue
         try:
             found = json.loads(raw)
+        except json.JSONDecodeError as error:
+            raise UserError(
+                f"{source}, line {number} is not JSON ({error.msg}, column {error.colno}): each line holds one object"
+            ) from None
+        except UnicodeDecodeError:
+            raise UserError(f"{source}, line {number} is not UTF-8: save the file in that encoding") from None
         except (ValueError, RecursionError) as error:
             raise UserError(f"{source}, line {number} is not JSON: {error}") from None
         if not isinstance(found, dict):
@@ -88,9 +96,18 @@ def _lines(source: str, content: bytes) -> Iterator[tuple[int, Line]]:
         try:
             yield number, Line.model_validate(found)
         except ValidationError as error:
-            first = error.errors()[0]
-            field = str(first["loc"][0])
-            raise UserError(f"{source}, line {number}: {field}: {first['msg']} (is {first['input']!r})") from None
+            raise UserError(f"{source}, line {number} {_reason(error, found)}") from None
+
+
+def _reason(error: ValidationError, found: dict) -> str:
+    first = error.errors()[0]
+    field = first["loc"][0]
+    if first["type"] == "missing":
+        return f"has no {field!r} (it has {', '.join(map(repr, found)) or 'nothing'})"
+    if first["type"] == "extra_forbidden":
+        return f"has {field!r}: only prompt, answer, id and split are read"
+    advice = "write a finite number or a text that is not blank" if field == "answer" else first["msg"]
+    return f"has the {field} {first['input']!r}: {advice}"
 
 
 def _answer(value: int | float | str) -> Decimal | str:

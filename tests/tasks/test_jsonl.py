@@ -17,7 +17,8 @@ LINES = [{"prompt": f"Question: What is {n}+1?\nAnswer:", "answer": n + 1} for n
 
 def written(tmp_path, lines) -> str:
     path = tmp_path / "problems.jsonl"
-    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
+    texts = [json.dumps(line) if isinstance(line, dict) else line for line in lines]
+    path.write_bytes(b"".join((text.encode() if isinstance(text, str) else text) + b"\n" for text in texts))
     return str(path)
 
 
@@ -44,15 +45,22 @@ def test_splits_ids_and_texts_are_taken_as_given(tmp_path):
     [
         ("{", "line 61 is not JSON"),
         ("[1]", "line 61 holds a list"),
-        ('{"prompt": "p"}', "line 61: answer"),
-        ('{"prompt": "", "answer": 1}', "line 61: prompt"),
-        ('{"prompt": "p", "answer": true}', "line 61: answer"),
-        ('{"prompt": "p", "answer": null}', "line 61: answer"),
-        ('{"prompt": "p", "answer": " "}', "line 61: answer"),
-        ('{"prompt": "p", "answer": NaN}', "line 61: answer"),
-        ('{"prompt": "p", "answer": Infinity}', "line 61: answer"),
-        ('{"prompt": "p", "answer": 1, "split": "dev"}', "line 61: split"),
-        ('{"prompt": "p", "answer": 1, "answr": 2}', "line 61: answr"),
+        ('{"prompt": "p", "answer": 7', r"line 61 is not JSON \(.*, column 28\)"),
+        (b'{"prompt": "caf\xe9", "answer": 7}', "line 61 is not UTF-8"),
+        ('{"prompt": "p"}', "line 61 has no 'answer'"),
+        ('{"question": "q", "target": 7}', r"line 61 has no 'prompt' \(it has 'question', 'target'\)"),
+        ('{"prompt": "p", "answer": 1, "a\\nb": 2}', r"line 61 has 'a\\nb'"),
+        ("{}", "line 61 has no 'prompt'"),
+        ('{"prompt": "", "answer": 1}', "line 61 has the prompt ''"),
+        ('{"prompt": ["p"], "answer": 1}', r"line 61 has the prompt \['p'\]"),
+        ('{"prompt": "p", "answer": true}', "line 61 has the answer True"),
+        ('{"prompt": "p", "answer": null}', "line 61 has the answer None"),
+        ('{"prompt": "p", "answer": " "}', "line 61 has the answer ' '"),
+        ('{"prompt": "p", "answer": NaN}', "line 61 has the answer nan"),
+        ('{"prompt": "p", "answer": Infinity}', "line 61 has the answer inf"),
+        ('{"prompt": "p", "answer": 1, "split": "dev"}', "line 61 has the split 'dev'"),
+        ('{"prompt": "p", "answer": 1, "answr": 2}', "line 61 has 'answr'"),
+        ('{"prompt": "p", "answer": 1, "id": "a"}\n{"prompt": "q", "answer": 1, "id": "a"}', "line 62 repeats the id of line 61"),
         (json.dumps(LINES[4]), "line 61 repeats the prompt of line 5"),
     ],
 )
@@ -65,8 +73,13 @@ def test_a_broken_line_is_named_with_what_is_wrong(tmp_path, line, said):
 def test_a_file_that_is_not_there_or_lacks_a_split_is_one_line(tmp_path):
     with pytest.raises(UserError, match="cannot read the problems"):
         get_task("jsonl", source=str(tmp_path / "none.jsonl"))
-    with pytest.raises(UserError, match="no problem for the split"):
+    with pytest.raises(UserError, match="cannot read the problems from .*Is a directory"):
+        get_task("jsonl", source=str(tmp_path))
+    with pytest.raises(UserError, match='no problem for the split (train|validation|test): .* "split": "\\1"'):
         get_task("jsonl", source=written(tmp_path, LINES[:1]))
+    for nothing in ([], ["", "  "]):
+        with pytest.raises(UserError, match="is empty"):
+            get_task("jsonl", source=written(tmp_path, nothing))
 
 
 @settings(max_examples=60, deadline=None)
