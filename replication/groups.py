@@ -5,13 +5,17 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import StopStringCriteria
 
+from replication.algorithms import TokenCredit
 from replication.config import ExperimentConfig
+from replication.errors import UserError
 from replication.models import Policy
+from replication.own_code import reason
 from replication.randomness import numpy_stream, stream
 from replication.rollout import Completion, generate
 from replication.tasks import Problem, Task, is_right
@@ -64,6 +68,30 @@ def training_batch(config: ExperimentConfig, task: Task, step: int) -> list[Prob
 @functools.lru_cache(maxsize=2)
 def _epoch_order(seed: int, size: int, epoch: int) -> list[int]:
     return numpy_stream(seed, "data", epoch).permutation(size).tolist()
+
+
+def try_rule(name: str, rule: Any, problem: Problem, size: int) -> None:
+    """Call an own rule on ``size`` short completions, with rewards that differ and with equal ones, before anything is trained.
+
+    Raises:
+        UserError: it raised, or it returned something else than the credit of tokens that are there.
+    """
+    tokens = [[[5, 6, 7], [5, 6, 8], [5, 9], [5, 6, 7, 3]][i % 4] for i in range(size)]
+    samples = [Completion(row, [-0.5] * len(row), [0.5] * len(row), truncated=False) for row in tokens]
+    for rewards in (torch.tensor([float(i % 4 in (0, 3)) for i in range(size)]), torch.zeros(size)):
+        group = Group(problem, [4], samples, [""] * size, rewards, values=[[0.5] * len(row) for row in tokens])
+        try:
+            credit = rule.assign(
+                group.completions,
+                group.rewards,
+                stream(0, "selection", 0, problem.id),
+                **{need: getattr(group, need) for need in getattr(rule, "needs", ())},
+            )
+            if not isinstance(credit, TokenCredit):
+                raise TypeError(f"assign returned a {type(credit).__name__}, not a TokenCredit")
+            credit.require_inside(tokens)
+        except Exception as error:
+            raise UserError(f"method {name} fails on {size} short completions ({reason(name, error)})") from None
 
 
 def trained_problems(config: ExperimentConfig, task: Task) -> list[Problem]:

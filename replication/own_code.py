@@ -9,6 +9,7 @@ import hashlib
 import importlib
 import inspect
 import math
+import traceback
 from collections.abc import Callable, Iterable
 from decimal import Decimal
 from pathlib import Path
@@ -37,8 +38,8 @@ def load(text: str, what: str) -> Any:
         UserError: the text has another form, the module cannot be imported, or it has no such name.
     """
     module, colon, name = text.partition(":")
-    if not (colon and name.isidentifier() and all(part.isidentifier() for part in module.split("."))):
-        raise UserError(f"{what} {text!r} is not of the form package.module:name")
+    if module.endswith(".py") or not (colon and name.isidentifier() and all(part.isidentifier() for part in module.split("."))):
+        raise UserError(f"{what} {text!r} is not of the form package.module:name, without .py")
     found = _module(module, f"{what} {text}")
     if not hasattr(found, name):
         raise UserError(f"{what} {text}: the module {module} ({_path(found)}) has no {name}")
@@ -134,5 +135,14 @@ def check_reward(text: str, reward: Callable[[str, Any], float], problems: Itera
             except UserError:
                 raise
             except Exception as error:
-                reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-                raise UserError(f"reward {text} fails on the text {completion!r} of problem {problem.id} ({reason})") from None
+                raise UserError(
+                    f"reward {text} fails on the text {completion!r} of problem {problem.id} ({reason(text, error)})"
+                ) from None
+
+
+def reason(text: str, error: Exception) -> str:
+    """Why the own object ``text`` failed: the error, and the line of its file if the error came from there."""
+    file = _path(importlib.import_module(text.partition(":")[0]))
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    where = f", line {lines[-1]} of {Path(file).name}" if file and lines else ""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}{where}"

@@ -22,11 +22,11 @@ from replication.console import say
 from replication.critic import Critic
 from replication.errors import Diverged, Stopped, UserError
 from replication.evaluate import final_evaluation, validate
-from replication.groups import Group, sample_groups, training_batch
+from replication.groups import Group, sample_groups, training_batch, try_rule
 from replication.metrics import run_totals, step_metrics
 from replication.models import Policy, check_sizes, load_policy, model_card
 from replication.objective import l2_penalty, surrogate_loss
-from replication.own_code import check_reward
+from replication.own_code import check_reward, is_own
 from replication.randomness import stream
 from replication.runs import RunDirectory, RunSummary, forget_peak_memory, peak_memory
 from replication.scoring import micro_batches, score
@@ -61,6 +61,8 @@ def run(config: ExperimentConfig, run_dir: str | Path, *, progress: bool | None 
         )
     if config.reward is not None:
         check_reward(config.reward, task.reward, (*task.train[:3], *task.test[:3]))
+    if is_own(config.method):
+        try_rule(config.method, config.build_method(), task.train[0], config.group_size)
     with RunDirectory.open(run_dir, config) as record:
         if record.summary is not None:
             return record.summary

@@ -39,6 +39,16 @@ class TokenCredit:
     def __len__(self) -> int:
         return self.completion.shape[0]
 
+    def require_inside(self, completions: Sequence[Sequence[int]]) -> None:
+        """Raise ValueError if a row names a completion or a position that the group does not have."""
+        if not len(self):
+            return
+        lengths = torch.tensor([len(tokens) for tokens in completions])
+        if self.completion.min() < 0 or self.completion.max() >= len(completions):
+            raise ValueError(f"the credit names a completion outside the group's {len(completions)}")
+        if self.position.min() < 0 or (self.position >= lengths[self.completion]).any():
+            raise ValueError("the credit names a position outside its completion")
+
     @classmethod
     def from_arrays(cls, completion, position, advantage, weight) -> TokenCredit:
         """From numpy arrays; advantage and weight are rounded to float32 here and nowhere earlier."""

@@ -293,13 +293,7 @@ def _check(prompts, completions, credits, temperature: float) -> None:
     for index, (prompt, group, credit) in enumerate(zip(prompts, completions, credits, strict=True)):
         if not len(prompt):
             raise ValueError(f"prompt {index} is empty: the first token has nothing to be predicted from")
-        if not len(credit):
-            continue
-        lengths = torch.tensor([len(tokens) for tokens in group])
-        if credit.completion.min() < 0 or credit.completion.max() >= len(group):
-            raise ValueError(f"the credit of group {index} names a completion outside its {len(group)}")
-        if credit.position.min() < 0 or (credit.position >= lengths[credit.completion]).any():
-            raise ValueError(f"the credit of group {index} names a position outside its completion")
+        credit.require_inside(group)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

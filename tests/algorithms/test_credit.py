@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import random
 
@@ -11,7 +12,7 @@ import torch
 from hypothesis import given
 from oracles import QUICK, groups, rows_of
 
-from replication.algorithms import GRPO, SGRPO, TSPMO, SelectedGRPO
+from replication.algorithms import GRPO, SGRPO, TSPMO, SelectedGRPO, TokenCredit
 
 METHODS = {
     "grpo": GRPO(),
@@ -76,6 +77,16 @@ def test_no_row_is_listed_twice_and_none_points_outside(method, group):
     assert len(set(places)) == len(places)
     assert all(0 <= i < len(completions) and 0 <= t < len(completions[i]) for i, t in places)
     assert all(np.isfinite(row[2]) and np.isfinite(row[3]) and row[3] > 0 for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("completion", "position", "inside"),
+    [([0, 1], [2, 1], True), ([], [], True), ([2], [0], False), ([-1], [0], False), ([1], [2], False), ([0], [-1], False)],
+)
+def test_credit_knows_whether_it_points_into_a_group(completion, position, inside):
+    credit = TokenCredit.from_arrays(completion, position, [1.0] * len(completion), [1.0] * len(completion))
+    with contextlib.nullcontext() if inside else pytest.raises(ValueError, match="outside"):
+        credit.require_inside([[7, 8, 9], [7, 8]])
 
 
 @every_method
