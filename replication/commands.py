@@ -80,6 +80,12 @@ def run(options: argparse.Namespace) -> int:
     measure = "accuracy" if config.reward is None else "mean reward"
     accuracy = "" if summary.accuracy is None else f", {measure} {summary.accuracy:.3f} on {summary.n_items} test items"
     print(f"{summary.run_id} {summary.status}{accuracy}" + (f": {summary.reason}" if summary.reason else ""))
+    if summary.steps_done and summary.tokens_in_loss == 0:
+        print(
+            "no token got credit, so the model did not change. A group whose completions all have the same reward "
+            "gives no credit: see docs/extending.md",
+            file=sys.stderr,
+        )
     return 0 if summary.status == "done" else 1
 
 

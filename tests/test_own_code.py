@@ -33,6 +33,9 @@ def share(text, problem):
 def two(text, problem):
     return 2
 
+def zero(text, problem):
+    return 0
+
 def fails(text, problem):
     raise KeyError(text)
 
@@ -46,6 +49,24 @@ class FirstHalf:
         full = GRPO().assign(completions, rewards)
         keep = full.position < 2
         return TokenCredit(full.completion[keep], full.position[keep], full.advantage[keep], full.weight[keep])
+
+class NoGenerator:
+    def assign(self, completions, rewards):
+        return TokenCredit.empty()
+
+class Rows:
+    def assign(self, completions, rewards, generator=None):
+        return [(0, 0, 1.0, 1.0)]
+
+class Beyond:
+    def assign(self, completions, rewards, generator=None):
+        return TokenCredit.from_arrays([0], [99], [1.0], [1.0])
+
+class FailsOnTies:
+    def assign(self, completions, rewards, generator=None):
+        if rewards.std() == 0:
+            raise ZeroDivisionError("no spread")
+        return GRPO().assign(completions, rewards)
 
 class NeedsMore:
     def __init__(self, count):
@@ -71,16 +92,22 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixtur
     ("option", "named", "said"),
     [
         ("--reward", "share", "reward 'share' is not of the form package.module:name"),
+        ("--reward", "{}.py:share", "is not of the form package.module:name, without .py"),
         ("--reward", "{}:none", "has no none"),
         ("--reward", "nowhere_at_all:share", "cannot import nowhere_at_all (ModuleNotFoundError"),
         ("--reward", "broken_module:share", "cannot import broken_module (ZeroDivisionError: division by zero)"),
         ("--reward", "{}:NUMBER", "is a int, not a function of (text, problem)"),
         ("--reward", "{}:two", "returned 2 for problem"),
         ("--reward", "{}:fails", "fails on the text '' of problem"),
+        ("--reward", "{}:fails", ", line 16 of mine_"),
         ("--reward", "{}:one_argument", "fails on the text ''"),
         ("--method", "{}:none", "has no none"),
         ("--method", "{}:share", "has no assign(completions, rewards, generator)"),
         ("--method", "{}:NeedsMore", "NeedsMore() raises TypeError"),
+        ("--method", "{}:NoGenerator", "fails on 8 short completions (TypeError: NoGenerator.assign() takes 3"),
+        ("--method", "{}:Rows", "(TypeError: assign returned a list, not a TokenCredit)"),
+        ("--method", "{}:Beyond", "(ValueError: the credit names a position outside its completion)"),
+        ("--method", "{}:FailsOnTies", "(ZeroDivisionError: no spread, line"),
         ("--data", "nowhere.jsonl", "cannot read the problems from nowhere.jsonl"),
     ],
 )
@@ -92,6 +119,18 @@ def test_what_cannot_be_used_is_one_line_and_nothing_is_written(mine, tmp_path, 
     err = capsys.readouterr().err
     assert said in err and err.startswith("error: ") and err.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_in_which_no_token_got_credit_says_so(mine, random_base, tmp_path, capsys):
+    """Two steps without an update once ended as "done, accuracy 0.000", which reads like training that did not help."""
+    small = {"model": random_base, "steps": 1, "max_new_tokens": 4, "eval_items": 2, "test_items": 2, "kl_samples": 1}
+    words = ["run", "--profile", "smoke", "--task", "jsonl", "--data", "problems.jsonl", "--method", "t_spmo", "--seed", "0"]
+    words += [word for name, value in small.items() for word in ("--set", f"{name}={value}")]
+    for reward, silent in (("zero", False), ("share", True)):
+        # Twice: a finished run says again how it ended.
+        for _ in range(2):
+            assert main([*words, "--reward", f"{mine}:{reward}", "--out", str(tmp_path / reward)]) == 0
+            assert ("no token got credit" not in capsys.readouterr().err) is silent
 
 
 def test_the_run_id_covers_the_files_of_reward_and_rule_and_not_the_path_of_the_data(mine, tmp_path):
