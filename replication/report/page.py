@@ -10,7 +10,7 @@ import pandas as pd
 
 from replication.names import CLAIMS, RESULTS
 from replication.report import appendix, plan
-from replication.report.advice import advice_table
+from replication.report.advice import MARGIN, advice_table
 from replication.report.exhibits import EXHIBITS, save_figures
 from replication.report.findings import conclusions, negative_results, power, verdict_table
 from replication.report.html import render
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 
 _ADVICE = (
-    "The cheapest of the choice with the highest mean test accuracy and those that the interval of the paired difference does not "
-    "put behind it. docs/which-setting.md states the rule and its limits."
+    f"The cheapest of the choice with the highest mean test accuracy and those fewer than {MARGIN:g} points behind it by the whole "
+    "interval of the paired difference. docs/which-setting.md states the rule and its limits."
 )
 _SPREAD = (
     "In percent: how much training under another seed changes the accuracy (sd, lowest and highest seed), and what another set of "
