@@ -92,11 +92,12 @@ def test_one_accuracy_has_one_interval_whoever_asks_and_whatever_else_is_in_the_
     tables = synthetic_tables.headline(items=80)
     own = _runs(tables, "word_problems", "grpo")
     alone = {name: frame[frame["run_id"].isin(own["run_id"])] for name, frame in tables.items()}
-    assert accuracy(tables, own) == accuracy(alone, own.iloc[::-1]) != accuracy(tables, own, seed=1)
+    # As texts, since NaN equals nothing: from Python 3.13 on, dataclasses are compared field by field.
+    assert repr(accuracy(tables, own)) == repr(accuracy(alone, own.iloc[::-1])) != repr(accuracy(tables, own, seed=1))
     assert accuracy(tables, own).value == pytest.approx(own["accuracy"].mean())
     assert accuracy(tables, own.iloc[:0]) is None
     # Without answers per item, what is left is the spread over seeds.
-    assert accuracy({"runs": tables["runs"]}, own) == mean_over_seeds(own["accuracy"])
+    assert repr(accuracy({"runs": tables["runs"]}, own)) == repr(mean_over_seeds(own["accuracy"]))
 
 
 def test_templates_of_the_items_widen_the_interval_and_are_counted():
