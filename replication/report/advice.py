@@ -2,7 +2,7 @@
 
 The rule: the best choice is that of the highest mean test accuracy. A choice is as good if the 95 % interval of its paired
 difference to the best lies wholly above -5 points: what few runs leave open is not taken for equal. Start with the cheapest of the
-best and those as good. See docs/which-setting.md.
+best and those as good, if it is cheaper by a tenth at least. See docs/which-setting.md.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from replication.statistics import Tables, at_best_rate, difference, ended, mean
 
 #: A choice as good as the best is fewer points behind it than this, by its whole interval.
 MARGIN = 5.0
+#: Worth a change: what costs less than this share of what the best costs.
+CHEAPER = 0.9
 #: What to start with, and the numbers behind it; None where the runs to compare are pending.
 Answer = tuple[str, str] | None
 Answers = Iterator[tuple[str, Answer]]
@@ -55,16 +57,18 @@ def cheapest_as_good(tables: Tables, choices: Mapping[str, tuple[float, pd.DataF
     behind = listing([f"{name} {interval(gap.value, gap.low, gap.high)}" for name, gap in gaps.items()])
     size = f"{counted(len(common), 'seed')}, {counted(min(gap.items for gap in gaps.values()), 'item')}"
     evidence = f"{best} {percent(means[best])}; differences to it in points: {behind}; {size}"
-    return min(as_good, key=lambda name: choices[name][0]), evidence
+    worth_it = [name for name in as_good if name == best or choices[name][0] < CHEAPER * choices[best][0]]
+    return min(worth_it, key=lambda name: choices[name][0]), evidence
 
 
 def _method(tables: Tables, planned: pd.DataFrame) -> Answers:
-    by_method = ended(planned).groupby("method", sort=False)
-    choices = {METHOD_LABELS[name]: (own["tokens_in_loss"].mean(), own) for name, own in by_method if name not in ("base", "ppo")}
+    runs = ended(planned[~planned["method"].isin(["base", "ppo"])])
+    runs = runs.assign(cost=runs["tokens_generated"] + runs["tokens_forwarded"])
+    choices = {METHOD_LABELS[name]: (own["cost"].mean(), own) for name, own in runs.groupby("method", sort=False)}
     answer = cheapest_as_good(tables, choices)
     most = max((tokens for tokens, _ in choices.values()), default=1)
     shares = [f"{name} {percent(100 * tokens / most)}" for name, (tokens, _) in choices.items()]
-    yield "Which method", answer and (answer[0], f"{answer[1]}; tokens in the loss, of the most: {listing(shares)}")
+    yield "Which method", answer and (answer[0], f"{answer[1]}; tokens through the model, of the most: {listing(shares)}")
 
 
 def _rate(tables: Tables, planned: pd.DataFrame) -> Answers:
