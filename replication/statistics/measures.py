@@ -70,7 +70,9 @@ def measure(claim: Claim, evidence: Evidence, setting: str, method: str, seed: i
         case = _drift(case, own, other, f"{METHOD_LABELS[method]} minus {METHOD_LABELS[claim.methods[-1]]}")
     if case is not None and claim.tuned:
         remarks = tuple(remark for name in (method, claim.methods[-1]) for remark in _untuned(evidence, setting, name))
-        case = replace(case, holds=None, remarks=case.remarks + remarks) if remarks else case
+        # A better rate of a method only raises its gain over the base, so a case that says "no gain" fails all the more.
+        decided = case.holds is False and claim.rule == "below" and claim.methods[-1] == "base"
+        case = replace(case, holds=case.holds if decided or not remarks else None, remarks=case.remarks + remarks)
     return [] if case is None else [case]
 
 
