@@ -425,6 +425,8 @@ def test_every_reconstructed_setting_is_in_the_ledger():
     listed = [name for entry in ledger()["deviations"] for name in entry["fields"]]
     marked = {name for name, field in ExperimentConfig.model_fields.items() if "[R]" in (field.description or "")}
     assert set(listed) == marked and len(listed) == len(set(listed))
+    ids = [entry["id"] for entry in ledger()["deviations"]]
+    assert len(ids) == len(set(ids))
     for entry in ledger()["deviations"]:
         assert entry["mark"] in ("R", "nano") and all(entry[name] for name in ("id", "topic", "choice", "why", "effect"))
 
