@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from replication.names import HEADLINE, METHOD_LABELS, SETTING_LABELS, TUNING_SEED, trained_in
 from replication.report import style as p
 from replication.report.select import in_order, items_of, runs_of
-from replication.report.wording import counted, listing, number, percent, span
-from replication.statistics import Tables, best_rate, rank_gap_table, selection_gap_table, tuning
+from replication.report.wording import counted, interval, listing, number, percent, span
+from replication.statistics import CREDIT, SPARSITY, Tables, best_rate, rank_gap_table, selection_gap_table, tuning
 
 #: Fields that tell two choices of tokens apart.
 _CHOICE = ("method", "selector", "denominator", "keep_probability", "cutoff", "max_kept_tokens", "token_share", "learning_rate")
@@ -187,7 +187,7 @@ def say_fraction(table: pd.DataFrame) -> list[str]:
 
 
 def contrast_table(tables: Tables, profile: str) -> pd.DataFrame:
-    """What one way of picking tokens gains over another, in points, with its seed × item interval, seeds and items in pairs."""
+    """What one way of picking tokens gains over another, in points, with its interval over seeds, templates and items in pairs."""
     table = selection_gap_table(tables, profile)
     names = {"gap": "gain", "low": "gain_low", "high": "gain_high"}
     return table[table["gap"].notna()].rename(columns=names).reset_index(drop=True)
@@ -210,15 +210,24 @@ def draw_contrast(tables: Tables, profile: str, table: pd.DataFrame) -> Figure:
     axis.axvline(0, color="black", linewidth=1)
     p.rows_axis(axis, names)
     axis.set_xlabel("difference in test accuracy (points)")
-    text = f"{p.about(profile)} Bars: 95 % bootstrap of seeds and items, both in pairs (from {table['seeds'].min():.0f} seeds on), "
-    text += "not corrected for their number. Filled: the interval leaves 0 out. At: the share of the tokens."
+    text = f"{p.about(profile)} Bars: 95 % bootstrap over seeds, templates and items, all in pairs (from "
+    text += f"{table['seeds'].min():.0f} seeds on), not corrected for their number. Filled: the interval leaves 0 out. At: the share "
+    text += "of the tokens."
     return p.caption(figure, text)
 
 
 def say_contrast(table: pd.DataFrame) -> list[str]:
-    """Which contrasts leave 0 out, in either direction, and which leave it open."""
+    """What T-SPMO's credit and its sparsity change; then which contrasts leave 0 out, in either direction, and which do not."""
+    pairs = table.groupby(["tokens", "reference"], sort=False)
+    asked = {
+        CREDIT: "Adding T-SPMO's credit to GRPO, with all tokens in the loss, changes the accuracy by",
+        SPARSITY: "Training on T-SPMO's tokens alone, at that credit, changes it by",
+    }
+    credit = [f"{asked[name]} {_changes(own)}." for name, own in pairs if name in asked]
     said: dict[str, list[str]] = {"better": [], "worse": [], "open": []}
-    for (tokens, reference), own in table.groupby(["tokens", "reference"], sort=False):
+    for (tokens, reference), own in pairs:
+        if (tokens, reference) in asked:
+            continue
         clear = {"better": own[own["gain_low"] > 0], "worse": own[own["gain_high"] < 0]}
         for kind, rows in clear.items():
             if len(rows):
@@ -226,9 +235,16 @@ def say_contrast(table: pd.DataFrame) -> list[str]:
                 said[kind].append(f"{tokens} than {reference}{shares} (by {span(rows['gain'].abs())} points)")
         if all(rows.empty for rows in clear.values()):
             said["open"].append(f"{tokens} and {reference} ({span(own['gain'])} points)")
-    first = [f"{kind} are {'; '.join(said[kind])}" for kind in ("better", "worse") if said[kind]]
-    second = [f"No difference is seen between {'; '.join(said['open'])}."] if said["open"] else []
-    return ([f"Clearly {'. Clearly '.join(first)}."] if first else []) + second
+    rest = [f"Clearly {kind} are {'; '.join(said[kind])}." for kind in ("better", "worse") if said[kind]]
+    rest += [f"No difference is seen between {'; '.join(said['open'])}."] if said["open"] else []
+    return [" ".join(part) for part in (credit, rest) if part]
+
+
+def _changes(own: pd.DataFrame) -> str:
+    """The change of one contrast in each setting."""
+    return listing([
+        f"{interval(row.gain, row.gain_low, row.gain_high, ' points')} on {SETTING_LABELS[row.setting]}" for row in own.itertuples()
+    ])  # fmt: skip
 
 
 # LoRA rank ---------------------------------------------------------------------------------------------------------------------
@@ -237,7 +253,7 @@ def say_contrast(table: pd.DataFrame) -> list[str]:
 def rank_table(tables: Tables, profile: str) -> pd.DataFrame:
     """Per setting, method and rank, at the rate that validation chooses: test accuracy in percent, and the gap to GRPO in points.
 
-    Rank 0 is full fine-tuning. The gap has its seed × item interval, seeds and items in pairs.
+    Rank 0 is full fine-tuning. The gap has its interval over seeds, templates and items in pairs.
     """
     runs, rows = runs_of(tables, "lora_rank", profile), []
     for (setting, method, rank), own in runs.groupby(["setting", "method", "lora_rank"], sort=False) if len(runs) else ():

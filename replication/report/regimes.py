@@ -50,13 +50,13 @@ def _name(cell: dict[str, float]) -> str:
 
 
 def draw_regimes(tables: Tables, profile: str, table: pd.DataFrame) -> Figure:
-    """A row for each cell: the gain of each method over the base with its interval; filled on new seeds."""
+    """A row for each cell: the gain of each method over the base with its interval; filled on new seeds, hollow the screening."""
     names = list(dict.fromkeys(table["cell"]))
     figure, axes = p.panels("Where does full-token GRPO fail?", 1, width=8.0, height=1.2 + 0.28 * len(names))
     axis = axes[0, 0]
     for row in table.itertuples():
-        place = names.index(row.cell) + 0.16 * (TRAINED.index(row.method) - (1 if row.seeds_are == "new" else 0))
         colour, new = p.COLOURS[row.method], row.seeds_are == "new"
+        place = names.index(row.cell) + (0.16 * TRAINED.index(row.method) - 0.08 if new else -0.24)
         label = f"{METHOD_LABELS[row.method]}, {row.seeds_are} seeds"
         axis.plot([row.gain_low, row.gain_high], [place] * 2, color=colour, linewidth=2.0 if new else 1.0)
         face = colour if new else "white"
@@ -70,7 +70,8 @@ def draw_regimes(tables: Tables, profile: str, table: pd.DataFrame) -> Figure:
     text = (
         f"{p.about(profile)} A cell: prompts a step × completions a prompt, advantage, training items. Each at the learning rate "
     )
-    return p.caption(figure, text + "with the best validation accuracy of those tried. Bars: 95 % intervals over seeds and items.")
+    text += "with the best validation accuracy of those tried. Filled: new seeds, 95 % intervals over seeds, templates and items. "
+    return p.caption(figure, text + "Hollow: the screening, one seed, 95 % intervals over templates and items.")
 
 
 def say_regimes(table: pd.DataFrame) -> list[str]:

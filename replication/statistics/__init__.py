@@ -40,6 +40,8 @@ from replication.statistics.judging import VERDICTS, verdicts
 from replication.statistics.measures import TUNED_WITHIN
 from replication.statistics.paired import (
     CORRECTION,
+    CREDIT,
+    SPARSITY,
     detectable_differences,
     difference,
     paired_tests,
@@ -50,7 +52,9 @@ from replication.statistics.rates import at_best_rate, best_rate, tuning
 
 __all__ = [
     "CORRECTION",
+    "CREDIT",
     "SCALE_MODELS",
+    "SPARSITY",
     "TUNED_WITHIN",
     "VERDICTS",
     "Claim",

@@ -21,6 +21,9 @@ CORRECTION = (
     "Holm's correction runs over all differences that the claims of one scale judge, and over the seeds of each McNemar test. "
     "The contrasts of the ablations and the detectable differences are not corrected: each interval is 95 % on its own."
 )
+#: Names of both sides of two contrasts that ask whether a difference comes from T-SPMO's credit or from its sparsity.
+CREDIT = ("all tokens with T-SPMO's credit added", "all tokens")
+SPARSITY = ("T-SPMO's tokens alone", CREDIT[0])
 _TOKENS = {
     "earliest": "the earliest tokens", "latest": "the latest tokens", "entropy": "the tokens of highest entropy",
     "low_entropy": "the tokens of lowest entropy", "prefix_cut": "a random prefix", "unbiased": "random tokens, weighed anew",
@@ -119,12 +122,13 @@ def rank_gap_table(tables: Tables, profile: str) -> pd.DataFrame:
 
 
 def selection_gap_table(tables: Tables, profile: str) -> pd.DataFrame:
-    """What it matters which tokens are credited, and how they are weighed: contrasts of the token fraction, in points.
+    """How much it matters which tokens are credited, and with what credit: contrasts of the token fraction, in points.
 
-    Columns setting, tokens, reference, share (percent of the tokens) and the gap with the interval of the paired difference: each
-    rule that picks a share of the tokens minus picking as many at random; the highest entropy minus all tokens; S-GRPO's own rule
-    minus the random share nearest to its own; and S-GRPO with the other denominator minus itself. Without the runs that tuned a
-    rate.
+    Columns setting, tokens, reference, share (percent of the tokens) and the gap with the interval of the paired difference.
+    Credit without sparsity: GRPO with T-SPMO's credit added minus GRPO. Sparsity at the same credit: T-SPMO minus that. T-SPMO
+    and S-GRPO's rule, each minus the random share nearest to its own, within a factor of two. S-GRPO's rule minus the same without
+    the prefix that it always keeps (cutoff 0). Each other choice of tokens minus as many at random, and the highest entropy minus
+    all tokens. The runs that tuned a rate are left out.
     """
     runs, out = rows_of(tables, "token_fraction", profile), []
     runs = runs[runs["seed"] < TUNING_SEED]
@@ -138,22 +142,31 @@ def selection_gap_table(tables: Tables, profile: str) -> pd.DataFrame:
 def _contrasts(runs: pd.DataFrame) -> Iterator[tuple[str, str, float, pd.DataFrame, pd.DataFrame]]:
     """Names of both sides, share of the tokens, and the runs of both sides, for each contrast in one setting."""
     picked, full = runs[runs["token_share"].notna()], runs[(runs["method"] == "grpo") & (runs["selector"] == "all")]
+    added, trie = runs[runs["selector"] == "all_and_branches"], runs[runs["method"] == "t_spmo"]
     chance = {share: own for share, own in picked[picked["selector"] == "random"].groupby("token_share")}
+    if len(added) and len(full):
+        yield *CREDIT, added["kept_fraction"].mean(), added, full
+    if len(trie) and len(added):
+        yield *SPARSITY, trie["kept_fraction"].mean(), trie, added
+    rule = runs[(runs["method"] == "s_grpo") & runs["token_share"].isna() & (runs["denominator"] == "kept")]
+    # The headline runs it with the cap, the ablation without the prefix has none.
+    capped = rule["max_kept_tokens"].notna()
+    usual, without_prefix = rule[capped], rule[~capped & (rule["cutoff"] == 0)]
+    for name, own in (("T-SPMO's tokens and credit", trie), ("the tokens of S-GRPO's rule", usual)):
+        kept = own["kept_fraction"].mean()
+        # The default plan has random tokens at S-GRPO's share alone: those are no match for T-SPMO.
+        near = {abs(np.log(share / kept)): share for share in chance if kept / 2 <= share <= 2 * kept}
+        if near:
+            nearest = near[min(near)]
+            yield name, f"{100 * nearest:g} % at random", kept, own, chance[nearest]
+    if len(usual) and len(without_prefix):
+        names = "the tokens of S-GRPO's rule", "those of its rule without the prefix"
+        yield *names, without_prefix["kept_fraction"].mean(), usual, without_prefix
     for (selector, share), own in picked[picked["selector"] != "random"].groupby(["selector", "token_share"], sort=True):
         if share in chance:
             yield _TOKENS.get(selector, selector), "random ones", share, own, chance[share]
     for share, own in picked[picked["selector"] == "entropy"].groupby("token_share") if len(full) else ():
         yield _TOKENS["entropy"], "all tokens", share, own, full
-    rule = runs[(runs["method"] == "s_grpo") & runs["token_share"].isna()]
-    # As the headline runs it: with the cap and the usual denominator.
-    usual, other = rule[(rule["denominator"] == "kept") & rule["max_kept_tokens"].notna()], rule[rule["denominator"] != "kept"]
-    if len(usual) and chance:
-        kept = usual["kept_fraction"].mean()
-        nearest = min(chance, key=lambda share: abs(share - kept))
-        yield "the tokens of S-GRPO's rule", f"{100 * nearest:g} % at random", kept, usual, chance[nearest]
-    if len(usual) and len(other):
-        kept = other["kept_fraction"].mean()
-        yield "S-GRPO with weights by all tokens of a completion", "by the kept ones", kept, other, usual
 
 
 def _gap(tables: Tables, left: pd.DataFrame, right: pd.DataFrame) -> dict[str, float]:

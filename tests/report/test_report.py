@@ -32,7 +32,7 @@ from replication.report import (
 from replication.report.appendix import ledger, svamp_split
 from replication.report.html import formula
 from replication.report.wording import interval, number, percent, span
-from replication.statistics import detectable_differences, verdicts, with_setting
+from replication.statistics import CREDIT, SPARSITY, detectable_differences, verdicts, with_setting
 from replication.tables import read_tables, write_tables
 
 MANIFEST = {
@@ -53,7 +53,7 @@ def tables() -> dict[str, pd.DataFrame]:
     runs = made["runs"]
     runs["steps"] = runs["steps_done"]
     runs["keep_probability"] = runs["method"].map({"s_grpo": 0.3})
-    runs["token_share"], runs["max_kept_tokens"] = float("nan"), float("nan")
+    runs["token_share"], runs["max_kept_tokens"], runs["cutoff"] = float("nan"), float("nan"), float("nan")
     runs["reason"] = runs["status"].map({"diverged": ATTACK})
     return made
 
@@ -300,7 +300,8 @@ def test_a_rate_tuned_at_the_edge_of_its_grid_is_named():
 
 def _fraction_tables() -> dict[str, pd.DataFrame]:
     row = {"ablation": "token_fraction", "profile": "nano", "task": "word_problems", "method": "s_grpo", "status": "done"}
-    rule = {"selector": "rule", "keep_probability": 0.3, "max_kept_tokens": 12, "denominator": "kept", "kept_fraction": 0.38}
+    rule = {"selector": "rule", "keep_probability": 0.3, "cutoff": 8, "max_kept_tokens": 12}
+    rule |= {"denominator": "kept", "kept_fraction": 0.38}
     share = {"token_share": 0.4, "kept_fraction": 0.4, "denominator": "kept"}
     settings = {
         "random": share | {"selector": "random"},
@@ -349,7 +350,20 @@ def test_the_control_with_branches_is_not_taken_for_all_tokens():
     more["runs"]["selector"] = "all_and_branches"
     both = {name: pd.concat([tables[name], more[name]], ignore_index=True) for name in tables}
     tabulate = EXHIBITS["which_tokens"].tabulate
-    pd.testing.assert_frame_equal(tabulate(both, "nano"), tabulate(tables, "nano"))
+    table = tabulate(both, "nano")
+    assert table.loc[0, ["tokens", "reference"]].tolist() == list(CREDIT) and table.loc[0, "gain"] == 0
+    pd.testing.assert_frame_equal(table[1:].reset_index(drop=True), tabulate(tables, "nano"))
+
+
+def test_what_credit_and_sparsity_change_is_said_first():
+    row = {"setting": "word_problems after", "share": 1.0, "seeds": 3, "items": 100}
+    names = [("the latest tokens", "random ones"), CREDIT, SPARSITY]
+    gains = [(-9.1, -12.0, -6.0), (1.2, -0.5, 3.1), (-6.4, -9.0, -4.0)]
+    ends = [dict(zip(("gain", "gain_low", "gain_high"), values, strict=True)) for values in gains]
+    rows = [row | {"tokens": a, "reference": b} | found for (a, b), found in zip(names, ends, strict=True)]
+    first, second = EXHIBITS["which_tokens"].say(pd.DataFrame(rows))
+    assert re.findall(r"-?\d+\.\d", first) == ["1.2", "-0.5", "3.1", "-6.4", "-9.0", "-4.0"]
+    assert re.findall(r"\d+\.\d", second) == ["9.1"]
 
 
 # Plan, splits, power, log ---------------------------------------------------------------------------------------------------
@@ -411,6 +425,8 @@ def test_every_reconstructed_setting_is_in_the_ledger():
     listed = [name for entry in ledger()["deviations"] for name in entry["fields"]]
     marked = {name for name, field in ExperimentConfig.model_fields.items() if "[R]" in (field.description or "")}
     assert set(listed) == marked and len(listed) == len(set(listed))
+    ids = [entry["id"] for entry in ledger()["deviations"]]
+    assert len(ids) == len(set(ids))
     for entry in ledger()["deviations"]:
         assert entry["mark"] in ("R", "nano") and all(entry[name] for name in ("id", "topic", "choice", "why", "effect"))
 

@@ -21,6 +21,7 @@ from replication.statistics import (
     mean_over_seeds,
     paired_tests,
     seed_spread,
+    selection_gap_table,
     wilson,
 )  # fmt: skip
 
@@ -160,3 +161,48 @@ def test_a_base_with_more_items_is_compared_over_the_shared_ones_alone():
     spread = seed_spread(tables).set_index(["setting", "method"])["items"]
     assert spread["word_problems after", "base"] == 200 and spread["word_problems after", "grpo"] == 60
     assert set(detectable_differences(tables)["items"]) == {60}
+
+
+#: Choices of tokens: fields, and how many of 50 items each of two seeds has right.
+CHOICES = {
+    "full": ({"method": "grpo", "selector": "all", "kept_fraction": 1.0}, (40, 42)),
+    "added": ({"method": "grpo", "selector": "all_and_branches", "kept_fraction": 1.0}, (43, 44)),
+    "trie": ({"method": "t_spmo", "selector": "trie", "kept_fraction": 0.006}, (38, 37)),
+    "few": ({"selector": "random", "token_share": 0.008, "kept_fraction": 0.008}, (30, 34)),
+    "many": ({"selector": "random", "token_share": 0.36, "kept_fraction": 0.36}, (36, 33)),
+    "rule": ({"selector": "rule", "cutoff": 8, "max_kept_tokens": 16, "kept_fraction": 0.35}, (41, 40)),
+    "bare": ({"selector": "rule", "cutoff": 0, "kept_fraction": 0.37}, (35, 32)),
+}
+
+
+def _token_choices(*left_out: str) -> dict[str, pd.DataFrame]:
+    runs, items = [], []
+    for name in [name for name in CHOICES if name not in left_out]:
+        fields, right = CHOICES[name]
+        for seed, count in enumerate(right):
+            run = {"run_id": f"{name}{seed}", "ablation": "token_fraction", "profile": "nano", "task": "word_problems"}
+            run |= {"asides": "after", "method": "s_grpo", "denominator": "kept", "seed": seed, "status": "done"}
+            runs.append(run | {"accuracy": count / 50, "token_share": np.nan, "cutoff": np.nan, "max_kept_tokens": np.nan} | fields)
+            items += [{"run_id": f"{name}{seed}", "item_id": f"i{n}", "correct": int(n < count)} for n in range(50)]
+    return {"runs": pd.DataFrame(runs), "ablation_items": pd.DataFrame(items)}
+
+
+def test_credit_and_sparsity_each_have_a_contrast_of_their_own():
+    table = selection_gap_table(_token_choices(), "nano")
+    # Right answers of both seeds together, left minus right; 100 answers, so each is a point.
+    by_hand = [
+        (87 - 82, 100.0),  # credit without sparsity: added minus full
+        (75 - 87, 0.6),  # sparsity at the same credit: trie minus added
+        (75 - 64, 0.6),  # the same sparsity, other credit: trie minus few
+        (81 - 69, 35.0),  # S-GRPO's rule minus many
+        (81 - 67, 37.0),  # S-GRPO's rule minus bare
+    ]
+    assert table["gap"].tolist() == pytest.approx([gap for gap, _ in by_hand])
+    assert table["share"].tolist() == pytest.approx([share for _, share in by_hand])
+    assert (table["low"] <= table["gap"]).all() and (table["gap"] <= table["high"]).all() and set(table["seeds"]) == {2}
+
+
+def test_random_tokens_at_another_share_are_no_match_for_t_spmo():
+    """The default plan has random tokens at S-GRPO's share alone, sixty times that of T-SPMO."""
+    assert selection_gap_table(_token_choices("few"), "nano")["gap"].tolist() == pytest.approx([5, -12, 12, 14])
+    assert selection_gap_table(_token_choices("added", "few"), "nano")["gap"].tolist() == pytest.approx([12, 14])
