@@ -277,8 +277,9 @@ def draw_rank(tables: Tables, profile: str, table: pd.DataFrame) -> Figure:
         p.percent_axis(axis, "test accuracy (%)", [*(100 * here["accuracy"]), base])
     p.legend_beside(figure, axes.values())
     edges = int((table["edge"] != "").sum())
-    text = f"{p.about(profile)} alpha / rank is the same at every rank; the learning rate is tuned for each rank and method, at "
-    text += f"{edges} of {len(table)} points to an end of its grid. Filled: mean; hollow: {p.seeds_of(runs, 'rank')} at each point."
+    text = f"{p.about(profile)} alpha / rank is the same at every rank. The learning rate of a point was chosen on validation among "
+    text += f"those tried, with the seeds that are shown; at {edges} of {len(table)} points it is an end of the grid. Filled: mean; "
+    text += f"hollow: {p.seeds_of(runs, 'rank')} at each point."
     return p.caption(figure, f"{text} {p.BARS}")
 
 
