@@ -108,7 +108,7 @@ def test_every_diverged_run_has_a_cross_at_its_own_number(name: str, tables: dic
     runs["status"] = np.where(one, "diverged", "done")
     figure = draw(name, tables | {"runs": runs})
     crosses = [
-        points.get_offsets()[:, 1]
+        points.get_offsets()[:, 0 if name == "token_fraction" else 1]
         for points in figure.axes[2 if name == "full_vs_sparse" else 0].collections
         if to_rgb(points.get_edgecolor()[0]) == (0.0, 0.0, 0.0) and len(points.get_offsets()) and points.get_linewidth()[0] == 1.4
     ]
@@ -181,6 +181,16 @@ def test_seeds_that_never_reach_the_level_count_in_the_price():
     assert mostly["reached"] == 3 and np.isfinite(mostly["seconds"])
     (failed,) = price_table(_prices((1.0, 0.71, 0.71)), "nano").to_dict("records")
     assert (failed["reached"], failed["seeds"]) == (1, 3) and np.isnan(failed["seconds"])
+
+
+def test_each_choice_of_tokens_has_a_row_with_its_seeds_and_mean_the_best_on_top(tables: dict[str, pd.DataFrame]):
+    """All but two choices of the full plan keep the same share, and stood one on the other."""
+    shown = EXHIBITS["token_fraction"].show(tables, "nano")
+    (axis,) = shown.figure.axes
+    means = [line.get_xdata()[0] for line in axis.lines if len(line.get_xdata()) == 1]
+    assert means == pytest.approx(sorted(shown.table["accuracy"], reverse=True)) and len(axis.get_yticks()) == len(means)
+    dots = [points.get_offsets()[:, 0] for points in axis.collections if len(points.get_offsets())]
+    assert [of_row.mean() for of_row in dots] == pytest.approx(means) and {len(of_row) for of_row in dots} == {3}
 
 
 def test_rank_shows_the_tuned_rate_alone(tables: dict[str, pd.DataFrame]):

@@ -300,6 +300,7 @@ def test_a_rate_tuned_at_the_edge_of_its_grid_is_named():
 
 def _fraction_tables() -> dict[str, pd.DataFrame]:
     row = {"ablation": "token_fraction", "profile": "nano", "task": "word_problems", "method": "s_grpo", "status": "done"}
+    row |= {"learning_rate": 2e-3}
     rule = {"selector": "rule", "keep_probability": 0.3, "max_kept_tokens": 12, "denominator": "kept", "kept_fraction": 0.38}
     share = {"token_share": 0.4, "kept_fraction": 0.4, "denominator": "kept"}
     settings = {
@@ -325,6 +326,25 @@ def test_settings_of_the_token_fraction_are_told_apart():
     assert len(table) == table["tokens"].nunique() == 6
     at = table.set_index(["selector", "denominator"])["accuracy"]
     assert at["random", "kept"] == pytest.approx(60) and at["rule", "completion"] == pytest.approx(75)
+
+
+def test_a_choice_of_tokens_says_with_which_rates_and_seeds_it_was_tuned():
+    tables = _fraction_tables()
+    one = tables["runs"][tables["runs"]["run_id"].isin(["random0", "latest0", "full0"])]
+    tried = [("token_fraction", name, 100, rate) for name, rate in (("random0", 1e-3), ("random0", 2e-3), ("latest0", 2e-3))]
+    tried += [("learning_rate", "full0", seed, rate) for seed in (100, 101, 0) for rate in (1e-3, 2e-3, 4e-3)]
+    rows = [
+        {**one[one["run_id"] == name].iloc[0], "ablation": ablation, "run_id": f"t{n}", "seed": seed, "learning_rate": rate}
+        for n, (ablation, name, seed, rate) in enumerate(tried)
+    ]
+    more = {**tables, "runs": pd.concat([tables["runs"], pd.DataFrame(rows)], ignore_index=True)}
+    tabulate = EXHIBITS["token_fraction"].tabulate
+    table, before = tabulate(more, "nano"), tabulate(tables, "nano")
+    tuning = ["rates_tried", "tuning_seeds", "edge"]
+    found = {row["selector"]: [row[name] for name in tuning] for row in table.to_dict("records")}
+    assert (found["random"], found["latest"], found["all"]) == ([2, 1, "highest"], [1, 1, ""], [3, 2, ""])
+    assert found["entropy"] == [0, 0, ""], "not tuned"
+    pd.testing.assert_frame_equal(table.drop(columns=tuning), before.drop(columns=tuning))
 
 
 def test_contrasts_are_drawn_and_said_as_their_intervals_are():
