@@ -206,8 +206,8 @@ def test_sentences_hold_the_numbers_of_the_tables(tables):
     for _, own in table.groupby("method"):
         assert f"{number(own.iloc[0]['accuracy'])} to {percent(own.iloc[-1]['accuracy'])}" in said
     table, said = _said("cost_to_reach", tables)
-    for value in table.loc[table["method"] != "grpo", "tokens_in_loss_%_of_grpo"]:
-        assert percent(value) in said
+    for _, values in table[table["method"] != "grpo"].groupby("method")["tokens_in_loss_%_of_grpo"]:
+        assert f"{span(values)} %" in said
 
 
 def test_a_curve_that_still_rises_is_said_to(tables):
@@ -245,6 +245,8 @@ def test_tuning_is_chosen_on_validation_alone(tables):
     for _, own in table.groupby(["setting", "method"]):
         assert own["chosen"].sum() == 1
         assert own.loc[own["chosen"], "validation_accuracy"].item() == own["validation_accuracy"].max()
+    counted = tabulate({**tables, "runs": tables["runs"].assign(eval_items=128)}, "nano")
+    assert set(counted["validation_items"]) == {128} and set(counted["items"]) == {300}
     swapped = {**tables, "runs": tables["runs"].assign(accuracy=1 - tables["runs"]["accuracy"])}
     assert tabulate(swapped, "nano")["chosen"].tolist() == table["chosen"].tolist()
     rates = synthetic.RATE
@@ -296,6 +298,16 @@ def test_a_rate_tuned_at_the_edge_of_its_grid_is_named():
     rows += [rank_run("s_grpo", rate, 0, validation, 0.5, rank=0) for rate, validation in middle]
     assert rank_table(rows)["edge"].tolist() == ["lowest", ""]
     assert rank_table(rows[:1])["edge"].tolist() == [""], "one rate has no ends: it was tuned elsewhere"
+
+
+def test_few_training_items_are_tabled_with_their_epochs_and_how_many_items_were_evaluated():
+    cell = {"prompts_per_step": 4, "train_items": 64, "steps": 300, "grpo": 0.8}
+    tables = synthetic.regimes(synthetic.headline(items=90, seeds=1), [cell, cell | {"train_items": 700}], first_seed=0, seeds=2)
+    tables["runs"] = tables["runs"].assign(extra_splits="always", eval_items=128)
+    small, large = EXHIBITS["overfitting"].tabulate(tables, "nano").to_dict("records")
+    assert small["epochs"] == pytest.approx(300 * 4 / 64) and large["epochs"] == pytest.approx(300 * 4 / 700)
+    assert [row["trained_items"] for row in (small, large)] == [64, 128]
+    assert (small["items"], small["held_out_items"]) == (90, 128)
 
 
 def _fraction_tables() -> dict[str, pd.DataFrame]:
