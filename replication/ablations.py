@@ -161,7 +161,8 @@ def _nearest(rates: Sequence[float], rate: float, count: int) -> list[float]:
 
 def _lora_rank(make: Make, grid: dict[str, Any], own: dict[str, Any]) -> Iterator[ExperimentConfig]:
     """Every method at every rank, alpha / rank fixed at the profile's, at each rate of ``grid`` (rank 0, full fine-tuning: of
-    ``grid_without_adapter``) with every seed; the tables choose. At the profile's own rank they are the headline runs.
+    ``grid_without_adapter``) with every seed; the tables choose. At the profile's own rank and the method's own rate it is the
+    headline run.
     """
     for setting in own["settings"]:
         for method in TRAINED:
@@ -170,13 +171,13 @@ def _lora_rank(make: Make, grid: dict[str, Any], own: dict[str, Any]) -> Iterato
             for rank in own["ranks"]:
                 rates = own["grid"] if rank else own["grid_without_adapter"]
                 for seed in range(min(grid["seeds"], own.get("seeds", grid["seeds"]))):
-                    if rank == default.lora_rank:
-                        yield make(method, seed, setting)
-                        continue
                     for learning_rate in rates:
                         config = make(method, seed, setting, learning_rate=learning_rate, lora_rank=rank, **_BRIEF)
-                        # An override may set the rank itself, to 0 for one.
-                        yield config.model_copy(update={"lora_alpha": config.lora_rank * scale}) if config.lora_rank else config
+                        # An override may set rank and rate themselves, the rank to 0 for one.
+                        if (config.lora_rank, config.learning_rate) == (default.lora_rank, default.learning_rate):
+                            yield make(method, seed, setting)
+                        else:
+                            yield config.model_copy(update={"lora_alpha": config.lora_rank * scale}) if config.lora_rank else config
 
 
 def _regimes(make: Make, grid: dict[str, Any], own: dict[str, Any]) -> Iterator[ExperimentConfig]:

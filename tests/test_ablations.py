@@ -80,17 +80,26 @@ def test_each_rank_is_run_at_each_rate_with_the_same_seeds(variant):
     for config in configs("nano", "lora_rank", variant=variant):
         tried.setdefault((config.lora_rank, config.method), {}).setdefault(config.learning_rate, set()).add(config.seed)
     assert set(tried) == {(rank, method) for rank in grid["ranks"] for method in TRAINED}
-    for (rank, method), rates in tried.items():
-        default = load_profile("nano", method=method, **grid["settings"][0])
-        expected = grid["grid"] if rank else grid["grid_without_adapter"]
-        assert set(rates) == ({default.learning_rate} if rank == default.lora_rank else set(expected))
+    for (rank, _), rates in tried.items():
+        assert set(rates) == set(grid["grid"] if rank else grid["grid_without_adapter"])
         assert all(seeds == set(range(grid["seeds"])) for seeds in rates.values())
 
 
-def test_the_full_plan_is_known_in_size():
-    """A change of the plan is a decision: it costs hours, and the committed tables come from it."""
-    runs = {run.config for run in plan("nano", variant="full")}
-    assert (len(runs), sum(config.steps for config in runs)) == (502, 79_650)
+@pytest.mark.parametrize("profile", [name for name in PROFILES if "lora_rank" in profile_plan(name)])
+def test_at_the_profiles_own_rank_and_rate_the_headline_run_stands(profile):
+    """The headline's rank had one rate where the others had the best of three."""
+    headline = set(configs(profile, "full_vs_sparse", variant="full"))
+    for config in configs(profile, "lora_rank", variant="full"):
+        own = load_profile(profile, method=config.method, task=config.task, asides=config.asides)
+        same = (config.lora_rank, config.learning_rate) == (own.lora_rank, own.learning_rate)
+        assert (config in headline) == same
+
+
+@pytest.mark.parametrize(("variant", "size"), [("default", (44, 6_300)), ("full", (514, 81_450))])
+def test_the_plans_are_known_in_size(variant, size):
+    """A change of the plan is a decision: it costs hours, and the committed tables come from the full one."""
+    runs = {run.config for run in plan("nano", variant=variant)}
+    assert (len(runs), sum(config.steps for config in runs)) == size
 
 
 @pytest.mark.parametrize("variant", ["default", "full"])

@@ -12,10 +12,10 @@ from replication.names import HEADLINE, METHOD_LABELS, SETTING_LABELS, TUNING_SE
 from replication.report import style as p
 from replication.report.select import in_order, items_of, runs_of
 from replication.report.wording import counted, interval, listing, number, percent, span
-from replication.statistics import CREDIT, SPARSITY, Tables, best_rate, rank_gap_table, selection_gap_table, tuning
+from replication.statistics import CREDIT, SPARSITY, Tables, accuracy, best_rate, rank_gap_table, selection_gap_table, tuning
 
-#: Fields that tell two choices of tokens apart.
-_CHOICE = ("method", "selector", "denominator", "keep_probability", "cutoff", "max_kept_tokens", "token_share", "learning_rate")
+#: Fields that tell two choices of tokens apart; ``tokens`` is their name.
+_CHOICE = ["setting", "method", "selector", "denominator", "tokens"]
 
 
 def base_accuracy(tables: Tables, profile: str, setting: str) -> float:
@@ -33,12 +33,14 @@ def rate_table(tables: Tables, profile: str) -> pd.DataFrame:
     chosen: the highest mean validation accuracy. used: the rate of the headline runs. edge: the chosen rate is the lowest or the
     highest tried, so that a better one may lie outside. forgiving to peak_high: see ``tuning``, empty but in the chosen row.
     """
-    table = tuning({**tables, "runs": runs_of(tables, "learning_rate", profile)})
-    headline = runs_of(tables, HEADLINE, profile)
+    runs, headline = runs_of(tables, "learning_rate", profile), runs_of(tables, HEADLINE, profile)
+    table = tuning({**tables, "runs": runs})
     if table.empty:
         return table
     table = in_order(table, "setting", "method", "learning_rate")
     table[["validation_accuracy", "accuracy"]] *= 100
+    counts = {key: (items_of(own, "eval_items"), items_of(own)) for key, own in runs.groupby(["setting", "method"])}
+    table[["validation_items", "items"]] = [counts[key] for key in zip(table["setting"], table["method"], strict=True)]
     used = set(zip(headline["setting"], headline["method"], headline.get("learning_rate", []), strict=False))
     table["used"] = [row in used for row in table[["setting", "method", "learning_rate"]].itertuples(index=False, name=None)]
     rates = table.groupby(["setting", "method"])["learning_rate"]
@@ -95,69 +97,84 @@ def say_rate(table: pd.DataFrame) -> list[str]:
 
 
 def fraction_table(tables: Tables, profile: str) -> pd.DataFrame:
-    """Per setting and choice of tokens, from the fewest to the most: share in the loss and test accuracy in percent, over seeds."""
-    runs = _fraction_runs(tables, profile)
-    keys, rows = [name for name in _CHOICE if name in runs], []
-    for key, own in runs.groupby(["setting", *keys], dropna=False, sort=False) if len(runs) else ():
-        named = dict(zip(["setting", *keys], key, strict=True))
-        row = {name: named.get(name) for name in ("setting", "method", "selector", "denominator")}
-        row |= {"tokens": _choice(named), "share": 100 * (named.get("token_share") or np.nan)}
-        row |= {"seeds": own["seed"].nunique(), "items": items_of(own)}
-        row |= {"kept_fraction": 100 * own["kept_fraction"].mean(), "accuracy": 100 * own["accuracy"].mean()}
+    """Per setting and choice of tokens, from the fewest to the most: share in the loss and test accuracy in percent.
+
+    rates_tried, tuning_seeds and edge: the rates that the same choice was tuned with, with how many seeds, and whether its own rate
+    is the lowest or the highest of them. Those of the three methods are from the ablation learning_rate.
+    """
+    runs, rows = _fraction_runs(tables, profile), []
+    tuned = pd.concat([_named(runs_of(tables, name, profile)) for name in ("token_fraction", "learning_rate")])
+    tuned = tuned[tuned["seed"] >= TUNING_SEED]
+    for key, own in runs.groupby([*_CHOICE, "learning_rate"], sort=False) if len(runs) else ():
+        row = dict(zip([*_CHOICE, "learning_rate"], key, strict=True))
+        same = tuned[(tuned[_CHOICE] == list(key[:-1])).all(axis=1)] if len(tuned) else tuned
+        tried = sorted(same["learning_rate"].unique()) if len(same) else []
+        row |= {"rates_tried": len(tried), "tuning_seeds": same["seed"].nunique(), "edge": _edge(row["learning_rate"], tried)}
+        row |= {"share": 100 * own["token_share"].iloc[0] if "token_share" in own else np.nan}
+        found = accuracy(tables, own).scaled(100)
+        row |= {"seeds": found.seeds, "items": items_of(own), "kept_fraction": 100 * own["kept_fraction"].mean()}
+        row |= {"accuracy": found.value, "accuracy_low": found.low, "accuracy_high": found.high}
         rows.append(row | {"lowest": 100 * own["accuracy"].min(), "highest": 100 * own["accuracy"].max()})
     table = pd.DataFrame(rows)
     return in_order(table, "setting", "kept_fraction", "tokens") if rows else table
 
 
 def _fraction_runs(tables: Tables, profile: str) -> pd.DataFrame:
-    """The runs with tokens in the loss, without those that tuned a rate."""
-    runs = runs_of(tables, "token_fraction", profile)
+    """The runs with tokens in the loss and the name of their choice, without those that tuned a rate."""
+    runs = _named(runs_of(tables, "token_fraction", profile))
     return runs[(runs["kept_fraction"] > 0) & (runs["seed"] < TUNING_SEED)] if len(runs) else runs
 
 
-def _choice(named: dict[str, Any]) -> str:
-    selector = named.get("selector", "rule")
+def _named(runs: pd.DataFrame) -> pd.DataFrame:
+    return runs.assign(tokens=[_choice(run) for run in runs.to_dict("records")])
+
+
+def _choice(run: dict[str, Any]) -> str:
+    selector = run.get("selector", "rule")
     text = p.SELECTOR_LABELS.get(selector, str(selector))
-    if pd.notna(named.get("token_share")):
-        return f"{text}, {100 * named['token_share']:g} % of each completion"
-    if named["method"] == "s_grpo" and pd.notna(named.get("keep_probability")):
-        limit = named.get("max_kept_tokens")
-        text += f", P {named['keep_probability']:g}, " + ("no cap" if pd.isna(limit) else f"at most {limit:g}")
-    return text + (", divided by the completion" if (named["method"], named.get("denominator")) == ("s_grpo", "completion") else "")
+    if pd.notna(run.get("token_share")):
+        return f"{text}, {100 * run['token_share']:g} % of each completion"
+    if run["method"] == "s_grpo" and pd.notna(run.get("keep_probability")):
+        cutoff, limit = run.get("cutoff"), run.get("max_kept_tokens")
+        text += " without the kept prefix" if cutoff == 0 else f", the first {cutoff:g}" if pd.notna(cutoff) else ""
+        text += f", P {run['keep_probability']:g}, " + ("no cap" if pd.isna(limit) else f"at most {limit:g}")
+    return text + (", divided by the completion" if (run["method"], run.get("denominator")) == ("s_grpo", "completion") else "")
+
+
+def _edge(rate: float, tried: list[float]) -> str:
+    """Whether a rate is the lowest or the highest of those tried; one rate has no ends."""
+    return "" if len(tried) < 2 else {tried[0]: "lowest", tried[-1]: "highest"}.get(rate, "")
 
 
 def draw_fraction(tables: Tables, profile: str, table: pd.DataFrame) -> Figure:
-    """Test accuracy against the share of tokens in the loss, a line for each rule that picks them."""
-    runs = _fraction_runs(tables, profile)
-    figure, axes = p.setting_panels("How many tokens does an update need?", list(table["setting"].unique()), width=5.4)
-    for setting, axis in axes.items():
+    """A row for each choice of tokens, the best on top: a dot for each seed, and the mean with its interval."""
+    runs, settings = _fraction_runs(tables, profile), list(table["setting"].unique())
+    longest = table["setting"].value_counts().max()
+    size = {"rows": len(settings), "width": 10.5, "height": 0.27 * longest + 0.8}
+    figure, axes = p.panels("Which tokens, and how many, does an update need?", 1, **size)
+    for axis, setting in zip(axes[:, 0], settings, strict=True):
         base = base_accuracy(tables, profile, setting)
-        p.base_line(axis, base)
-        here = runs[runs["setting"] == setting]
-        usual = here.groupby("selector")["denominator"].agg(lambda names: names.mode()[0])
-        series = [(name, usual[name]) for name in (*p.SELECTOR_LABELS, *usual.index) if name in usual.index]
-        series += [pair for pair in zip(here["selector"], here["denominator"], strict=True) if pair[1] != usual[pair[0]]]
-        for selector, denominator in dict.fromkeys(series):
-            # The other denominator is a series of its own: a line joins points that differ in the share alone.
-            other = denominator != usual[selector]
-            own = here[(here["selector"] == selector) & (here["denominator"] == denominator)]
-            rows = table[(table["setting"] == setting) & (table["selector"] == selector) & (table["denominator"] == denominator)]
-            colour, marker = p.SELECTOR_COLOURS.get(selector, "#555555"), p.SELECTOR_MARKERS.get(selector, "X")
-            p.dots(axis, 100 * own["kept_fraction"], 100 * own["accuracy"], own, colour, marker)
-            for _, seeds in own.groupby([name for name in _CHOICE if name in own], dropna=False):
-                p.seed_bar(axis, 100 * seeds["kept_fraction"].mean(), 100 * seeds["accuracy"], colour, (0, 100))
-            label = p.SELECTOR_LABELS.get(selector, selector) + (f",\ndivided by {denominator}" if other else "")
-            axis.plot(
-                rows["kept_fraction"], rows["accuracy"], color=colour, marker=marker, markersize=8 if other else 6.5, zorder=3,
-                linestyle=":" if other else "-", markeredgecolor="black" if other else colour, label=label,
-            )  # fmt: skip
-        p.log_axis(axis, [0.1, 0.3, 1, 3, 10, 30, 100], "{:g} %")
-        axis.set_xlabel("tokens in the loss (% of those generated in groups that do not tie, log scale)")
-        p.percent_axis(axis, "test accuracy (%)", [*(100 * here["accuracy"]), base])
-    p.legend_beside(figure, axes.values())
-    seeds = p.seeds_of(runs, *[name for name in _CHOICE if name in runs and name != "method"])
-    text = f"{p.about(profile)} Filled: mean of the seeds at one setting; hollow: {seeds} at each point. {p.BARS}"
-    return p.caption(figure, text)
+        if np.isfinite(base):
+            axis.axvline(base, color=p.COLOURS["base"], linestyle=(0, (5, 3)), linewidth=1.2, zorder=1)
+        rows = table[table["setting"] == setting].sort_values("accuracy", ascending=False, kind="stable").to_dict("records")
+        for place, row in enumerate(rows):
+            names = [*_CHOICE, "learning_rate"]
+            own = runs[(runs[names] == [row[name] for name in names]).all(axis=1)]
+            colour, marker = p.SELECTOR_COLOURS.get(row["selector"], "#555555"), p.SELECTOR_MARKERS.get(row["selector"], "X")
+            axis.plot([row["accuracy_low"], row["accuracy_high"]], [place - 0.12] * 2, color=colour, linewidth=2, alpha=0.6)
+            axis.plot(row["accuracy"], place - 0.12, marker, color=colour, markersize=6.5)
+            p.dots(axis, 100 * own["accuracy"], pd.Series(place + 0.22, index=own.index), own, colour, marker)
+        p.rows_axis(axis, [f"{row['tokens']} | {percent(row['kept_fraction'])} | {row['learning_rate']:g}" for row in rows])
+        axis.set_title(SETTING_LABELS[setting], loc="left")
+        axis.set_xlabel("test accuracy (%)")
+    text = (
+        f"{p.about(profile)} A row: the choice | its share of the tokens (of those generated in groups that do not tie) | its "
+        f"learning rate. Hollow: {p.seeds_of(runs, *_CHOICE[2:], 'learning_rate')}; filled: mean with its 95 % interval over seeds "
+        "and items. Dashed: the base."
+    )
+    once = int((table["tuning_seeds"] == 1).sum())
+    said = f" Of {once} of {counted(len(table), 'choice')} the learning rate was tuned with one seed." if once else ""
+    return p.caption(figure, text + said)
 
 
 def say_fraction(table: pd.DataFrame) -> list[str]:
@@ -259,9 +276,8 @@ def rank_table(tables: Tables, profile: str) -> pd.DataFrame:
     for (setting, method, rank), own in runs.groupby(["setting", "method", "lora_rank"], sort=False) if len(runs) else ():
         rate, tried = best_rate(own), sorted(own["learning_rate"].unique())
         at_rate = 100 * own.loc[own["learning_rate"] == rate, "accuracy"]
-        edge = "" if len(tried) < 2 else {tried[0]: "lowest", tried[-1]: "highest"}.get(rate, "")
         row = {"setting": setting, "method": method, "rank": int(rank), "learning_rate": rate, "rates_tried": len(tried)}
-        row |= {"edge": edge, "seeds": len(at_rate), "items": items_of(own)}
+        row |= {"edge": _edge(rate, tried), "seeds": len(at_rate), "items": items_of(own)}
         row |= {"accuracy": at_rate.mean(), "lowest": at_rate.min(), "highest": at_rate.max()}
         rows.append(row)
     if not rows:
@@ -293,8 +309,11 @@ def draw_rank(tables: Tables, profile: str, table: pd.DataFrame) -> Figure:
         p.percent_axis(axis, "test accuracy (%)", [*(100 * here["accuracy"]), base])
     p.legend_beside(figure, axes.values())
     edges = int((table["edge"] != "").sum())
-    text = f"{p.about(profile)} alpha / rank is the same at every rank; the learning rate is tuned for each rank and method, at "
-    text += f"{edges} of {len(table)} points to an end of its grid. Filled: mean; hollow: {p.seeds_of(runs, 'rank')} at each point."
+    text = (
+        f"{p.about(profile)} alpha / rank is the same at every rank. The learning rate of a point was chosen on validation among "
+        f"those tried, with the seeds that are shown; at {edges} of {len(table)} points it is an end of the grid. "
+        f"Filled: mean; hollow: {p.seeds_of(runs, 'rank')} at each point."
+    )
     return p.caption(figure, f"{text} {p.BARS}")
 
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from replication.names import HEADLINE, METHOD_LABELS, SETTING_LABELS, trained_in
 from replication.report import style as p
 from replication.report.select import by_seed, curves_of, items_of, runs_of
-from replication.report.wording import counted, listing, number, percent
+from replication.report.wording import counted, listing, number, span
 from replication.statistics import Tables, table
 
 #: Sums over the steps, by the metrics of curves.csv that they are made of.
@@ -20,10 +20,16 @@ _TOKENS = {"tokens_in_loss": ("tokens_in_loss",), "tokens_through_model": ("toke
 _LABELS = {
     "tokens_in_loss": "tokens in the loss",
     "tokens_through_model": "tokens through the model\n(sampled, and forwarded in the updates)",
-    "flops": "FLOPs of training\n(sampling included)",
+    "tflop": "TFLOP of training\n(sampling included)",
     "seconds": "seconds of training\n(sampling included)",
 }
+#: What spending_table has beside them, which no curve shows.
+_MEMORY = "peak_memory_mb"
 _SECONDS = ("rollout_s", "score_s", "update_s")
+_SECONDS_ARE = (
+    "Seconds: of the machine that trained, other work on it included; divided evenly over a run's steps, although groups that tie "
+    "make late steps cheaper."
+)
 #: The level whose price is asked: this share of the way from the base to the best method's last validation accuracy.
 SHARE = 0.8
 
@@ -31,8 +37,8 @@ SHARE = 0.8
 def _spent(tables: Tables, profile: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The trained headline runs; and per run and step what it had spent so far (columns run_id, step and those of _LABELS).
 
-    FLOPs are tokens times those of one token, which ``diagnose`` counts: a sampled token goes forward, one of an update forward and
-    backward. Seconds are known of whole runs: each step has an equal part of them.
+    TFLOP (10^12 floating-point operations) are tokens times those of one token, which ``diagnose`` counts: a sampled token goes
+    forward, one of an update forward and backward. Seconds are known of whole runs: each step has an equal part of them.
     """
     runs = runs_of(tables, HEADLINE, profile)
     runs = runs[runs["method"] != "base"]
@@ -42,7 +48,7 @@ def _spent(tables: Tables, profile: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     each = _flops_per_token(tables, profile)
     flops = sum(each[metric] * steps.get(metric, missing) for metric in each) if each else missing
     sums: dict[str, pd.Series] = {name: sum(steps.get(part, missing) for part in parts) for name, parts in _TOKENS.items()}
-    sums["flops"] = flops
+    sums["tflop"] = flops / 1e12
     spent = pd.DataFrame(sums, index=steps.index).groupby("run_id").cumsum().reset_index()
     timings = table(tables, "timings", ("run_id", *_SECONDS)).drop_duplicates("run_id").set_index("run_id")
     seconds = timings[list(_SECONDS)].astype(float).sum(axis=1, skipna=False)
@@ -60,16 +66,21 @@ def _flops_per_token(tables: Tables, profile: str) -> dict[str, float]:
 
 
 def spending_table(tables: Tables, profile: str) -> pd.DataFrame:
-    """Per setting and method: what a whole training spends, mean over seeds, and its share of what full-token GRPO spends."""
+    """Per setting and method: what a whole training spends, mean over seeds, and its share of what full-token GRPO spends.
+
+    peak_memory_mb: the most that the process held, in 10^6 bytes.
+    """
     runs, spent = _spent(tables, profile)
     if spent.empty:
         return pd.DataFrame()
     ends = runs.merge(spent.groupby("run_id").last().drop(columns="step"), on="run_id", suffixes=("_run", ""))
+    timings = table(tables, "timings", ("run_id", "peak_rss_bytes")).drop_duplicates("run_id").set_index("run_id")
+    ends[_MEMORY] = ends["run_id"].map(timings["peak_rss_bytes"]).astype(float) / 1e6
     rows = []
     for (setting, method), own in ends.groupby(["setting", "method"], sort=False):
         full = ends[(ends["setting"] == setting) & (ends["method"] == "grpo")]
         row = {"setting": setting, "method": method, "seeds": own["seed"].nunique()}
-        for name in _LABELS:
+        for name in (*_LABELS, _MEMORY):
             row |= {name: own[name].mean(), f"{name}_%_of_grpo": 100 * own[name].mean() / full[name].mean()}
         rows.append(row)
     return pd.DataFrame(rows)
@@ -107,8 +118,8 @@ def draw_spending(tables: Tables, profile: str, table: pd.DataFrame) -> Figure:
     p.legend_beside(figure, axes.flat)
     text = f"{p.about(profile)} A marker for each evaluation; thick: mean over {p.seeds_of(runs)}, thin: each seed. Read across "
     text += "at an accuracy: the curve met first spent least. Through the model: sampled tokens and those of the updates."
-    text += " FLOPs: tokens times those of one, counted by PyTorch." * ("flops" in shown)
-    text += " Seconds: of the machine that trained, other work on it included." * ("seconds" in shown)
+    text += " TFLOP: tokens times those of one, counted by PyTorch." * ("tflop" in shown)
+    text += f" {_SECONDS_ARE}" * ("seconds" in shown)
     return p.caption(figure, text)
 
 
@@ -118,10 +129,10 @@ def say_spending(table: pd.DataFrame) -> list[str]:
     for name, words in (("tokens_in_loss", "tokens in the loss"), ("tokens_through_model", "tokens through the model")):
         shares = table[(table["method"] != "grpo") & table[f"{name}_%_of_grpo"].notna()]
         parts = [
-            f"{METHOD_LABELS[row['method']]} {percent(row[f'{name}_%_of_grpo'])} on {SETTING_LABELS[row['setting']]}"
-            for row in shares.to_dict("records")
+            f"{METHOD_LABELS[method]} {span(values)} %"
+            for method, values in shares.groupby("method", sort=False)[f"{name}_%_of_grpo"]
         ]
-        said += [f"A whole training has, of GRPO's {words}: {', '.join(parts)}."] if parts else []
+        said += [f"Of GRPO's {words} a whole training has, by setting: {', '.join(parts)} (see the table)."] if parts else []
     return said or ["Nothing to compare with full-token GRPO."]
 
 
@@ -202,7 +213,7 @@ def draw_price(tables: Tables, profile: str, table: pd.DataFrame) -> Figure:
     text = (
         f"{p.about(profile)} Log scales. Until the validation accuracy first reaches {listing(levels)} ({100 * SHARE:.0f} % "
         "of the way from the base to the best method; linear between evaluations). Hollow: a seed; filled: median over all seeds, "
-        "where those that never got there count as dearer. Seconds: of the machine that trained, other work on it included."
+        f"where those that never got there count as dearer. {_SECONDS_ARE}"
     )
     return p.caption(figure, text)
 

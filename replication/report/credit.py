@@ -125,28 +125,40 @@ def draw_noise(tables: Tables, profile: str, table: pd.DataFrame) -> Figure:
         else:
             ends = table[[f"{name}_low", name, f"{name}_high"]].to_numpy(dtype=float)
             p.log_axis(axis, [10.0**power for power in range(-6, 9)])
-            axis.set_xlim(ends[ends > 0].min() / 1.6, ends[ends > 0].max() * 1.6)
+            left = ends[ends > 0].min() / 1.6
+            axis.set_xlim(left, ends[ends > 0].max() * 1.6)
+            for place in np.flatnonzero(table[name] <= 0):
+                colour = p.SELECTOR_COLOURS.get(table["selector"].iloc[place], "#555555")
+                axis.plot(1.2 * left, place, "<", color=colour, markerfacecolor="white", markersize=8, zorder=4)
         axis.set_xlabel(label)
         p.rows_axis(axis, list(table["rule"]) if axis is axes[0, 0] else [""] * len(table))
     text = (
         f"{_sample(table, profile)} Signal: squared length of the mean gradient of an update; noise: its mean squared deviation "
-        "when completions and kept tokens are drawn again for the same problems. Bars: 95 % bootstrap over problems. A cosine "
-        "under 1 is bias against full-token GRPO, and may be a better direction."
+        "when completions and kept tokens are drawn again for the same problems. Bars: 95 % bootstrap over problems. Hollow arrow "
+        "at the left edge: an estimate of 0 or less, the signal is not above noise. A cosine under 1 is bias against full-token "
+        "GRPO, and may be a better direction."
     )
     return p.caption(figure, text)
 
 
 def say_noise(table: pd.DataFrame) -> list[str]:
     """The most and the least signal of an update; then what differs from GRPO's direction."""
-    best, worst = (table.loc[table["snr_update"].agg(end)] for end in ("idxmax", "idxmin"))
+    best, worst = (table.loc[table["snr_update"].agg(end)].to_dict() for end in ("idxmax", "idxmin"))
     rows = {row["method"]: row for row in table[table["selector"].isin(_METHOD_OF)].to_dict("records")}
-    update = [f"{METHOD_LABELS[name]} {_with_ends(row, 'snr_update')}" for name, row in rows.items()]
+    update = [f"{METHOD_LABELS[name]} {_snr(row, ends=True)}" for name, row in rows.items()]
     cosine = [f"{METHOD_LABELS[name]} {_with_ends(row, 'cosine_with_grpo')}" for name, row in rows.items() if name != "grpo"]
     return [
         f"The signal-to-noise ratio of an update is {listing(update)}; of all rules it is highest for {best['rule']} "
-        f"({number(best['snr_update'])}) and lowest for {worst['rule']} ({number(worst['snr_update'])}).",
+        f"({_snr(best)}) and lowest for {worst['rule']} ({_snr(worst)}).",
         f"The cosine to GRPO's expected gradient is {listing(cosine)}: under 1 is bias, which more samples do not average out.",
     ]
+
+
+def _snr(row: dict, ends: bool = False) -> str:
+    """The signal-to-noise ratio of an update in words; an estimate of 0 or less is no ratio."""
+    if row["snr_update"] <= 0:
+        return "not above noise"
+    return _with_ends(row, "snr_update") if ends else number(row["snr_update"])
 
 
 def _interval_dots(axis: Axes, table: pd.DataFrame, name: str) -> None:

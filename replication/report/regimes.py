@@ -104,11 +104,17 @@ _SPLITS = {
 
 
 def overfitting_table(tables: Tables, profile: str) -> pd.DataFrame:
-    """Per training set and method: accuracy at the end on trained items, test items and held-out templates, in percent; the gap."""
+    """Per training set and method: accuracy at the end on trained items, test items and held-out templates, in percent; the gap.
+
+    epochs: how often a training item was seen. Of trained items and of held-out templates as many are evaluated as of validation
+    items, of a smaller training set all.
+    """
     runs, rows = _overfit(tables, profile), []
     for (items, steps, method), own in runs.groupby(["train_items", "steps", "method"], sort=True) if len(runs) else ():
         row = {"train_items": int(items), "steps": int(steps), "method": method, "seeds": own["seed"].nunique()}
-        row["items"] = items_of(own)
+        row["epochs"] = steps * own["prompts_per_step"].iloc[0] / items
+        validation = items_of(own, "eval_items")
+        row |= {"trained_items": np.minimum(items, validation), "items": items_of(own), "held_out_items": validation}
         row |= {name: 100 * own[name].mean() for name in ("train_accuracy", "accuracy", "held_out_accuracy")}
         gap = mean_over_seeds(100 * (own["train_accuracy"] - own["accuracy"]))
         row |= {"gap": gap.value, "gap_low": gap.low, "gap_high": gap.high}
@@ -140,9 +146,8 @@ def draw_overfitting(tables: Tables, profile: str, table: pd.DataFrame) -> Figur
             axis.set_xlabel("optimizer step")
             axis.set_title(f"{size} training items", loc="left")
     p.legend_beside(figure, axes.flat)
-    return p.caption(
-        figure, f"{p.about(profile)} Greedy. Lines: mean over {p.seeds_of(runs, 'train_items')}; bands: lowest to highest seed."
-    )
+    text = f"{p.about(profile)} Greedy. Lines: mean over {p.seeds_of(runs, 'train_items')}; bands: lowest to highest seed. "
+    return p.caption(figure, text + "All seeds of a row train on the same fixed set of items.")
 
 
 def say_overfitting(table: pd.DataFrame) -> list[str]:

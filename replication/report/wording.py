@@ -23,6 +23,8 @@ _HEADS = {
     "highest": "highest seed, %", "gap": "minus GRPO, points", "worth": "changed the chance by, points", "level": "level, %",
     "minus_grpo": "minus GRPO, seeds in pairs", "share": "share of tokens, %", "seed_sd": "sd over seeds", "p_holm": "p, Holm",
     "forgiving": "rates about as good, highest / lowest", "narrowest": "of one seed, least", "widest": "of one seed, most",
+    "tflop": "TFLOP", "tflop_%_of_grpo": "TFLOP % of grpo", "peak_memory_mb": "peak memory, MB",
+    "peak_memory_mb_%_of_grpo": "peak memory % of grpo",
     "peak_low": "choices of single seeds, lowest", "peak_high": "highest",
 }  # fmt: skip
 #: Columns that drawing and sentences need and a reader does not.

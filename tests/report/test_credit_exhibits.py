@@ -59,6 +59,19 @@ def test_noise_is_shown_of_the_setting_whose_controls_were_measured(tables):
     assert set(one["setting"]) == {"multiplication"}
 
 
+def test_an_estimate_under_0_is_drawn_at_the_edge_and_not_said_as_a_ratio(tables):
+    """On a logarithmic axis it had no marker."""
+    credit = tables["credit"].copy()
+    one = (credit["selector"] == "latest") & credit["quantity"].str.startswith("snr")
+    credit.loc[one, ["value", "low", "high"]] = [-0.123, -0.2, 0.4]
+    shown = EXHIBITS["gradient_snr"].show({"credit": credit}, "nano")
+    place = shown.table.index[shown.table["selector"] == "latest"].item()
+    for axis in shown.figure.axes[:2]:
+        (edge,) = [line for line in axis.lines if line.get_marker() == "<"]
+        assert edge.get_ydata()[0] == place and 1 < edge.get_xdata()[0] / axis.get_xlim()[0] < 1.5
+    assert "0.12" not in shown.sentences[0]
+
+
 def test_a_worked_example_of_forty_tokens_fits_a_page():
     rows = []
     for completion, correct in enumerate((1, 0)):

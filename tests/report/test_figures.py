@@ -17,7 +17,7 @@ from matplotlib.text import Text
 from PIL import Image
 
 from replication.report import COLOURS, EXHIBITS, MARKERS, figure_style, save_figure
-from replication.report.cost import price_table, prices
+from replication.report.cost import price_table, prices, spending_table
 from replication.statistics import with_setting
 
 #: What ``diagnose`` measures and made-up tables of runs do not hold.
@@ -108,7 +108,7 @@ def test_every_diverged_run_has_a_cross_at_its_own_number(name: str, tables: dic
     runs["status"] = np.where(one, "diverged", "done")
     figure = draw(name, tables | {"runs": runs})
     crosses = [
-        points.get_offsets()[:, 1]
+        points.get_offsets()[:, 0 if name == "token_fraction" else 1]
         for points in figure.axes[2 if name == "full_vs_sparse" else 0].collections
         if to_rgb(points.get_edgecolor()[0]) == (0.0, 0.0, 0.0) and len(points.get_offsets()) and points.get_linewidth()[0] == 1.4
     ]
@@ -151,7 +151,7 @@ def _prices(ends: tuple[float, ...] = (0.9,)) -> dict[str, pd.DataFrame]:
         curves += [(name, step, "validation_accuracy", value) for step, value in {0: 0.4, 25: 0.6, 50: 0.7, 75: end}.items()]
         for metric, each in (("tokens_in_loss", 50.0), ("tokens_generated", 8.0), ("tokens_forwarded", 2.0)):
             curves += [(name, step, metric, each) for step in range(1, 76)]
-        timings.append({"run_id": name, "rollout_s": 6.0, "score_s": 2.0, "update_s": 1.0})
+        timings.append({"run_id": name, "rollout_s": 6.0, "score_s": 2.0, "update_s": 1.0, "peak_rss_bytes": np.nan})
     frame = pd.DataFrame(curves, columns=["run_id", "step", "metric", "value"])
     return {"runs": pd.DataFrame(runs), "curves": frame, "timings": pd.DataFrame(timings)}
 
@@ -181,6 +181,16 @@ def test_seeds_that_never_reach_the_level_count_in_the_price():
     assert mostly["reached"] == 3 and np.isfinite(mostly["seconds"])
     (failed,) = price_table(_prices((1.0, 0.71, 0.71)), "nano").to_dict("records")
     assert (failed["reached"], failed["seeds"]) == (1, 3) and np.isnan(failed["seconds"])
+
+
+def test_each_choice_of_tokens_has_a_row_with_its_seeds_and_mean_the_best_on_top(tables: dict[str, pd.DataFrame]):
+    """All but two choices of the full plan keep the same share, and stood one on the other."""
+    shown = EXHIBITS["token_fraction"].show(tables, "nano")
+    (axis,) = shown.figure.axes
+    means = [line.get_xdata()[0] for line in axis.lines if len(line.get_xdata()) == 1]
+    assert means == pytest.approx(sorted(shown.table["accuracy"], reverse=True)) and len(axis.get_yticks()) == len(means)
+    dots = [points.get_offsets()[:, 0] for points in axis.collections if len(points.get_offsets())]
+    assert [of_row.mean() for of_row in dots] == pytest.approx(means) and {len(of_row) for of_row in dots} == {3}
 
 
 def test_rank_shows_the_tuned_rate_alone(tables: dict[str, pd.DataFrame]):
@@ -292,11 +302,18 @@ def test_collapsed_runs_are_counted_and_crossed(tables: dict[str, pd.DataFrame])
     assert "crossed: 1 collapsed" in _words(shown.figure)
 
 
+def test_the_memory_of_a_method_is_the_mean_of_its_processes_peaks():
+    tables = _prices((0.9, 0.8))
+    assert np.isnan(spending_table(tables, "nano")["peak_memory_mb"]).all(), "not measured is missing"
+    tables["timings"]["peak_rss_bytes"] = [800e6, 850e6]
+    assert spending_table(tables, "nano")["peak_memory_mb"].item() == pytest.approx(825)
+
+
 def test_flops_are_tokens_times_those_of_one():
     tables = _prices()
-    assert np.isnan(prices(tables, "nano")["flops"]).all(), "not measured is missing"
+    assert np.isnan(prices(tables, "nano")["tflop"]).all(), "not measured is missing"
     values = {"flops_sampled_token": 10.0, "flops_updated_token": 30.0}
     row = {"profile": "nano", "task": "word_problems", "policy": "base", "method": "generated"}
     tables["credit"] = pd.DataFrame([row | {"quantity": name, "value": value} for name, value in values.items()])
     (priced,) = prices(tables, "nano").to_dict("records")
-    assert priced["flops"] == pytest.approx(62.5 * (8 * 10 + 2 * 30))
+    assert priced["tflop"] == pytest.approx(62.5 * (8 * 10 + 2 * 30) / 1e12)

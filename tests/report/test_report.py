@@ -206,8 +206,8 @@ def test_sentences_hold_the_numbers_of_the_tables(tables):
     for _, own in table.groupby("method"):
         assert f"{number(own.iloc[0]['accuracy'])} to {percent(own.iloc[-1]['accuracy'])}" in said
     table, said = _said("cost_to_reach", tables)
-    for value in table.loc[table["method"] != "grpo", "tokens_in_loss_%_of_grpo"]:
-        assert percent(value) in said
+    for _, values in table[table["method"] != "grpo"].groupby("method")["tokens_in_loss_%_of_grpo"]:
+        assert f"{span(values)} %" in said
 
 
 def test_a_curve_that_still_rises_is_said_to(tables):
@@ -245,6 +245,8 @@ def test_tuning_is_chosen_on_validation_alone(tables):
     for _, own in table.groupby(["setting", "method"]):
         assert own["chosen"].sum() == 1
         assert own.loc[own["chosen"], "validation_accuracy"].item() == own["validation_accuracy"].max()
+    counted = tabulate({**tables, "runs": tables["runs"].assign(eval_items=128)}, "nano")
+    assert set(counted["validation_items"]) == {128} and set(counted["items"]) == {300}
     swapped = {**tables, "runs": tables["runs"].assign(accuracy=1 - tables["runs"]["accuracy"])}
     assert tabulate(swapped, "nano")["chosen"].tolist() == table["chosen"].tolist()
     rates = synthetic.RATE
@@ -298,8 +300,19 @@ def test_a_rate_tuned_at_the_edge_of_its_grid_is_named():
     assert rank_table(rows[:1])["edge"].tolist() == [""], "one rate has no ends: it was tuned elsewhere"
 
 
+def test_few_training_items_are_tabled_with_their_epochs_and_how_many_items_were_evaluated():
+    cell = {"prompts_per_step": 4, "train_items": 64, "steps": 300, "grpo": 0.8}
+    tables = synthetic.regimes(synthetic.headline(items=90, seeds=1), [cell, cell | {"train_items": 700}], first_seed=0, seeds=2)
+    tables["runs"] = tables["runs"].assign(extra_splits="always", eval_items=128)
+    small, large = EXHIBITS["overfitting"].tabulate(tables, "nano").to_dict("records")
+    assert small["epochs"] == pytest.approx(300 * 4 / 64) and large["epochs"] == pytest.approx(300 * 4 / 700)
+    assert [row["trained_items"] for row in (small, large)] == [64, 128]
+    assert (small["items"], small["held_out_items"]) == (90, 128)
+
+
 def _fraction_tables() -> dict[str, pd.DataFrame]:
     row = {"ablation": "token_fraction", "profile": "nano", "task": "word_problems", "method": "s_grpo", "status": "done"}
+    row |= {"learning_rate": 2e-3}
     rule = {"selector": "rule", "keep_probability": 0.3, "cutoff": 8, "max_kept_tokens": 12}
     rule |= {"denominator": "kept", "kept_fraction": 0.38}
     share = {"token_share": 0.4, "kept_fraction": 0.4, "denominator": "kept"}
@@ -326,6 +339,25 @@ def test_settings_of_the_token_fraction_are_told_apart():
     assert len(table) == table["tokens"].nunique() == 6
     at = table.set_index(["selector", "denominator"])["accuracy"]
     assert at["random", "kept"] == pytest.approx(60) and at["rule", "completion"] == pytest.approx(75)
+
+
+def test_a_choice_of_tokens_says_with_which_rates_and_seeds_it_was_tuned():
+    tables = _fraction_tables()
+    one = tables["runs"][tables["runs"]["run_id"].isin(["random0", "latest0", "full0"])]
+    tried = [("token_fraction", name, 100, rate) for name, rate in (("random0", 1e-3), ("random0", 2e-3), ("latest0", 2e-3))]
+    tried += [("learning_rate", "full0", seed, rate) for seed in (100, 101, 0) for rate in (1e-3, 2e-3, 4e-3)]
+    rows = [
+        {**one[one["run_id"] == name].iloc[0], "ablation": ablation, "run_id": f"t{n}", "seed": seed, "learning_rate": rate}
+        for n, (ablation, name, seed, rate) in enumerate(tried)
+    ]
+    more = {**tables, "runs": pd.concat([tables["runs"], pd.DataFrame(rows)], ignore_index=True)}
+    tabulate = EXHIBITS["token_fraction"].tabulate
+    table, before = tabulate(more, "nano"), tabulate(tables, "nano")
+    tuning = ["rates_tried", "tuning_seeds", "edge"]
+    found = {row["selector"]: [row[name] for name in tuning] for row in table.to_dict("records")}
+    assert (found["random"], found["latest"], found["all"]) == ([2, 1, "highest"], [1, 1, ""], [3, 2, ""])
+    assert found["entropy"] == [0, 0, ""], "not tuned"
+    pd.testing.assert_frame_equal(table.drop(columns=tuning), before.drop(columns=tuning))
 
 
 def test_contrasts_are_drawn_and_said_as_their_intervals_are():
