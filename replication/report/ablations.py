@@ -228,8 +228,8 @@ def draw_contrast(tables: Tables, profile: str, table: pd.DataFrame) -> Figure:
     p.rows_axis(axis, names)
     axis.set_xlabel("difference in test accuracy (points)")
     text = f"{p.about(profile)} Bars: 95 % bootstrap over seeds, templates and items, all in pairs (from "
-    text += f"{table['seeds'].min():.0f} seeds on), not corrected for their number. Filled: the interval leaves 0 out. At: the share "
-    text += "of the tokens."
+    text += f"{table['seeds'].min():.0f} seeds on), not corrected for their number. Filled: the interval leaves 0 out. "
+    text += "At: the share of the tokens."
     return p.caption(figure, text)
 
 
