@@ -10,7 +10,7 @@ from matplotlib.patches import Rectangle
 
 from replication.names import METHOD_LABELS, SETTING_LABELS, SETTINGS
 from replication.report import style as p
-from replication.report.wording import interval, listing, number, percent, points
+from replication.report.wording import interval, listing, number, percent, points, span
 from replication.statistics import Tables, with_setting
 
 POSITIVE, NEGATIVE = "#0072B2", "#D55E00"
@@ -90,23 +90,25 @@ def draw_truth(tables: Tables, profile: str, table: pd.DataFrame) -> Figure:
 
 
 def say_truth(table: pd.DataFrame) -> list[str]:
-    """The gradient first; then the credit, and why T-SPMO's says little. One setting: the noise after the decision, if measured."""
-    settings = set(table["setting"])
-    setting = next(name for name in ("word_problems after", *SETTINGS) if name in settings)
-    rows = table[table["setting"] == setting].set_index("method").to_dict("index")
-    gradient = [f"{METHOD_LABELS[name]} {_with_ends(row, 'gradient_decisive', ' %')}" for name, row in rows.items()]
-    credit = [f"{METHOD_LABELS[name]} {percent(row['credit_decisive'])}" for name, row in rows.items()]
-    decisive = percent(next(iter(rows.values()))["tokens_decisive"])
-    sparse = rows.get("t_spmo")
-    kept = "" if sparse is None else (
-        f"; T-SPMO's loss has {percent(sparse['kept_fraction'])} of the generated tokens and "
-        f"{percent(sparse['distinct_transitions_in_loss'])} of the distinct transitions"
-    )  # fmt: skip
+    """Where decisive tokens have a larger share of T-SPMO's gradient than of GRPO's, and where a smaller; then of the credit."""
+    wide = table.set_index(["setting", "method"])
+    both = [setting for setting in wide.index.unique("setting") if {(setting, "grpo"), (setting, "t_spmo")} <= set(wide.index)]
+    if not both:
+        return ["T-SPMO was not measured beside GRPO."]
+    sparse, full = (wide.xs(method, level="method").loc[both] for method in ("t_spmo", "grpo"))
+    parts: dict[str, list[str]] = {"larger": [], "smaller": []}
+    for setting in both:
+        mine, its = sparse.loc[setting], full.loc[setting]
+        clear = mine["gradient_decisive_low"] > its["gradient_decisive_high"]
+        clear |= mine["gradient_decisive_high"] < its["gradient_decisive_low"]
+        numbers = f"{number(mine['gradient_decisive'])} against {percent(its['gradient_decisive'])}"
+        word = "larger" if mine["gradient_decisive"] > its["gradient_decisive"] else "smaller"
+        parts[word].append(f"{SETTING_LABELS[setting]} ({numbers}{'' if clear else ', the intervals overlap'})")
+    said = [f"{word} on {listing(settings)}" for word, settings in parts.items() if settings]
     return [
-        f"In {SETTING_LABELS[setting]} decisive tokens are {decisive} of the generated ones, and their share of the gradient is "
-        f"{listing(gradient)}{kept}.",
-        f"Their share of the credit is {listing(credit)}; for T-SPMO that is partly so by construction, since its credit estimates "
-        "how much a token changes the chance to be right, and decisive tokens are those that change it.",
+        f"The share of decisive tokens in T-SPMO's gradient, against that in GRPO's, is {'; '.join(said)}.",
+        f"Their share of T-SPMO's credit is {span(sparse['credit_decisive'])} %, of GRPO's {span(full['credit_decisive'])} %; "
+        "T-SPMO's is partly so by construction: its credit estimates how much a token changes the chance to be right.",
     ]
 
 
