@@ -122,7 +122,7 @@ _LIST = (
         regimes.replay_table, regimes.draw_replay, regimes.say_replay,
     ),
     Exhibit(
-        "regularisation", "Regularisation", "Do sparse updates drift less and overfit less?",
+        "regularisation", "Regularisation", "Do sparse updates drift less, and lose less elsewhere?",
         side_effects.effects_table, side_effects.draw_effects, side_effects.say_effects,
     ),
     Exhibit(
