@@ -7,39 +7,66 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from replication.names import HEADLINE, METHOD_LABELS, SETTING_LABELS, trained_in
+from replication.names import HEADLINE, METHOD_LABELS, SETTING_LABELS, TASK_LABELS, trained_in
+from replication.randomness import numpy_stream
 from replication.report import style as p
 from replication.report.select import by_seed, curves_of, items_of, runs_of
 from replication.report.wording import counted, listing, number, percent, span
-from replication.statistics import Tables, accuracy, difference
+from replication.statistics import Estimate, Tables, accuracy, answers, bootstrap, difference, table
 
 #: A method has levelled off if its validation accuracy rose by less than this many points in the last third of the steps.
 LEVEL = 1.0
 #: Steps in the running mean of the reward.
 _SMOOTH = 5
+_ON_ALL = ("accuracy_all_items", "accuracy_all_items_low", "accuracy_all_items_high", "all_items")
 _SHARES = ("sampled_accuracy", "accuracy_new_stories", "held_out_accuracy", "kept_fraction", "kept_share_all")
 
 
 def accuracy_table(tables: Tables, profile: str) -> pd.DataFrame:
     """Per setting and method: greedy accuracy on the test items with its 95 % interval, in percent, and what it took.
 
-    The base may have answered more items than the trained runs. ``gain`` over it is in points, over the ``gain_items`` test items
-    that both answered.
+    The base's accuracy is over the test items that every trained run answered, so that the gains are differences of this column;
+    over all that it answered itself it is ``accuracy_all_items``. ``gain`` over it is in points.
     ``kept_fraction`` counts tokens in the loss over those generated in groups that do not tie, ``kept_share_all`` over all.
     """
     runs, rows = runs_of(tables, HEADLINE, profile), []
     base = {setting: own for setting, own in runs[runs["method"] == "base"].groupby("setting")}
+    held_out = _held_out_items(tables, runs)
     for (setting, method), own in runs.groupby(["setting", "method"], sort=False):
-        found = accuracy(tables, own).scaled(100)
+        whole = found = accuracy(tables, own).scaled(100)
         row = {"setting": setting, "method": method, "seeds": found.seeds, "items": items_of(own)}
+        if method == "base" and (shared := _on_shared_items(tables, own, runs[runs["setting"] == setting])):
+            found, row["items"] = shared.scaled(100), shared.items
         row |= {"accuracy": found.value, "accuracy_low": found.low, "accuracy_high": found.high}
         if method != "base" and setting in base and (gain := difference(tables, own, base[setting])):
             gain = gain.scaled(100)
-            row |= {"gain": gain.value, "gain_low": gain.low, "gain_high": gain.high, "gain_items": gain.items}
+            row |= {"gain": gain.value, "gain_low": gain.low, "gain_high": gain.high}
         row |= {name: 100 * own[name].mean() for name in _SHARES if name in own}
+        row["held_out_items"] = held_out.reindex(own["run_id"].astype(str)).min()
         row["tokens_in_loss"] = own["tokens_in_loss"].mean()
-        rows.append(row | {status: int((own["status"] == status).sum()) for status in ("diverged", "collapsed")})
+        row |= {status: int((own["status"] == status).sum()) for status in ("diverged", "collapsed")}
+        of_all = (whole.value, whole.low, whole.high, items_of(own)) if method == "base" else [np.nan] * 4
+        rows.append(row | dict(zip(_ON_ALL, of_all, strict=True)))
     return pd.DataFrame(rows)
+
+
+def _on_shared_items(tables: Tables, base: pd.DataFrame, runs: pd.DataFrame) -> Estimate | None:
+    """The base's accuracy over the test items that every trained run of its setting answered; None where there are none."""
+    matrix = answers(tables, base)
+    trained = [answers(tables, own) for method, own in runs.groupby("method", sort=False) if method != "base"]
+    for other in trained:
+        matrix = matrix[matrix.columns.intersection(other.columns)]
+    if not trained or matrix.size == 0:
+        return None
+    rng = numpy_stream(0, "bootstrap", "accuracy", "shared items", *sorted(base["run_id"].astype(str)))
+    return bootstrap(matrix, None, rng, templates=list(matrix.columns.get_level_values("template")))
+
+
+def _held_out_items(tables: Tables, runs: pd.DataFrame) -> pd.Series:
+    """How many items of held-out templates each run answered, by run."""
+    items = table(tables, "items", ("run_id", "split"))
+    items = items[(items["split"] == "held_out") & items["run_id"].isin(runs["run_id"])]
+    return items.groupby(items["run_id"].astype(str)).size()
 
 
 def draw_accuracy(tables: Tables, profile: str, table: pd.DataFrame) -> Figure:
@@ -63,8 +90,11 @@ def draw_accuracy(tables: Tables, profile: str, table: pd.DataFrame) -> Figure:
     text = f"{p.about(profile)} Hollow: one dot per seed ({p.seeds_of(runs)}); filled: mean with its 95 % interval "
     trained, base = table["method"] != "base", table["method"] == "base"
     counts = counted(table.loc[trained, "items"].min(), "test item") if trained.any() else "no test items"
-    counts += f" (the base: {table.loc[base, 'items'].min():,.0f})" if base.any() else ""
-    return p.caption(figure, text + f"over seeds and items, {counts}. Dashed: the base.")
+    more = table[base & (table["all_items"] > table["items"])]
+    of_task = more.groupby(more["setting"].str.split().str[0], sort=False)["all_items"].min()
+    answered = [f"{count:,.0f} of {TASK_LABELS[task]}" for task, count in of_task.items()]
+    all_items = f" (the table also has it on all its {listing(answered)})" if answered else ""
+    return p.caption(figure, text + f"over seeds and items, {counts}. Dashed: the base on the same items{all_items}.")
 
 
 def _mean_and_seeds(axis: Axes, place: int, method: str, runs: pd.DataFrame, value: float, low: float, high: float) -> None:

@@ -17,7 +17,7 @@ _NAMES |= dict.fromkeys(("method", "a", "b"), METHOD_LABELS)
 #: Heads of columns whose name alone does not tell the unit or the meaning.
 _HEADS = {
     "accuracy": "test accuracy, %", "sampled_accuracy": "sampled, %", "validation_accuracy": "validation, %",
-    "held_out_accuracy": "held-out templates, %",
+    "held_out_accuracy": "held-out templates, %", "accuracy_all_items": "on all items, %",
     "accuracy_new_stories": "new stories, %", "kept_fraction": "tokens in the loss, % of untied groups",
     "kept_share_all": "% of all groups", "start": "start, %", "end": "end, %", "lowest": "lowest seed, %",
     "highest": "highest seed, %", "gap": "minus GRPO, points", "worth": "changed the chance by, points", "level": "level, %",

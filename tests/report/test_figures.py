@@ -282,14 +282,32 @@ def test_the_mean_of_a_drift_is_geometric(tables: dict[str, pd.DataFrame]):
     assert ratio == pytest.approx(np.exp((logs["t_spmo"] - logs["grpo"]).mean()))
 
 
-def test_a_base_with_more_items_shows_how_many_and_the_gain_over_the_shared_ones():
+def test_a_base_with_more_items_stands_on_those_of_the_comparison_and_beside_it_on_all():
+    """With the base on all its items beside gains over the shared ones, the printed gain was no difference of printed numbers."""
     tables = synthetic.headline(items=60, base_items=200, seeds=2)
     shown = EXHIBITS["full_vs_sparse"].show(tables, "nano")
     table = shown.table.set_index(["setting", "method"])
-    assert set(table.loc[table["gain"].notna(), "gain_items"]) == {60}
-    assert table.loc[("word_problems after", "base"), "items"] == 200 and table.loc[("word_problems after", "grpo"), "items"] == 60
-    assert "60 test items (the base: 200)" in _words(shown.figure)
+    assert set(table["items"]) == {60} and set(table["all_items"].dropna()) == {200}
+    for (setting, method), row in table.drop("base", level=1).iterrows():
+        assert row["gain"] == pytest.approx(row["accuracy"] - table.loc[(setting, "base"), "accuracy"]), method
+    runs = with_setting(tables["runs"])
+    base = runs.loc[(runs["method"] == "base") & (runs["setting"] == "word_problems after"), "run_id"].item()
+    answered = tables["items"].loc[tables["items"]["run_id"] == base, "correct"]
+    row = table.loc[("word_problems after", "base")]
+    assert (row["accuracy"], row["accuracy_all_items"]) == pytest.approx((100 * answered[:60].mean(), 100 * answered.mean()))
+    assert row["accuracy_low"] < row["accuracy"] < row["accuracy_high"]
+    words = _words(shown.figure)
+    assert "60 test items" in words and "200 of word problems and 200 of multiplication" in words
     assert table["accuracy"].drop("base", level=1).notna().all() and table["collapsed"].eq(0).all()
+
+
+def test_held_out_accuracy_has_its_own_number_of_items():
+    tables = synthetic.headline(items=60, seeds=2)
+    items = tables["items"]
+    held_out = items[items["item_id"].str.startswith("word_problems-000")].assign(split="held_out")
+    shown = EXHIBITS["full_vs_sparse"].show(tables | {"items": pd.concat([items, held_out])}, "nano").table
+    counts = shown.set_index(["setting", "method"])["held_out_items"]
+    assert counts["word_problems after", "grpo"] == 10 and pd.isna(counts["multiplication", "grpo"])
 
 
 def test_collapsed_runs_are_counted_and_crossed(tables: dict[str, pd.DataFrame]):
