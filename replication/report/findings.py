@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import pandas as pd
 import yaml
 
 from replication.names import HEADLINE, METHOD_LABELS, NEGATIVE_RESULTS, SETTING_LABELS
-from replication.report.headline import accuracy_table
+from replication.report.headline import LEVEL, accuracy_table, learning_table
 from replication.report.html import render
 from replication.report.select import in_order, runs_of
-from replication.report.wording import counted, interval, listing, number, percent, points, span
-from replication.statistics import Tables, detectable_differences, detectable_gap, difference, p_text
+from replication.report.wording import counted, interval, listing, number, percent, span
+from replication.statistics import Estimate, Tables, detectable_differences, detectable_gap, difference, p_text, seed_spread
 
 #: The setting that the claims on word problems are judged on.
 MAIN = "word_problems after"
+#: Two methods are called alike only where their difference is under this many points.
+EQUAL_WITHIN = 5.0
 #: A verdict as the end of a sentence about a claim.
 _PHRASES = {
     "supported": "this holds here",
@@ -28,7 +30,7 @@ _PHRASES = {
 
 
 def conclusions(judged: pd.DataFrame, tables: Tables, profile: str) -> list[str]:
-    """Five sentences for a reader who knows nothing yet: what the paper claims, what was measured, and the verdict.
+    """Five items for a reader who knows nothing yet: accuracy, whether GRPO improves, sparse against GRPO, speed, and tokens.
 
     One sentence where these runs judge no claim.
     """
@@ -38,49 +40,116 @@ def conclusions(judged: pd.DataFrame, tables: Tables, profile: str) -> list[str]
     table, runs = accuracy_table(tables, profile), runs_of(tables, HEADLINE, profile)
     accuracy = {setting: rows.set_index("method")["accuracy"] for setting, rows in table.groupby("setting", sort=False)}
     main = MAIN if MAIN in accuracy else next(iter(accuracy))
-    kept = table.groupby("method")["kept_fraction"].agg(lambda values: list(values.dropna()))
 
     def at(method: str) -> str:
         return percent(accuracy[main][method]) if method in accuracy[main] else "(not run)"
 
-    def minus(method: str, other: str) -> str:
-        """Over the seeds and items that both have, in every setting."""
-        said = []
-        for setting, own in runs.groupby("setting", sort=False):
-            gap = difference(tables, own[own["method"] == method], own[own["method"] == other])
-            said += [f"{points(100 * gap.value)} on {SETTING_LABELS[setting]}"] if gap else []
-        return listing(said or ["(not run)"])
-
-    def share(method: str) -> str:
-        return f"{span(kept[method])} %" if len(kept.get(method, [])) else "(not run)"
-
-    def gain(method: str) -> str:
-        own = table[(table["setting"] == "multiplication") & (table["method"] == method)]
-        return f"{number(own['gain'].iloc[0])} points" if len(own) and "gain" in own and own["gain"].notna().all() else "(not run)"
-
     return [
         f"The model solves {at('base')} of the {SETTING_LABELS[main]} before training, {at('s_grpo')} after S-GRPO and "
-        f"{at('t_spmo')} after T-SPMO, the two methods that learn from a part of the tokens; the paper reports over 70 % for "
-        f"both: {_verdict(own, 'C2', 'C3')}.",
-        f"The paper finds that GRPO, which learns from every token, does not improve over the untrained model: its test accuracy "
-        f"changes by {minus('grpo', 'base')}; {_verdict(own, 'C4')}.",
-        f"The paper offers that learning from fewer tokens may hold overfitting back: in test accuracy S-GRPO differs from GRPO by "
-        f"{minus('s_grpo', 'grpo')}, T-SPMO by {minus('t_spmo', 'grpo')}; {_verdict(own, 'C9')}.",
-        f"Of the tokens, S-GRPO learns from {share('s_grpo')} (the paper: 30 to 50 %; {_verdict(own, 'C5')}) and T-SPMO from "
-        f"{share('t_spmo')} (the paper: under 5 %; {_verdict(own, 'C6')}).",
-        f"The paper calls T-SPMO strong on multiplication: it ends {gain('t_spmo')} above the untrained model, GRPO {gain('grpo')} "
-        f"above it; {_verdict(own, 'C7')}.",
+        f"{at('t_spmo')} after T-SPMO, which learn from a part of the tokens. The paper reports over 70 % for both: "
+        f"{_verdict(own, 'C2', 'C3')}.",
+        "The paper finds that GRPO, which learns from every token, does not improve. "
+        + _improvement(_differences(tables, runs, "grpo", "base"))
+        + (" The verdict stays open; its note says why." if _is_open(own, "C4") else ""),
+        _comparison({method: _differences(tables, runs, method, "grpo") for method in ("s_grpo", "t_spmo")}),
+        _still_rising(learning_table(tables, profile)),
+        _tokens(table),
     ]
 
 
+def _differences(tables: Tables, runs: pd.DataFrame, method: str, other: str) -> dict[str, Estimate]:
+    """By setting, the test accuracy of a method minus that of another, in points."""
+    found = {}
+    for setting, own in runs.groupby("setting", sort=False):
+        if gap := difference(tables, own[own["method"] == method], own[own["method"] == other]):
+            found[setting] = gap.scaled(100)
+    return found
+
+
+def _where(settings: Collection[str], of: int) -> str:
+    """One setting by its name, several by their number."""
+    if len(settings) == 1:
+        return f"on {SETTING_LABELS[next(iter(settings))]}"
+    return f"in all {of} settings" if len(settings) == of else f"in {len(settings)} of {of} settings"
+
+
+def _improvement(gains: Mapping[str, Estimate]) -> str:
+    """Whether GRPO gained over the base: where the whole interval is above 0."""
+    if not gains:
+        return "Here it was not run."
+    up = {setting: gain.value for setting, gain in gains.items() if gain.low > 0}
+    rest = [gain.value for setting, gain in gains.items() if setting not in up]
+    if not up:
+        return f"Nor does it clearly here: its accuracy changes by {span(rest)} points {_where(gains, len(gains))}."
+    said = f"Here it does: it gains {span(up.values())} points {_where(up, len(gains))}"
+    return f"{said}; elsewhere, by {span(rest)} points, it does not clearly." if rest else f"{said}."
+
+
+def _comparison(gaps: Mapping[str, Mapping[str, Estimate]]) -> str:
+    """Where a sparse method is clearly ahead of GRPO, and where clearly behind: by intervals that leave 0 out."""
+    if not any(gaps.values()):
+        return "In accuracy nothing can be said: the sparse methods and GRPO were not run with the same seeds."
+    parts: dict[str, list[str]] = {"ahead": [], "behind": []}
+    left_open = False
+    for method, its in gaps.items():
+        ends = {"ahead": [name for name, gap in its.items() if gap.low > 0]}
+        ends["behind"] = [name for name, gap in its.items() if gap.high < 0]
+        left_open |= len(its) > sum(map(len, ends.values()))
+        for word, settings in ends.items():
+            if settings:
+                sizes = span(abs(its[setting].value) for setting in settings)
+                parts[word].append(f"{METHOD_LABELS[method]} {_where(settings, len(its))} (by {sizes} points)")
+    ahead, behind = (listing(parts[word]) if parts[word] else "no sparse method" for word in parts)
+    last = " Elsewhere the intervals leave it open." if left_open else ""
+    return f"Clearly more accurate than GRPO is {ahead}. Clearly less accurate is {behind}.{last}"
+
+
+def _still_rising(table: pd.DataFrame) -> str:
+    """How often the validation accuracy of each method had not levelled off."""
+    if table.empty:
+        return "Whether the methods had levelled off when training stopped was not measured."
+    rising = table[table["rise_in_last_third"] >= LEVEL]
+    if rising.empty:
+        return f"Every method had levelled off when training stopped, to less than {LEVEL:g} point in the last third."
+    steepest = rising.loc[rising["rise_in_last_third"].idxmax()]
+    parts = [
+        f"{METHOD_LABELS[method]} {_where(set(own['setting']), int((table['method'] == method).sum()))}"
+        for method, own in rising.groupby("method", sort=False)
+    ]
+    most = f"{METHOD_LABELS[steepest['method']]} {_where([steepest['setting']], 1)}"
+    return (
+        f"When training stopped accuracy still rose for {listing(parts)}, most for {most} (by "
+        f"{number(steepest['rise_in_last_third'])} points in the last third)."
+    )
+
+
+def _tokens(table: pd.DataFrame) -> str:
+    """The share of the tokens that the sparse methods learn from, and the gains on multiplication."""
+    kept = table.groupby("method")["kept_fraction"].agg(lambda values: list(values.dropna()))
+    parts = [f"{METHOD_LABELS[name]} learns from {span(kept[name])} %" for name in ("s_grpo", "t_spmo") if len(kept.get(name, []))]
+    said = f"Of the tokens {listing(parts)}." if parts else "The share of the tokens learned from was not measured."
+    gains = table[table["setting"] == "multiplication"].set_index("method").get("gain", pd.Series(dtype=float)).dropna()
+    parts = [f"{METHOD_LABELS[name]} gains {number(gains[name])} points" for name in ("t_spmo", "grpo") if name in gains]
+    strong = listing(parts) if parts else "neither it nor GRPO was run"
+    return f"{said} On multiplication, where the paper calls T-SPMO strong, {strong}."
+
+
+def _about(judged: pd.DataFrame, *claims: str) -> pd.DataFrame:
+    """The rows about claims of the paper: themselves and their counterparts."""
+    return judged[judged["claim"].isin(claims) | judged["counterpart"].isin(claims)]
+
+
 def _verdict(judged: pd.DataFrame, *claims: str) -> str:
-    """The verdict on claims of the paper in these rows: one phrase where all agree, otherwise each by name."""
-    rows = judged[judged["claim"].isin(claims) | judged["counterpart"].isin(claims)]
-    if rows.empty:
+    """The verdict on claims of the paper in these rows, as the end of a sentence."""
+    found = set(_about(judged, *claims)["verdict"])
+    if not found:
         return "no claim of this scale is about it"
-    if rows["verdict"].nunique() == 1:
-        return _PHRASES[rows["verdict"].iloc[0]]
-    return ", ".join(f"{row.claim}: {row.verdict}" for row in rows.itertuples())
+    return _PHRASES[found.pop()] if len(found) == 1 else "the verdicts on the two differ"
+
+
+def _is_open(judged: pd.DataFrame, *claims: str) -> bool:
+    """Whether claims of the paper were judged and at least one of them stays open."""
+    return bool((_about(judged, *claims)["verdict"] == "inconclusive").any())
 
 
 def verdict_rows(judged: pd.DataFrame) -> list[dict[str, str]]:
@@ -142,22 +211,24 @@ def power(tables: Tables, profile: str) -> str:
     if table.empty:
         return "Not run."
     items = int(table["items"].min())
+    spread = seed_spread(tables, profile)
+    effects = spread.loc[spread["method"] != "base", "design_effect"].dropna()
+    unpaired = [100 * detectable_gap(0.7, items) * effect**0.5 for effect in (effects if len(effects) else [1.0])]
     text = (
-        f"With {items} test items, one seed and no pairing, two methods near 70 % must differ by about "
-        f"{number(100 * detectable_gap(0.7, items))} points to be told apart four times in five."
+        f"With {items} test items, one seed and no pairing, two methods near 70 % must differ by about {span(unpaired)} points to "
+        "be told apart four times in five"
     )
+    text += " (items of one template are alike, which is counted in)." if len(effects) else "."
     differences = detectable_differences(tables, profile)
     if differences.empty:
         return text
-    rows = in_order(differences, "setting", "method").itertuples()
-    parts = [f"{METHOD_LABELS[row.method]} on {SETTING_LABELS[row.setting]} {number(row.detectable)} points" for row in rows]
-    alike = differences[(differences["low"] <= 0) & (differences["high"] >= 0)]
+    alike = differences[(differences["low"] <= 0) & (differences["high"] >= 0) & (differences["equal_within"] < EQUAL_WITHIN)]
     within = [
-        f"{METHOD_LABELS[row.method]} on {SETTING_LABELS[row.setting]} within {number(row.equal_within)} points"
+        f"{number(row.equal_within)} points for {METHOD_LABELS[row.method]} on {SETTING_LABELS[row.setting]}"
         for row in in_order(alike, "setting", "method").itertuples()
     ]
-    text += f" Equal to GRPO, as far as the intervals allow: {listing(within)}." if within else ""
     return (
-        f"{text} With items in pairs and {counted(differences['seeds'].min(), 'seed')}, a difference to GRPO shows four times in "
-        f"five from this size on: {listing(parts)}."
+        f"{text} With items in pairs and {counted(differences['seeds'].min(), 'seed')}, a difference to GRPO shows so often from "
+        f"{span(differences['detectable'])} points on, by setting and method"
+        + (f"; the difference is smaller than {listing(within)}." if within else ".")
     )
