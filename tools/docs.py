@@ -21,7 +21,7 @@ from replication.report import advice_table
 from replication.runs import atomic_write
 from replication.statistics import verdicts
 from replication.tables import read_tables
-from tools import api
+from tools import api, predictions
 
 COMMITTED = RESULTS / "nano"
 BENCH = RESULTS / "bench"
@@ -146,6 +146,7 @@ BLOCKS = {
     "README.md": {"plan": plan_size, "verdicts": verdict_table, "rooms": rooms},
     "docs/api.md": {"api": api.page},
     "docs/update-cost.md": {"cost": cost},
+    "docs/nano-lab.md": {"predictions": predictions.table},
     "docs/paper-scale.md": {"paper-plan": lambda: plan_size("paper")},
     "docs/your-gpu.md": {"small-plan": lambda: plan_size("small")},
     "docs/teaching.md": {"notebook-times": notebook_times},
