@@ -94,7 +94,7 @@ def draw_accuracy(tables: Tables, profile: str, table: pd.DataFrame) -> Figure:
     of_task = more.groupby(more["setting"].str.split().str[0], sort=False)["all_items"].min()
     answered = [f"{count:,.0f} of {TASK_LABELS[task]}" for task, count in of_task.items()]
     all_items = f" (the table also has it on all its {listing(answered)})" if answered else ""
-    return p.caption(figure, text + f"over seeds and items, {counts}. Dashed: the base on the same items{all_items}.")
+    return p.caption(figure, text + f"over seeds, templates and items, {counts}. Dashed: the base on the same items{all_items}.")
 
 
 def _mean_and_seeds(axis: Axes, place: int, method: str, runs: pd.DataFrame, value: float, low: float, high: float) -> None:

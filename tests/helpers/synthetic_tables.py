@@ -178,6 +178,7 @@ def _run(
         "train_accuracy": value + 0.02 + 0.05 * KL[method] + 0.002 * rng.normal(), "n_items": items,
         "steps_done": 0 if method == "base" else 75, "tokens_generated": generated,
         "tokens_in_loss": 0 if method == "base" else int(generated * kept * 0.7),
+        "tokens_forwarded": 0 if method == "base" else int(generated * (0.3 + 0.7 * kept) * 0.4),
         "kept_fraction": kept, "kl_to_base": KL[method] * (1 + 0.05 * rng.normal()),
     }  # fmt: skip
 
