@@ -149,24 +149,29 @@ def _contrasts(runs: pd.DataFrame) -> Iterator[tuple[str, str, float, pd.DataFra
     if len(trie) and len(added):
         yield *SPARSITY, trie["kept_fraction"].mean(), trie, added
     rule = runs[(runs["method"] == "s_grpo") & runs["token_share"].isna() & (runs["denominator"] == "kept")]
-    # The headline runs it with the cap, the ablation without the prefix has none.
+    # The headline runs it with the cap, the ablation without the prefix has none: a coin for each token.
     capped = rule["max_kept_tokens"].notna()
     usual, without_prefix = rule[capped], rule[~capped & (rule["cutoff"] == 0)]
-    for name, own in (("T-SPMO's tokens and credit", trie), ("the tokens of S-GRPO's rule", usual)):
-        kept = own["kept_fraction"].mean()
-        # The default plan has random tokens at S-GRPO's share alone: those are no match for T-SPMO.
-        near = {abs(np.log(share / kept)): share for share in chance if kept / 2 <= share <= 2 * kept}
-        if near:
-            nearest = near[min(near)]
-            yield name, f"{100 * nearest:g} % at random", kept, own, chance[nearest]
-    if len(usual) and len(without_prefix):
-        names = "the tokens of S-GRPO's rule", "those of its rule without the prefix"
-        yield *names, without_prefix["kept_fraction"].mean(), usual, without_prefix
+    coins = [own for _, own in without_prefix.groupby("keep_probability")]
+    if len(trie) and (few := _nearest([*coins, *chance.values()], trie)) is not None:
+        yield "T-SPMO's tokens and credit", "as many at random", trie["kept_fraction"].mean(), trie, few
+    if len(usual) and (many := _nearest(list(chance.values()), usual)) is not None:
+        yield "the tokens of S-GRPO's rule", "as many at random", usual["kept_fraction"].mean(), usual, many
+    if len(usual) and (bare := _nearest(coins, usual)) is not None:
+        yield "the tokens of S-GRPO's rule", "those of its rule without the prefix", usual["kept_fraction"].mean(), usual, bare
     for (selector, share), own in picked[picked["selector"] != "random"].groupby(["selector", "token_share"], sort=True):
         if share in chance:
             yield _TOKENS.get(selector, selector), "random ones", share, own, chance[share]
     for share, own in picked[picked["selector"] == "entropy"].groupby("token_share") if len(full) else ():
         yield _TOKENS["entropy"], "all tokens", share, own, full
+
+
+def _nearest(choices: list[pd.DataFrame], own: pd.DataFrame) -> pd.DataFrame | None:
+    """The choice of tokens whose share of them is nearest to that of ``own``, if it is within a factor of two."""
+    kept = own["kept_fraction"].mean()
+    distances = [abs(float(np.log(choice["kept_fraction"].mean() / kept))) for choice in choices]
+    near = min(distances, default=np.inf)
+    return choices[distances.index(near)] if near <= np.log(2) else None
 
 
 def _gap(tables: Tables, left: pd.DataFrame, right: pd.DataFrame) -> dict[str, float]:
