@@ -80,7 +80,7 @@ def summary(tables: Bench, manifest: dict) -> str:
             "",
         ]
     if "in_trl" in tables:
-        lines += [*_in_trl(tables), ""]
+        lines += [*in_trl(tables), ""]
     for part, about in manifest.items():
         if part in tables and about.get("cases_done", 0) < about.get("cases", 0):
             lines += [f"{part}: stopped after {about['cases_done']} of {about['cases']} cases; the others were not run.", ""]
@@ -91,7 +91,7 @@ def summary(tables: Bench, manifest: dict) -> str:
     return "\n".join(lines)
 
 
-def _in_trl(tables: Bench) -> list[str]:
+def in_trl(tables: Bench) -> list[str]:
     """A row for stock TRL and for each method in TRL's loop: medians over the measured steps, and memory where it was measured."""
     steps = tables["in_trl"].groupby(["implementation", "method"], sort=False)
     middle = steps[["rollout_s", "update_s", "step_s", "tokens_forwarded"]].median()
@@ -100,7 +100,7 @@ def _in_trl(tables: Bench) -> list[str]:
     lines = [
         "TRL's GRPOTrainer as it is and with `TokenCreditTrainer`, each in TRL's own loop and with TRL's sampling, in turns, one "
         f"thread (in_trl.csv). Medians of {steps.size().min()} steps; {100 * tables['in_trl']['tied_groups'].mean():.0f} % of the "
-        "groups tie; peak memory of an update as above:",
+        "groups tie; peak memory of an update:",
         "",
         "| trainer | method | rollout (s) | update (s) | step (s) | tokens through the model | peak (MB) |",
         "|---|---|---|---|---|---|---|",

@@ -114,6 +114,8 @@ def cost(folder: Path = BENCH) -> str:
         worst = packed.groupby("method")["share_of_trl_at_its_best"].max()
         shares = ", ".join(f"{method} {share:.2f}" for method, share in worst.items())
         lines += ["", f"Peak memory of an update, as a share of TRL's at its best: {shares}."]
+    if "in_trl" in tables:
+        lines += ["", *bench_text.in_trl(tables)]
     if "scaling" in tables:
         lines += ["", bench_text.least_gain(tables["scaling"])]
     if "dense_vs_packed" in tables:
