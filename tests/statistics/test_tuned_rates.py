@@ -27,9 +27,9 @@ def behind(rows, rate: float) -> float:
 def test_headline_rates_are_tuned(setting, method):
     runs = read_tables(RESULTS)["runs"]
     rows = runs[(runs["ablation"] == "learning_rate") & (runs["task"] == setting["task"]) & (runs["method"] == method)]
-    rows = rows[rows["status"].isin(ENDED) & (rows["asides"] == setting["asides"] if "asides" in setting else True)]
-    if rows["learning_rate"].nunique() < 3:
-        pytest.skip("the committed tables have no rates of it yet")
+    rows = rows[rows["asides"] == setting["asides"]] if "asides" in setting else rows
+    if rows.empty or not rows["status"].isin(ENDED).all():
+        pytest.skip("the committed tables have not all of its runs yet, and one seed decides nothing")
     assert behind(rows, load_profile("nano", **setting, method=method).learning_rate) <= TUNED_WITHIN
 
 
