@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _ADVICE = (
     f"The cheapest of the choice with the highest mean test accuracy and those fewer than {MARGIN:g} points behind it by the whole "
-    "interval of the paired difference. docs/which-setting.md states the rule and its limits."
+    "interval of the paired difference, if it is cheaper by a tenth. docs/which-setting.md states the rule and its limits."
 )
 _SPREAD = (
     "In percent: how much training under another seed changes the accuracy (sd, lowest and highest seed), and what another set of "

@@ -84,6 +84,8 @@ def test_the_rate_is_that_of_validation_with_its_width():
     start, evidence = only(advice(*runs, run("learning_rate", "t_spmo", 50, 100)), "Which learning rate")
     assert start == "GRPO 0.004", "one rate is no choice"
     assert "factor of 2.0" in evidence and "highest" in evidence and "T-SPMO" not in evidence
+    pending, right = run("learning_rate", "grpo", 0, 100, learning_rate=8e-3)
+    assert only(advice(*runs, (pending | {"status": "pending"}, right)), "Which learning rate")[0] == "not run"
 
 
 def tokens(rule: int, random: int, earliest: int) -> str:
