@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from replication.report import ablations, cost, credit, headline, regimes, side_effects
+from replication.report import ablations, cost, credit, headline, regimes, side_effects, tokens
 from replication.report import style as p
 from replication.report.html import data_uri, render
 from replication.report.wording import in_rewards, own_reward, shown_table
@@ -99,11 +99,11 @@ _LIST = (
     ),
     Exhibit(
         "token_fraction", "Token fraction", "How much does accuracy depend on how many tokens are credited?",
-        ablations.fraction_table, ablations.draw_fraction, ablations.say_fraction,
+        tokens.fraction_table, tokens.draw_fraction, tokens.say_fraction,
     ),
     Exhibit(
         "which_tokens", "Which tokens", "At the same number of tokens, does it matter which are credited?",
-        ablations.contrast_table, ablations.draw_contrast, ablations.say_contrast,
+        tokens.contrast_table, tokens.draw_contrast, tokens.say_contrast,
     ),
     Exhibit(
         "lora_rank", "LoRA rank", "Does the gap between sparse and full depend on the size of the adapter?",

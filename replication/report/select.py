@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from replication.names import SETTINGS, trained_in
+from replication.names import HEADLINE, SETTINGS, trained_in
 from replication.statistics import Tables, rows_of, table
 
 
@@ -21,6 +21,17 @@ def in_order(table: pd.DataFrame, *columns: str) -> pd.DataFrame:
         return values.map(order[values.name].index) if values.name in order else values
 
     return table.sort_values(list(columns), key=key, kind="stable", ignore_index=True)
+
+
+def methods_of(runs: pd.DataFrame) -> list[str]:
+    """The trained methods of some runs, in the order of ``names``."""
+    return [method for method in trained_in(runs["method"]) if (runs["method"] == method).any()]
+
+
+def base_accuracy(tables: Tables, profile: str, setting: str) -> float:
+    """Mean test accuracy of the untrained base in percent; NaN if it was not run."""
+    runs = runs_of(tables, HEADLINE, profile)
+    return float(100 * runs.loc[(runs["setting"] == setting) & (runs["method"] == "base"), "accuracy"].mean())
 
 
 def curves_of(tables: Tables, runs: pd.DataFrame, *metrics: str) -> pd.DataFrame:

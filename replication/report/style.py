@@ -19,14 +19,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from replication.names import METHOD_LABELS, SETTING_LABELS
+from replication.names import METHOD_LABELS, SETTING_LABELS, Labels
 from replication.report.wording import counted
 from replication.runs import atomic_write
 from replication.statistics import mean_over_seeds
 
 
 class _Cycle(dict[str, str]):
-    """A look for each method; a rule of the reader's own gets the next of ``others``, and keeps it."""
+    """A look for each method or selector; one that is not known gets the next of ``others``, and keeps it."""
 
     def __init__(self, others: str, **known: str) -> None:
         super().__init__(known)
@@ -41,18 +41,21 @@ COLOURS = _Cycle(
     "#CC79A7 #E69F00 #56B4E9 #000000", base="#595959", grpo="#0072B2", s_grpo="#D55E00", t_spmo="#009E73", ppo="#7F3C8D"
 )
 MARKERS = _Cycle("v P X *", base="D", grpo="o", s_grpo="s", t_spmo="^", ppo="p")
-SELECTOR_LABELS = {
-    "all": "all tokens (GRPO)", "rule": "S-GRPO's rule", "trie": "trie (T-SPMO)", "random": "uniform random",
-    "earliest": "earliest", "latest": "latest", "entropy": "highest entropy", "low_entropy": "lowest entropy",
-    "unbiased": "random, weights 1/p", "prefix_cut": "random prefix", "all_and_branches": "all tokens, T-SPMO's credit added",
-}  # fmt: skip
-SELECTOR_COLOURS = {
-    "all": "#0072B2", "rule": "#D55E00", "trie": "#009E73", "random": "#CC79A7", "earliest": "#56B4E9",
-    "latest": "#000000", "entropy": "#E69F00", "low_entropy": "#999999", "unbiased": "#7F3C8D", "prefix_cut": "#8C564B",
-    "all_and_branches": "#1F3A93",
-}  # fmt: skip
-SELECTOR_MARKERS = {"all": "o", "rule": "s", "trie": "^", "random": "v", "earliest": "<", "latest": ">", "entropy": "P"}
-SELECTOR_MARKERS |= {"low_entropy": "X", "unbiased": "d", "prefix_cut": "h", "all_and_branches": "p"}
+SELECTOR_LABELS = Labels(
+    all="all tokens (GRPO)", rule="S-GRPO's rule", trie="trie (T-SPMO)", random="uniform random", entropy="highest entropy",
+    low_entropy="lowest entropy", unbiased="random, weights 1/p", prefix_cut="random prefix",
+    all_and_branches="all tokens, T-SPMO's credit added",
+)  # fmt: skip
+SELECTOR_COLOURS = _Cycle(
+    "#555555", all="#0072B2", rule="#D55E00", trie="#009E73", random="#CC79A7", earliest="#56B4E9", latest="#000000",
+    entropy="#E69F00", low_entropy="#999999", unbiased="#7F3C8D", prefix_cut="#8C564B", all_and_branches="#1F3A93",
+)  # fmt: skip
+SELECTOR_MARKERS = _Cycle(
+    "X", all="o", rule="s", trie="^", random="v", earliest="<", latest=">", entropy="P", low_entropy="X", unbiased="d",
+    prefix_cut="h", all_and_branches="p",
+)  # fmt: skip
+#: Of what makes more and what makes less.
+POSITIVE, NEGATIVE = "#0072B2", "#D55E00"
 #: Inches that panels side by side may take, so that a figure with its legend is read unscaled at 1280 pixels.
 PAGE_WIDTH = 11.0
 #: Fewer seeds than this have dots and a mean but no interval, which would be mostly a guess.
@@ -189,6 +192,12 @@ def line_of_means(axis: Axes, runs: pd.DataFrame, column: str, place: Mapping[fl
         seed_bar(axis, place[key], values, COLOURS[method], (0, 100))
     look = {"color": COLOURS[method], "marker": MARKERS[method], "markersize": 6.5, "label": METHOD_LABELS[method], "zorder": 3}
     axis.plot(*zip(*sorted(points), strict=True), **look) if points else None
+
+
+def mean_and_range(axis: Axes, wide: pd.DataFrame, method: str, **look: Any) -> None:
+    """A method's mean over the steps and the range of its seeds, the columns of ``wide``."""
+    axis.plot(wide.index, wide.mean(axis=1), color=COLOURS[method], label=METHOD_LABELS[method], **look)
+    axis.fill_between(wide.index, wide.min(axis=1), wide.max(axis=1), color=COLOURS[method], alpha=0.12, lw=0)
 
 
 def about(profile: str) -> str:

@@ -37,7 +37,7 @@ from replication.statistics.intervals import (
     wilson,
 )
 from replication.statistics.judging import VERDICTS, verdicts
-from replication.statistics.measures import TUNED_WITHIN
+from replication.statistics.measures import CELL, TUNED_WITHIN
 from replication.statistics.paired import (
     CORRECTION,
     CREDIT,
@@ -48,9 +48,10 @@ from replication.statistics.paired import (
     rank_gap_table,
     selection_gap_table,
 )
-from replication.statistics.rates import at_best_rate, best_rate, tuning
+from replication.statistics.rates import at_best_rate, best_rate, end_of_grid, tuning
 
 __all__ = [
+    "CELL",
     "CORRECTION",
     "CREDIT",
     "SCALE_MODELS",
@@ -71,6 +72,7 @@ __all__ = [
     "detectable_differences",
     "detectable_gap",
     "difference",
+    "end_of_grid",
     "ended",
     "headline_runs",
     "holm",

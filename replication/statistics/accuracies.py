@@ -162,7 +162,7 @@ def templates_of(matrix: pd.DataFrame) -> list[str]:
     return list(matrix.columns.get_level_values("template"))
 
 
-def accuracy(tables: Tables, runs: pd.DataFrame, *, seed: int = 0) -> Estimate | None:
+def accuracy(tables: Tables, runs: pd.DataFrame) -> Estimate | None:
     """Test accuracy of some runs, one for each seed, a fraction with its interval; None without runs.
 
     The bootstrap draws from a stream of these very runs, so that one accuracy has one interval wherever it is shown. Where the
@@ -175,7 +175,7 @@ def accuracy(tables: Tables, runs: pd.DataFrame, *, seed: int = 0) -> Estimate |
         over_seeds = mean_over_seeds(runs.drop_duplicates("run_id")["accuracy"].astype(float))
         low, high = (float(np.clip(end, 0, 1)) for end in (over_seeds.low, over_seeds.high))
         return replace(over_seeds, low=low, high=high)
-    rng = numpy_stream(seed, "bootstrap", "accuracy", *sorted(set(runs["run_id"].astype(str))))
+    rng = numpy_stream(0, "bootstrap", "accuracy", *sorted(set(runs["run_id"].astype(str))))
     return bootstrap(matrix, None, rng, templates=templates_of(matrix))
 
 
