@@ -89,9 +89,8 @@ def say_regimes(table: pd.DataFrame) -> list[str]:
     failing = set(new.loc[(new["method"] == "grpo") & (new["gain_high"] < FAILS_UNDER), "cell"])
     working = set(new.loc[(new["method"] != "grpo") & (new["gain_low"] > WORKS_ABOVE), "cell"])
     met = sorted(failing & working)
-    again = new["cell"].nunique()
-    second = f"On new seeds GRPO fails while a sparse method works in {f'none of {again}' if not met else listing(met)} cells."
-    return [first, second if not met else second.replace(" cells.", ".")]
+    where = listing(met) if met else f"none of {new['cell'].nunique()} cells"
+    return [first, f"On new seeds GRPO fails while a sparse method works in {where}."]
 
 
 _SPLITS = {

@@ -81,12 +81,10 @@ def panels(title: str, count: int, *, rows: int = 1, width: float = 4.3, height:
     return figure, figure.subplots(rows, count, squeeze=False)
 
 
-def setting_panels(
-    title: str, settings: Sequence[str], *, width: float = 4.3, height: float = 3.5
-) -> tuple[Figure, dict[str, Axes]]:
+def setting_panels(title: str, settings: Sequence[str], *, width: float = 4.3) -> tuple[Figure, dict[str, Axes]]:
     """A figure with a titled panel for each setting, two in a row where all in one row would be too wide for a page."""
     columns = len(settings) if len(settings) * width <= PAGE_WIDTH else 2
-    figure, axes = panels(title, columns, rows=math.ceil(len(settings) / columns), width=width, height=height)
+    figure, axes = panels(title, columns, rows=math.ceil(len(settings) / columns), width=width)
     for axis in axes.flat[len(settings) :]:
         axis.remove()
     by_setting = dict(zip(settings, axes.flat, strict=False))
@@ -136,12 +134,12 @@ def percent_axis(axis: Axes, label: str, values: Sequence[float] | pd.Series | N
     axis.set_ylabel(label + (" (axis cut)" if low > 0 else ""))
 
 
-def log_axis(axis: Axes, ticks: Sequence[float], form: str = "{:g}") -> None:
+def log_axis(axis: Axes, ticks: Sequence[float]) -> None:
     """A logarithmic x axis with these ticks in plain digits."""
     axis.set_xscale("log")
     axis.xaxis.set_major_locator(FixedLocator(list(ticks)))
     axis.xaxis.set_minor_locator(NullLocator())
-    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: form.format(value)))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def decades(axis: Axes, values: Sequence[float] | pd.Series) -> None:
@@ -161,10 +159,10 @@ def rows_axis(axis: Axes, names: Sequence[str]) -> None:
     axis.tick_params(axis="y", length=0)
 
 
-def base_line(axis: Axes, tables_base: float, label: str | None = "base, untrained") -> None:
+def base_line(axis: Axes, base: float) -> None:
     """A dashed line at the base's value, if it was measured."""
-    if np.isfinite(tables_base):
-        axis.axhline(tables_base, color=COLOURS["base"], linestyle=(0, (5, 3)), linewidth=1.2, zorder=1, label=label)
+    if np.isfinite(base):
+        axis.axhline(base, color=COLOURS["base"], linestyle=(0, (5, 3)), linewidth=1.2, zorder=1, label="base, untrained")
 
 
 def dots(axis: Axes, x: Any, y: pd.Series, runs: pd.DataFrame, colour: str, marker: str, size: float = 16) -> None:
@@ -175,23 +173,20 @@ def dots(axis: Axes, x: Any, y: pd.Series, runs: pd.DataFrame, colour: str, mark
     axis.scatter(place[broken], y.to_numpy(dtype=float)[broken], s=45, marker="x", color="black", lw=1.4, zorder=5)
 
 
-def seed_bar(axis: Axes, x: float, values: Sequence[float], colour: str, bounds: tuple[float, float] = (-np.inf, np.inf)) -> None:
-    """The t interval over seeds, within ``bounds``; nothing where there are too few seeds for one."""
-    if len(values) >= SEEDS_FOR_A_BAR:
-        estimate = mean_over_seeds(values)
-        axis.plot([x, x], np.clip([estimate.low, estimate.high], *bounds), color=colour, linewidth=2, alpha=0.6, zorder=2)
-
-
 def line_of_means(axis: Axes, runs: pd.DataFrame, column: str, place: Mapping[float, float], method: str, measure: str) -> None:
-    """A line through a method's means in percent, its seeds as dots, and bars where there are seeds enough."""
+    """A line through a method's means in percent, its seeds as dots, and t intervals where there are enough seeds for one."""
     points = []
     for key, own in runs.groupby(column):
         values = 100 * own[measure]
         points.append((place[key], values.mean()))
         dots(axis, place[key], values, own, COLOURS[method], MARKERS[method])
-        seed_bar(axis, place[key], values, COLOURS[method], (0, 100))
+        if len(values) >= SEEDS_FOR_A_BAR:
+            found = mean_over_seeds(values)
+            ends = np.clip([found.low, found.high], 0, 100)
+            axis.plot([place[key]] * 2, ends, color=COLOURS[method], linewidth=2, alpha=0.6, zorder=2)
     look = {"color": COLOURS[method], "marker": MARKERS[method], "markersize": 6.5, "label": METHOD_LABELS[method], "zorder": 3}
-    axis.plot(*zip(*sorted(points), strict=True), **look) if points else None
+    if points:
+        axis.plot(*zip(*sorted(points), strict=True), **look)
 
 
 def mean_and_range(axis: Axes, wide: pd.DataFrame, method: str, **look: Any) -> None:

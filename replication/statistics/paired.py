@@ -62,7 +62,7 @@ def difference(tables: Tables, left: pd.DataFrame, right: pd.DataFrame) -> Estim
 def _by_setting(tables: Tables, scale: str) -> Iterator[tuple[str, dict[str, pd.DataFrame]]]:
     """Each setting of the headline, and its runs by method, in the order of ``names``."""
     for setting, own in headline_runs(tables, scale).groupby("setting", sort=False):
-        yield setting, {method: mine for method, mine in own.groupby("method", sort=False)}
+        yield setting, dict(list(own.groupby("method", sort=False)))
 
 
 def paired_tests(tables: Tables, scale: str = "nano") -> pd.DataFrame:
