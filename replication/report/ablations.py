@@ -8,9 +8,9 @@ from matplotlib.figure import Figure
 
 from replication.names import HEADLINE, METHOD_LABELS, SETTING_LABELS
 from replication.report import style as p
-from replication.report.select import base_accuracy, in_order, items_of, methods_of, runs_of
+from replication.report.select import base_accuracy, items_of, methods_of
 from replication.report.wording import counted, listing, number, percent, span
-from replication.statistics import Tables, best_rate, end_of_grid, rank_gap_table, tuning
+from replication.statistics import Tables, best_rate, end_of_grid, in_order, rank_gap_table, runs_of, tuning
 
 # Learning rate -----------------------------------------------------------------------------------------------------------------
 

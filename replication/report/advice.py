@@ -14,10 +14,10 @@ import pandas as pd
 
 from replication.names import HEADLINE, METHOD_LABELS, NEW_SEED, SETTING_LABELS, TUNING_SEED
 from replication.report.regimes import NORMALISED_UP_TO, overfitting_table, replayed
-from replication.report.select import by_seed, curves_of, in_order
+from replication.report.select import by_seed, curves_of
 from replication.report.style import SELECTOR_LABELS
 from replication.report.wording import counted, interval, listing, number, percent
-from replication.statistics import Tables, at_best_rate, difference, end_of_grid, ended, mean_over_seeds, table, tuning
+from replication.statistics import Tables, at_best_rate, difference, end_of_grid, ended, in_order, mean_over_seeds, table, tuning
 
 #: A choice as good as the best is fewer points behind it than this, by its whole interval.
 MARGIN = 5.0

@@ -12,8 +12,7 @@ import yaml
 
 from replication.config import ExperimentConfig
 from replication.names import DEVIATIONS, HEADLINE, METHOD_LABELS
-from replication.report.select import in_order, runs_of
-from replication.statistics import Tables, table
+from replication.statistics import Tables, in_order, runs_of, table
 from replication.tasks import MADE_UP
 
 _PROMPT_SHARES = ("accuracy", "parsable_share", "accuracy_of_parsable", "truncated_share", "stopped_share")

@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from replication.names import HEADLINE, METHOD_LABELS, SETTING_LABELS, TASK_LABELS, trained_in
 from replication.randomness import numpy_stream
 from replication.report import style as p
-from replication.report.select import by_seed, curves_of, items_of, runs_of
+from replication.report.select import by_seed, curves_of, items_of
 from replication.report.wording import counted, listing, number, percent, span
-from replication.statistics import Estimate, Tables, accuracy, answers, bootstrap, difference, table
+from replication.statistics import Estimate, Tables, accuracy, answers, bootstrap, difference, runs_of, table
 
 #: A method has levelled off if its validation accuracy rose by less than this many points in the last third of the steps.
 LEVEL = 1.0

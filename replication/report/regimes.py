@@ -8,9 +8,9 @@ from matplotlib.figure import Figure
 
 from replication.names import METHOD_LABELS, NEW_SEED, TRAINED
 from replication.report import style as p
-from replication.report.select import by_seed, curves_of, items_of, runs_of
+from replication.report.select import by_seed, curves_of, items_of
 from replication.report.wording import listing, number
-from replication.statistics import CELL, Tables, at_best_rate, difference, mean_over_seeds
+from replication.statistics import CELL, Tables, at_best_rate, difference, mean_over_seeds, runs_of
 
 #: The margins of the rule in docs/nano-lab.md, in points over the base.
 FAILS_UNDER, WORKS_ABOVE = 5.0, 20.0

@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 
 from replication.names import HEADLINE, METHOD_LABELS, SETTING_LABELS
 from replication.report import style as p
-from replication.report.select import methods_of, runs_of
+from replication.report.select import methods_of
 from replication.report.wording import counted, listing, number, points
-from replication.statistics import Estimate, Tables, mean_over_seeds
+from replication.statistics import Estimate, Tables, mean_over_seeds, runs_of
 
 #: No run of the headline sees an item twice, so the gap of trained and test items is no measure here: see ``regimes``.
 #: Column, label of the axis, word in a sentence, factor, and the direction that is better (0: neither).

@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 
 from replication.names import SETTING_LABELS, TUNING_SEED
 from replication.report import style as p
-from replication.report.select import base_accuracy, in_order, items_of, runs_of
+from replication.report.select import base_accuracy, items_of
 from replication.report.wording import counted, interval, listing, percent, span
-from replication.statistics import CREDIT, SPARSITY, Tables, accuracy, end_of_grid, selection_gap_table
+from replication.statistics import CREDIT, SPARSITY, Tables, accuracy, end_of_grid, in_order, runs_of, selection_gap_table
 
 #: Fields that tell two choices of tokens apart; ``tokens`` is their name.
 _CHOICE = ["setting", "method", "selector", "denominator", "tokens"]

@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from replication.names import METHOD_LABELS, TUNING_SEED, trained_in
+from replication.names import METHOD_LABELS, TUNING_SEED
 from replication.randomness import numpy_stream
-from replication.statistics.accuracies import Tables, answers, headline_runs, rows_of, templates_of
+from replication.statistics.accuracies import Tables, answers, headline_runs, runs_of, templates_of
 from replication.statistics.intervals import POWER, Estimate, bootstrap, holm, mcnemar
 from replication.statistics.rates import at_best_rate
 
@@ -73,7 +73,7 @@ def paired_tests(tables: Tables, scale: str = "nano") -> pd.DataFrame:
     """
     rows: list[dict[str, Any]] = []
     for setting, methods in _by_setting(tables, scale):
-        for a, b in combinations([method for method in ("base", *trained_in(methods)) if method in methods], 2):
+        for a, b in combinations(methods, 2):
             left, right = pair(tables, methods[a], methods[b])
             if left.size == 0 or right.size == 0:
                 continue
@@ -110,7 +110,7 @@ def rank_gap_table(tables: Tables, profile: str) -> pd.DataFrame:
 
     With the interval of the paired difference; that the rates were chosen is not part of it.
     """
-    runs, out = rows_of(tables, "lora_rank", profile), []
+    runs, out = runs_of(tables, "lora_rank", profile), []
     for (setting, rank), own in runs.groupby(["setting", "lora_rank"], sort=False) if len(runs) else ():
         at_best = {method: at_best_rate(mine) for method, mine in own.groupby("method")}
         for method in [method for method in ("s_grpo", "t_spmo") if method in at_best and "grpo" in at_best]:
@@ -128,7 +128,7 @@ def selection_gap_table(tables: Tables, profile: str) -> pd.DataFrame:
     the prefix that it always keeps (cutoff 0). Each other choice of tokens minus as many at random, and the highest entropy minus
     all tokens. The runs that tuned a rate are left out.
     """
-    runs, out = rows_of(tables, "token_fraction", profile), []
+    runs, out = runs_of(tables, "token_fraction", profile), []
     runs = runs[runs["seed"] < TUNING_SEED]
     for setting, own in runs.groupby("setting", sort=False) if "token_share" in runs else ():
         for tokens, reference, share, left, right in _contrasts(own):
