@@ -84,7 +84,8 @@ class Exhibit:
         return Shown(self.name, title, question, table, figure, sentences, rewards)
 
 
-_LIST = (
+#: In the order of the report: ``EXHIBITS[name].show(tables, profile)``.
+EXHIBITS = {exhibit.name: exhibit for exhibit in (
     Exhibit(
         "full_vs_sparse", "Full against sparse", "Does crediting fewer tokens cost accuracy, or gain it?",
         headline.accuracy_table, headline.draw_accuracy, headline.say_accuracy,
@@ -145,9 +146,7 @@ _LIST = (
         "gradient_snr", "Signal and noise", "How much of a gradient is signal?",
         credit.noise_table, credit.draw_noise, credit.say_noise,
     ),
-)  # fmt: skip
-#: In the order of the report: ``EXHIBITS[name].show(tables, profile)``.
-EXHIBITS = {exhibit.name: exhibit for exhibit in _LIST}
+)}  # fmt: skip
 
 
 def save_figures(exhibits: Iterable[Shown], folder: str | Path) -> list[Path]:

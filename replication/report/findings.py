@@ -11,17 +11,8 @@ import yaml
 from replication.names import HEADLINE, METHOD_LABELS, NEGATIVE_RESULTS, SETTING_LABELS
 from replication.report.headline import LEVEL, accuracy_table, learning_table
 from replication.report.html import render
-from replication.report.wording import counted, interval, listing, number, percent, span
-from replication.statistics import (
-    Estimate,
-    Tables,
-    detectable_differences,
-    detectable_gap,
-    difference,
-    p_text,
-    runs_of,
-    seed_spread,
-)
+from replication.report.wording import counted, interval, listing, number, p_text, percent, span
+from replication.statistics import Estimate, Tables, detectable_differences, detectable_gap, difference, runs_of, seed_spread
 
 #: The setting that the claims on word problems are judged on.
 MAIN = "word_problems after"

@@ -34,7 +34,6 @@ from replication.statistics.intervals import (
     mcnemar,
     mean_over_items,
     mean_over_seeds,
-    p_text,
     wilson,
 )
 from replication.statistics.judging import VERDICTS, verdicts
@@ -82,7 +81,6 @@ __all__ = [
     "mcnemar",
     "mean_over_items",
     "mean_over_seeds",
-    "p_text",
     "paired_tests",
     "per_seed",
     "rank_gap_table",

@@ -100,11 +100,6 @@ def detectable_gap(rate: float, n: int) -> float:
     return float(z * np.sqrt(2 * rate * (1 - rate) / n))
 
 
-def p_text(p: float, at_floor: bool = False) -> str:
-    """A p-value for a reader: "≤ 0.0005" where no resample was on the other side (``at_floor``), else two digits; empty for NaN."""
-    return "" if np.isnan(p) else f"{'≤ ' * at_floor}{p:.2g}"
-
-
 def bootstrap(
     a: ArrayLike,
     b: ArrayLike | None,
