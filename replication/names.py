@@ -35,7 +35,7 @@ ENDED = ("done", "diverged", "collapsed")
 SCHEMA_VERSION = 1
 
 
-class _Labels(dict[str, str]):
+class Labels(dict[str, str]):
     """Labels by name; of a reader's own package.module:name the label is its name."""
 
     def __missing__(self, name: str) -> str:
@@ -43,8 +43,8 @@ class _Labels(dict[str, str]):
 
 
 #: How tables and sentences write them.
-METHOD_LABELS = _Labels(base="base", grpo="GRPO", s_grpo="S-GRPO", t_spmo="T-SPMO", ppo="PPO")
-TASK_LABELS = _Labels(word_problems="word problems", multiplication="multiplication", svamp="SVAMP", jsonl="own problems")
+METHOD_LABELS = Labels(base="base", grpo="GRPO", s_grpo="S-GRPO", t_spmo="T-SPMO", ppo="PPO")
+TASK_LABELS = Labels(word_problems="word problems", multiplication="multiplication", svamp="SVAMP", jsonl="own problems")
 SETTING_LABELS = TASK_LABELS | {
     "word_problems none": "word problems (no noise)",
     "word_problems before": "word problems (noise before)",

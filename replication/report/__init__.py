@@ -2,14 +2,14 @@
 
 In: the tables. Out: report.html, the figures, the pages of notebooks, and what the notebooks show.
 Start with ``exhibits``, the one list: ``EXHIBITS[name].show(tables, profile)`` is a figure, at most two sentences, and the table
-behind them. One module a topic holds how: headline, ablations, regimes, side_effects, cost, credit. ``advice`` says which setting
-to start with. ``style`` is what all figures share.
+behind them. One module a topic holds how: headline, ablations, tokens, regimes, side_effects, cost, credit. ``advice`` says which
+setting to start with. ``style`` is what all figures share.
 """
 
 from __future__ import annotations
 
 from replication.report.advice import advice_table
-from replication.report.exhibits import EXHIBITS, Exhibit, Shown, save_figures
+from replication.report.exhibits import EXHIBITS, save_figures
 from replication.report.findings import conclusions, negative_results, power, verdict_rows, verdict_table
 from replication.report.html import notebook_page, table_html, with_formulas
 from replication.report.page import build, find_tables, rebuild_tables, update_tables
@@ -25,15 +25,12 @@ from replication.report.style import (
     panels,
     percent_axis,
     save_figure,
-    setting_panels,
 )
 
 __all__ = [
     "COLOURS",
     "EXHIBITS",
-    "Exhibit",
     "MARKERS",
-    "Shown",
     "advice_table",
     "build",
     "caption",
@@ -54,7 +51,6 @@ __all__ = [
     "rebuild_tables",
     "save_figure",
     "save_figures",
-    "setting_panels",
     "state_table",
     "table_html",
     "update_tables",

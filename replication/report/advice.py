@@ -13,11 +13,11 @@ import numpy as np
 import pandas as pd
 
 from replication.names import HEADLINE, METHOD_LABELS, NEW_SEED, SETTING_LABELS, TUNING_SEED
-from replication.report.regimes import NORMALISED_UP_TO, overfitting_table
-from replication.report.select import by_seed, curves_of, in_order
+from replication.report.regimes import NORMALISED_UP_TO, overfitting_table, replayed
+from replication.report.select import by_seed, curves_of
 from replication.report.style import SELECTOR_LABELS
 from replication.report.wording import counted, interval, listing, number, percent
-from replication.statistics import Tables, at_best_rate, difference, ended, mean_over_seeds, table, tuning
+from replication.statistics import Tables, at_best_rate, difference, end_of_grid, ended, in_order, mean_over_seeds, table, tuning
 
 #: A choice as good as the best is fewer points behind it than this, by its whole interval.
 MARGIN = 5.0
@@ -83,8 +83,8 @@ def _rate(tables: Tables, planned: pd.DataFrame) -> Answers:
             words += f"about as good over a factor of {number(row.forgiving)}"
             alone = " to ".join(f"{rate:g}" for rate in sorted({row.peak_low, row.peak_high}))
             words += f"; single seeds choose {alone}" if pd.notna(row.peak_low) else ""
-            ends = {own["learning_rate"].min(): "lowest", own["learning_rate"].max(): "highest"}
-            evidence.append(words + (f"; the {ends[row.learning_rate]} tried" if row.learning_rate in ends else ""))
+            end = end_of_grid(row.learning_rate, own["learning_rate"])
+            evidence.append(words + (f"; the {end} tried" if end else ""))
     yield "Which learning rate", (listing(starts), ". ".join(evidence)) if starts else None
 
 
@@ -142,8 +142,8 @@ def _when_to_stop(tables: Tables, runs: pd.DataFrame, steps: float) -> Answer:
 
 def _replays(tables: Tables, planned: pd.DataFrame) -> Answers:
     runs = ended(planned)
-    replayed = runs["replay_successes"].notna() | runs["replay_failures"].notna()
-    yield "Replays for T-SPMO", cheapest_as_good(tables, {"no": (0.0, runs[~replayed]), "yes": (1.0, runs[replayed])})
+    with_ = replayed(runs)
+    yield "Replays for T-SPMO", cheapest_as_good(tables, {"no": (0.0, runs[~with_]), "yes": (1.0, runs[with_])})
 
 
 def _critic(tables: Tables, planned: pd.DataFrame) -> Answers:

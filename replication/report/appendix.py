@@ -12,8 +12,7 @@ import yaml
 
 from replication.config import ExperimentConfig
 from replication.names import DEVIATIONS, HEADLINE, METHOD_LABELS
-from replication.report.select import in_order, runs_of
-from replication.statistics import Tables, table
+from replication.statistics import Tables, in_order, runs_of, table
 from replication.tasks import MADE_UP
 
 _PROMPT_SHARES = ("accuracy", "parsable_share", "accuracy_of_parsable", "truncated_share", "stopped_share")
@@ -48,15 +47,8 @@ def gain_table(tables: Tables, profile: str) -> pd.DataFrame:
         a, right = own.loc[own["item_id"].isin(both), ["parsable", "correct"]].mean()
         correctness = (right / a - right0 / a0) * (a + a0) / 2 if a and a0 else 0.0
         gain = right - right0
-        row = {
-            "setting": setting,
-            "method": method,
-            "seeds": own["run_id"].nunique(),
-            "items": len(both),
-            "parsable_before": 100 * a0,
-            "parsable_after": 100 * a,
-            "gain": 100 * gain,
-        }
+        row = {"setting": setting, "method": method, "seeds": own["run_id"].nunique(), "items": len(both)}
+        row |= {"parsable_before": 100 * a0, "parsable_after": 100 * a, "gain": 100 * gain}
         rows.append(row | {"gain_of_form": 100 * (gain - correctness), "gain_of_correctness": 100 * correctness})
     return in_order(pd.DataFrame(rows), "setting", "method") if rows else pd.DataFrame()
 
@@ -77,7 +69,7 @@ def prompt_table(tables: Tables, profile: str) -> pd.DataFrame:
 def troubled_table(runs: pd.DataFrame) -> pd.DataFrame:
     """The rows of the plan that did not simply end: diverged, collapsed, failed or pending."""
     columns = ["ablation", "setting", "method", "seed", "learning_rate", "lora_rank", "status", "reason"]
-    return runs.loc[~runs["status"].eq("done"), [name for name in columns if name in runs]]
+    return runs.loc[runs["status"] != "done", columns]
 
 
 def svamp_split(tables: Tables, profile: str) -> str:

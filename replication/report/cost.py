@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 
 from replication.names import HEADLINE, METHOD_LABELS, SETTING_LABELS, trained_in
 from replication.report import style as p
-from replication.report.select import by_seed, curves_of, items_of, runs_of
+from replication.report.select import by_seed, curves_of, items_of
 from replication.report.wording import counted, listing, number, span
-from replication.statistics import Tables, table
+from replication.statistics import Tables, runs_of, table
 
 #: Sums over the steps, by the metrics of curves.csv that they are made of.
 _TOKENS = {"tokens_in_loss": ("tokens_in_loss",), "tokens_through_model": ("tokens_generated", "tokens_forwarded")}
@@ -161,10 +161,7 @@ def prices(tables: Tables, profile: str, share: float = SHARE) -> pd.DataFrame:
             step = _first_step(accuracy, level)
             row = {"run_id": run.run_id, "setting": setting, "method": run.method, "seed": run.seed, "level": level, "step": step}
             sums = spent[spent["run_id"] == run.run_id]
-            for name in _LABELS:
-                steps, total = np.append(0, sums["step"]), np.append(0.0, sums[name])
-                row[name] = float(np.interp(step, steps, total)) if np.isfinite(step) else np.nan
-            rows.append(row)
+            rows.append(row | {name: float(np.interp(step, [0, *sums["step"]], [0, *sums[name]])) for name in _LABELS})
     return pd.DataFrame(rows, columns=["run_id", "setting", "method", "seed", "level", "step", *_LABELS])
 
 
@@ -187,11 +184,8 @@ def price_table(tables: Tables, profile: str) -> pd.DataFrame:
         row = {"setting": setting, "method": method, "level": own["level"].iloc[0], "seeds": len(own)}
         row["validation_items"] = items_of(runs[runs["run_id"].isin(own["run_id"])], "eval_items")
         row["reached"] = own["step"].notna().sum()
-        for name in _LABELS:
-            known = own[name].notna().any()
-            median = own[name].fillna(np.inf).median() if known else np.nan
-            row[name] = median if np.isfinite(median) else np.nan
-        rows.append(row)
+        medians = own[list(_LABELS)].fillna(np.inf).median()
+        rows.append(row | medians.replace(np.inf, np.nan).to_dict())
     return pd.DataFrame(rows)
 
 

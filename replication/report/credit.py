@@ -13,7 +13,6 @@ from replication.report import style as p
 from replication.report.wording import interval, listing, number, percent, points, span
 from replication.statistics import Tables, with_setting
 
-POSITIVE, NEGATIVE = "#0072B2", "#D55E00"
 #: The selectors that are the methods themselves; the others are controls.
 _METHOD_OF = {"all": "grpo", "rule": "s_grpo", "trie": "t_spmo"}
 _SHARES = ("gradient_decisive", "credit_decisive", "kept_fraction", "distinct_transitions_in_loss")
@@ -45,7 +44,7 @@ def _wide(credit: pd.DataFrame, quantities: tuple[str, ...]) -> list[dict]:
     rows = []
     for (method, selector), own in credit[credit["method"] != "generated"].groupby(["method", "selector"], sort=False):
         found = own.set_index("quantity")
-        row = {"setting": own["setting"].iloc[0], "method": method, "rule": p.SELECTOR_LABELS.get(selector, selector)}
+        row = {"setting": own["setting"].iloc[0], "method": method, "rule": p.SELECTOR_LABELS[selector]}
         row |= {"selector": selector, "problems": found["n"].iloc[0], "redraws": found["redraws"].iloc[0]}
         for name in quantities:
             for column, end in (("value", ""), ("low", "_low"), ("high", "_high")):
@@ -165,7 +164,7 @@ def _snr(row: dict, ends: bool = False) -> str:
 
 def _interval_dots(axis: Axes, table: pd.DataFrame, name: str) -> None:
     for place, row in enumerate(table.to_dict("records")):
-        colour, marker = p.SELECTOR_COLOURS.get(row["selector"], "#555555"), p.SELECTOR_MARKERS.get(row["selector"], "X")
+        colour, marker = p.SELECTOR_COLOURS[row["selector"]], p.SELECTOR_MARKERS[row["selector"]]
         axis.plot([row[f"{name}_low"], row[f"{name}_high"]], [place] * 2, color=colour, linewidth=2)
         axis.plot(row[name], place, marker, color=colour, markersize=7)
 
@@ -206,7 +205,7 @@ def example_table(tables: Tables, profile: str) -> pd.DataFrame:
             for selector, its in own.groupby("selector", sort=False):
                 total = its["credit"].abs().sum()
                 here = its.loc[its["position"] == position, "credit"].abs().sum()
-                row[p.SELECTOR_LABELS.get(selector, selector)] = 100 * here / total if total > 0 else 0.0
+                row[p.SELECTOR_LABELS[selector]] = 100 * here / total if total > 0 else 0.0
             rows.append(row)
     return pd.DataFrame(rows)
 
@@ -234,7 +233,7 @@ def _tokens(axis: Axes, rows: pd.DataFrame, longest: int) -> None:
     tokens = rows.drop_duplicates("position")
     names, lines = ["what it changed"], [(tokens["position"], tokens["worth"], 1.0)]
     for selector, own in rows.groupby("selector", sort=False):
-        names.append(p.SELECTOR_LABELS.get(selector, selector))
+        names.append(p.SELECTOR_LABELS[selector])
         lines.append((own["position"], own["credit"], own["credit"].abs().sum() or 1.0))
     for row, (positions, values, whole) in enumerate(lines):
         for position, value in zip(positions, values, strict=True):
@@ -244,7 +243,7 @@ def _tokens(axis: Axes, rows: pd.DataFrame, longest: int) -> None:
                 continue
             depth = min(1.0, float(np.sqrt(abs(value) / whole)))
             if depth > 0.02:
-                colour = POSITIVE if value > 0 else NEGATIVE
+                colour = p.POSITIVE if value > 0 else p.NEGATIVE
                 axis.add_patch(Rectangle((position - 0.46, row - 0.43), 0.92, 0.86, facecolor=colour, alpha=depth, lw=0))
     for position, token, decisive in tokens[["position", "token", "decisive"]].itertuples(index=False):
         word = "END" if str(token).startswith("<|") else str(token).strip() or "\u2423"

@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from replication.report import ablations, cost, credit, headline, regimes, side_effects
+from replication.report import ablations, cost, credit, headline, regimes, side_effects, tokens
 from replication.report import style as p
 from replication.report.html import data_uri, render
 from replication.report.wording import in_rewards, own_reward, shown_table
@@ -84,7 +84,8 @@ class Exhibit:
         return Shown(self.name, title, question, table, figure, sentences, rewards)
 
 
-_LIST = (
+#: In the order of the report: ``EXHIBITS[name].show(tables, profile)``.
+EXHIBITS = {exhibit.name: exhibit for exhibit in (
     Exhibit(
         "full_vs_sparse", "Full against sparse", "Does crediting fewer tokens cost accuracy, or gain it?",
         headline.accuracy_table, headline.draw_accuracy, headline.say_accuracy,
@@ -99,11 +100,11 @@ _LIST = (
     ),
     Exhibit(
         "token_fraction", "Token fraction", "How much does accuracy depend on how many tokens are credited?",
-        ablations.fraction_table, ablations.draw_fraction, ablations.say_fraction,
+        tokens.fraction_table, tokens.draw_fraction, tokens.say_fraction,
     ),
     Exhibit(
         "which_tokens", "Which tokens", "At the same number of tokens, does it matter which are credited?",
-        ablations.contrast_table, ablations.draw_contrast, ablations.say_contrast,
+        tokens.contrast_table, tokens.draw_contrast, tokens.say_contrast,
     ),
     Exhibit(
         "lora_rank", "LoRA rank", "Does the gap between sparse and full depend on the size of the adapter?",
@@ -145,9 +146,7 @@ _LIST = (
         "gradient_snr", "Signal and noise", "How much of a gradient is signal?",
         credit.noise_table, credit.draw_noise, credit.say_noise,
     ),
-)  # fmt: skip
-#: In the order of the report: ``EXHIBITS[name].show(tables, profile)``.
-EXHIBITS = {exhibit.name: exhibit for exhibit in _LIST}
+)}  # fmt: skip
 
 
 def save_figures(exhibits: Iterable[Shown], folder: str | Path) -> list[Path]:

@@ -11,9 +11,8 @@ import yaml
 from replication.names import HEADLINE, METHOD_LABELS, NEGATIVE_RESULTS, SETTING_LABELS
 from replication.report.headline import LEVEL, accuracy_table, learning_table
 from replication.report.html import render
-from replication.report.select import in_order, runs_of
-from replication.report.wording import counted, interval, listing, number, percent, span
-from replication.statistics import Estimate, Tables, detectable_differences, detectable_gap, difference, p_text, seed_spread
+from replication.report.wording import counted, interval, listing, number, p_text, percent, span
+from replication.statistics import Estimate, Tables, detectable_differences, detectable_gap, difference, runs_of, seed_spread
 
 #: The setting that the claims on word problems are judged on.
 MAIN = "word_problems after"
@@ -225,7 +224,7 @@ def power(tables: Tables, profile: str) -> str:
     alike = differences[(differences["low"] <= 0) & (differences["high"] >= 0) & (differences["equal_within"] < EQUAL_WITHIN)]
     within = [
         f"{number(row.equal_within)} points for {METHOD_LABELS[row.method]} on {SETTING_LABELS[row.setting]}"
-        for row in in_order(alike, "setting", "method").itertuples()
+        for row in alike.itertuples()
     ]
     return (
         f"{text} With items in pairs and {counted(differences['seeds'].min(), 'seed')}, a difference to GRPO shows so often from "

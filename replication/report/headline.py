@@ -10,15 +10,14 @@ from matplotlib.figure import Figure
 from replication.names import HEADLINE, METHOD_LABELS, SETTING_LABELS, TASK_LABELS, trained_in
 from replication.randomness import numpy_stream
 from replication.report import style as p
-from replication.report.select import by_seed, curves_of, items_of, runs_of
+from replication.report.select import by_seed, curves_of, items_of
 from replication.report.wording import counted, listing, number, percent, span
-from replication.statistics import Estimate, Tables, accuracy, answers, bootstrap, difference, table
+from replication.statistics import Estimate, Tables, accuracy, answers, bootstrap, difference, runs_of, table
 
 #: A method has levelled off if its validation accuracy rose by less than this many points in the last third of the steps.
 LEVEL = 1.0
 #: Steps in the running mean of the reward.
 _SMOOTH = 5
-_ON_ALL = ("accuracy_all_items", "accuracy_all_items_low", "accuracy_all_items_high", "all_items")
 _SHARES = ("sampled_accuracy", "accuracy_new_stories", "held_out_accuracy", "kept_fraction", "kept_share_all")
 
 
@@ -37,16 +36,15 @@ def accuracy_table(tables: Tables, profile: str) -> pd.DataFrame:
         row = {"setting": setting, "method": method, "seeds": found.seeds, "items": items_of(own)}
         if method == "base" and (shared := _on_shared_items(tables, own, runs[runs["setting"] == setting])):
             found, row["items"] = shared.scaled(100), shared.items
-        row |= {"accuracy": found.value, "accuracy_low": found.low, "accuracy_high": found.high}
+        row |= found.columns("accuracy")
         if method != "base" and setting in base and (gain := difference(tables, own, base[setting])):
-            gain = gain.scaled(100)
-            row |= {"gain": gain.value, "gain_low": gain.low, "gain_high": gain.high}
+            row |= gain.scaled(100).columns("gain")
         row |= {name: 100 * own[name].mean() for name in _SHARES if name in own}
         row["held_out_items"] = held_out.reindex(own["run_id"].astype(str)).min()
         row["tokens_in_loss"] = own["tokens_in_loss"].mean()
         row |= {status: int((own["status"] == status).sum()) for status in ("diverged", "collapsed")}
-        of_all = (whole.value, whole.low, whole.high, items_of(own)) if method == "base" else [np.nan] * 4
-        rows.append(row | dict(zip(_ON_ALL, of_all, strict=True)))
+        of_all = whole.columns("accuracy_all_items") | {"all_items": items_of(own)}
+        rows.append(row | (of_all if method == "base" else dict.fromkeys(of_all, np.nan)))
     return pd.DataFrame(rows)
 
 
@@ -166,8 +164,7 @@ def draw_learning(tables: Tables, profile: str, table: pd.DataFrame) -> Figure:
                 if metric == "reward":
                     wide = wide.rolling(_SMOOTH, min_periods=1).mean()
                 look = {"marker": p.MARKERS[method], "markersize": 4} if metric != "reward" else {}
-                axis.plot(wide.index, wide.mean(axis=1), color=p.COLOURS[method], label=METHOD_LABELS[method], **look)
-                axis.fill_between(wide.index, wide.min(axis=1), wide.max(axis=1), color=p.COLOURS[method], alpha=0.12, lw=0)
+                p.mean_and_range(axis, wide, method, **look)
             p.percent_axis(axis, label)
             axis.set_xlim(0, 1.02 * float(table["steps"].max()))
             axis.set_xlabel("optimizer step")

@@ -8,11 +8,10 @@ from matplotlib.figure import Figure
 
 from replication.names import METHOD_LABELS, NEW_SEED, TRAINED
 from replication.report import style as p
-from replication.report.select import by_seed, curves_of, items_of, runs_of
+from replication.report.select import by_seed, curves_of, items_of
 from replication.report.wording import listing, number
-from replication.statistics import Tables, at_best_rate, difference, mean_over_seeds
+from replication.statistics import CELL, Tables, at_best_rate, difference, mean_over_seeds, runs_of
 
-_CELL = ["prompts_per_step", "group_size", "eps", "train_items"]
 #: The margins of the rule in docs/nano-lab.md, in points over the base.
 FAILS_UNDER, WORKS_ABOVE = 5.0, 20.0
 #: An eps beyond any standard deviation of rewards: the advantage is centred, and as good as not normalised.
@@ -29,16 +28,15 @@ def regime_table(tables: Tables, profile: str) -> pd.DataFrame:
     if runs.empty:
         return pd.DataFrame()
     trained = runs[(runs["method"] != "base") & (runs["extra_splits"] == "never")]
-    for (*cell, method, screening), own in trained.groupby([*_CELL, "method", trained["seed"] < NEW_SEED], dropna=False, sort=True):
+    for (*cell, method, screening), own in trained.groupby([*CELL, "method", trained["seed"] < NEW_SEED], dropna=False, sort=True):
         best = at_best_rate(own)
-        row = dict(zip(_CELL, cell, strict=True))
+        row = dict(zip(CELL, cell, strict=True))
         row = {"cell": _name(row), "method": method, "seeds_are": "screening" if screening else "new"}
         row |= {"seeds": best["seed"].nunique(), "learning_rate": best["learning_rate"].iloc[0]}
         row |= {"rates_tried": own["learning_rate"].nunique(), "accuracy": 100 * best["accuracy"].mean()}
         row |= dict.fromkeys(("gain", "gain_low", "gain_high", "items"), float("nan"))
         if gain := difference(tables, best, base):
-            gain = gain.scaled(100)
-            row |= {"gain": gain.value, "gain_low": gain.low, "gain_high": gain.high, "items": gain.items}
+            row |= gain.scaled(100).columns("gain") | {"items": gain.items}
         rows.append(row | {"collapsed": int((own["status"] == "collapsed").sum())})
     return pd.DataFrame(rows)
 
@@ -91,9 +89,8 @@ def say_regimes(table: pd.DataFrame) -> list[str]:
     failing = set(new.loc[(new["method"] == "grpo") & (new["gain_high"] < FAILS_UNDER), "cell"])
     working = set(new.loc[(new["method"] != "grpo") & (new["gain_low"] > WORKS_ABOVE), "cell"])
     met = sorted(failing & working)
-    again = new["cell"].nunique()
-    second = f"On new seeds GRPO fails while a sparse method works in {f'none of {again}' if not met else listing(met)} cells."
-    return [first, second if not met else second.replace(" cells.", ".")]
+    where = listing(met) if met else f"none of {new['cell'].nunique()} cells"
+    return [first, f"On new seeds GRPO fails while a sparse method works in {where}."]
 
 
 _SPLITS = {
@@ -117,7 +114,7 @@ def overfitting_table(tables: Tables, profile: str) -> pd.DataFrame:
         row |= {"trained_items": np.minimum(items, validation), "items": items_of(own), "held_out_items": validation}
         row |= {name: 100 * own[name].mean() for name in ("train_accuracy", "accuracy", "held_out_accuracy")}
         gap = mean_over_seeds(100 * (own["train_accuracy"] - own["accuracy"]))
-        row |= {"gap": gap.value, "gap_low": gap.low, "gap_high": gap.high}
+        row |= gap.columns("gap")
         kl = own["kl_to_base"].clip(lower=1e-9)
         rows.append(row | {"kl_to_base": float(np.exp(np.log(kl).mean())), "collapsed": int((own["status"] == "collapsed").sum())})
     return pd.DataFrame(rows)
@@ -139,9 +136,7 @@ def draw_overfitting(tables: Tables, profile: str, table: pd.DataFrame) -> Figur
         for axis, (metric, label) in zip(row, _SPLITS.items(), strict=True):
             for setting, method in here[["setting", "method"]].drop_duplicates().itertuples(index=False):
                 wide = 100 * by_seed(curves, metric, setting, method)
-                look = {"color": p.COLOURS[method], "marker": p.MARKERS[method], "markersize": 3, "label": METHOD_LABELS[method]}
-                axis.plot(wide.index, wide.mean(axis=1), **look)
-                axis.fill_between(wide.index, wide.min(axis=1), wide.max(axis=1), color=p.COLOURS[method], alpha=0.12, lw=0)
+                p.mean_and_range(axis, wide, method, marker=p.MARKERS[method], markersize=3)
             p.percent_axis(axis, label)
             axis.set_xlabel("optimizer step")
             axis.set_title(f"{size} training items", loc="left")
@@ -158,12 +153,16 @@ def say_overfitting(table: pd.DataFrame) -> list[str]:
     return [f"With {size} training items the accuracy on them exceeds that on test items by {listing(gaps)} points."]
 
 
+def replayed(runs: pd.DataFrame) -> pd.Series:
+    """Which of the runs replay completions."""
+    return runs["replay_successes"].notna() | runs["replay_failures"].notna()
+
+
 def replay_table(tables: Tables, profile: str) -> pd.DataFrame:
     """T-SPMO without replays and with: test accuracy in percent, and the difference in points with its interval."""
     runs, rows = runs_of(tables, "replay", profile), []
-    replayed = runs["replay_successes"].notna() | runs["replay_failures"].notna() if len(runs) else pd.Series(dtype=bool)
     for setting, own in runs.groupby("setting", sort=False):
-        with_, without = own[replayed[own.index]], own[~replayed[own.index]]
+        with_, without = own[replayed(own)], own[~replayed(own)]
         found = difference(tables, with_, without)
         if found is None:
             continue
@@ -178,12 +177,11 @@ def replay_table(tables: Tables, profile: str) -> pd.DataFrame:
 def draw_replay(tables: Tables, profile: str, table: pd.DataFrame) -> Figure:
     """A dot for each seed, without replays and with, joined."""
     runs = runs_of(tables, "replay", profile)
-    replayed = runs["replay_successes"].notna() | runs["replay_failures"].notna()
     figure, axes = p.setting_panels("Do replays help T-SPMO?", list(table["setting"]))
     for setting, axis in axes.items():
         own = runs[runs["setting"] == setting]
         wide = pd.DataFrame({
-            place: 100 * own[replayed[own.index] == bool(place)].set_index("seed")["accuracy"] for place in (0, 1)
+            place: 100 * own[replayed(own) == bool(place)].set_index("seed")["accuracy"] for place in (0, 1)
         })  # fmt: skip
         for _, values in wide.dropna().iterrows():
             axis.plot([0, 1], values, p.MARKERS["t_spmo"] + "-", color=p.COLOURS["t_spmo"], markerfacecolor="white", linewidth=0.8)

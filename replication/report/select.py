@@ -1,26 +1,22 @@
-"""The rows of the tables that an exhibit is about, in one order; ``setting`` tells the problems of two runs apart."""
+"""What exhibits take from the tables besides runs."""
 
 from __future__ import annotations
 
 import pandas as pd
 
-from replication.names import SETTINGS, trained_in
-from replication.statistics import Tables, rows_of, table
+from replication.names import HEADLINE, trained_in
+from replication.statistics import Tables, runs_of, table
 
 
-def runs_of(tables: Tables, ablation: str, profile: str) -> pd.DataFrame:
-    """The ended runs of an ablation under a profile, by setting and method in the order of ``names``, then by seed."""
-    return rows_of(tables, ablation, profile).reset_index(drop=True)
+def methods_of(runs: pd.DataFrame) -> list[str]:
+    """The trained methods of some runs, in the order of ``names``."""
+    return [method for method in trained_in(runs["method"]) if (runs["method"] == method).any()]
 
 
-def in_order(table: pd.DataFrame, *columns: str) -> pd.DataFrame:
-    """Rows sorted by columns, setting and method in the order of ``names``; numbered anew."""
-    order = {"setting": SETTINGS, "method": ("base", *trained_in(table.get("method", ())))}
-
-    def key(values: pd.Series) -> pd.Series:
-        return values.map(order[values.name].index) if values.name in order else values
-
-    return table.sort_values(list(columns), key=key, kind="stable", ignore_index=True)
+def base_accuracy(tables: Tables, profile: str, setting: str) -> float:
+    """Mean test accuracy of the untrained base in percent; NaN if it was not run."""
+    runs = runs_of(tables, HEADLINE, profile)
+    return float(100 * runs.loc[(runs["setting"] == setting) & (runs["method"] == "base"), "accuracy"].mean())
 
 
 def curves_of(tables: Tables, runs: pd.DataFrame, *metrics: str) -> pd.DataFrame:

@@ -11,11 +11,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from replication.names import HEADLINE, METHOD_LABELS, SETTING_LABELS, trained_in
+from replication.names import HEADLINE, METHOD_LABELS, SETTING_LABELS
 from replication.report import style as p
-from replication.report.select import runs_of
+from replication.report.select import methods_of
 from replication.report.wording import counted, listing, number, points
-from replication.statistics import Estimate, Tables, mean_over_seeds
+from replication.statistics import Estimate, Tables, mean_over_seeds, runs_of
 
 #: No run of the headline sees an item twice, so the gap of trained and test items is no measure here: see ``regimes``.
 #: Column, label of the axis, word in a sentence, factor, and the direction that is better (0: neither).
@@ -57,15 +57,13 @@ def effects_table(tables: Tables, profile: str) -> pd.DataFrame:
             for method, mine in seeds.items():
                 if mine.empty:
                     continue
-                estimate = _mean(mine, column)
                 row = {"setting": setting, "measure": name, "column": column, "better": better, "method": method}
                 row |= {"seeds": len(mine), "items": own[counted_in].min() if counted_in in own else np.nan}
-                row |= {"value": estimate.value, "value_low": estimate.low, "value_high": estimate.high}
+                row |= _mean(mine, column).columns("value")
                 full = seeds.get("grpo", mine.iloc[:0])
                 change = (mine / full if column == "kl_to_base" else mine - full).dropna()
                 if method not in ("base", "grpo") and len(change):
-                    against, change = "times_grpo" if column == "kl_to_base" else "minus_grpo", _mean(change, column)
-                    row |= {against: change.value, f"{against}_low": change.low, f"{against}_high": change.high}
+                    row |= _mean(change, column).columns("times_grpo" if column == "kl_to_base" else "minus_grpo")
                 rows.append(row)
     return pd.DataFrame(rows)
 
@@ -73,7 +71,7 @@ def effects_table(tables: Tables, profile: str) -> pd.DataFrame:
 def draw_effects(tables: Tables, profile: str, table: pd.DataFrame) -> Figure:
     """A panel for each measure, in it the settings in which it says something: a dot per seed, mean and interval."""
     runs = runs_of(tables, HEADLINE, profile)
-    methods = [method for method in trained_in(runs["method"]) if (table["method"] == method).any()]
+    methods = methods_of(table)
     shown = [one for one in _MEASURES if (table["column"] == one[0]).any()]
     columns = min(3, len(shown))
     size = {"rows": math.ceil(len(shown) / columns), "width": p.PAGE_WIDTH / 3, "height": 2.9}

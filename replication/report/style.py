@@ -19,14 +19,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from replication.names import METHOD_LABELS, SETTING_LABELS
+from replication.names import METHOD_LABELS, SETTING_LABELS, Labels
 from replication.report.wording import counted
 from replication.runs import atomic_write
 from replication.statistics import mean_over_seeds
 
 
 class _Cycle(dict[str, str]):
-    """A look for each method; a rule of the reader's own gets the next of ``others``, and keeps it."""
+    """A look for each method or selector; one that is not known gets the next of ``others``, and keeps it."""
 
     def __init__(self, others: str, **known: str) -> None:
         super().__init__(known)
@@ -41,18 +41,21 @@ COLOURS = _Cycle(
     "#CC79A7 #E69F00 #56B4E9 #000000", base="#595959", grpo="#0072B2", s_grpo="#D55E00", t_spmo="#009E73", ppo="#7F3C8D"
 )
 MARKERS = _Cycle("v P X *", base="D", grpo="o", s_grpo="s", t_spmo="^", ppo="p")
-SELECTOR_LABELS = {
-    "all": "all tokens (GRPO)", "rule": "S-GRPO's rule", "trie": "trie (T-SPMO)", "random": "uniform random",
-    "earliest": "earliest", "latest": "latest", "entropy": "highest entropy", "low_entropy": "lowest entropy",
-    "unbiased": "random, weights 1/p", "prefix_cut": "random prefix", "all_and_branches": "all tokens, T-SPMO's credit added",
-}  # fmt: skip
-SELECTOR_COLOURS = {
-    "all": "#0072B2", "rule": "#D55E00", "trie": "#009E73", "random": "#CC79A7", "earliest": "#56B4E9",
-    "latest": "#000000", "entropy": "#E69F00", "low_entropy": "#999999", "unbiased": "#7F3C8D", "prefix_cut": "#8C564B",
-    "all_and_branches": "#1F3A93",
-}  # fmt: skip
-SELECTOR_MARKERS = {"all": "o", "rule": "s", "trie": "^", "random": "v", "earliest": "<", "latest": ">", "entropy": "P"}
-SELECTOR_MARKERS |= {"low_entropy": "X", "unbiased": "d", "prefix_cut": "h", "all_and_branches": "p"}
+SELECTOR_LABELS = Labels(
+    all="all tokens (GRPO)", rule="S-GRPO's rule", trie="trie (T-SPMO)", random="uniform random", entropy="highest entropy",
+    low_entropy="lowest entropy", unbiased="random, weights 1/p", prefix_cut="random prefix",
+    all_and_branches="all tokens, T-SPMO's credit added",
+)  # fmt: skip
+SELECTOR_COLOURS = _Cycle(
+    "#555555", all="#0072B2", rule="#D55E00", trie="#009E73", random="#CC79A7", earliest="#56B4E9", latest="#000000",
+    entropy="#E69F00", low_entropy="#999999", unbiased="#7F3C8D", prefix_cut="#8C564B", all_and_branches="#1F3A93",
+)  # fmt: skip
+SELECTOR_MARKERS = _Cycle(
+    "X", all="o", rule="s", trie="^", random="v", earliest="<", latest=">", entropy="P", low_entropy="X", unbiased="d",
+    prefix_cut="h", all_and_branches="p",
+)  # fmt: skip
+#: Of what makes more and what makes less.
+POSITIVE, NEGATIVE = "#0072B2", "#D55E00"
 #: Inches that panels side by side may take, so that a figure with its legend is read unscaled at 1280 pixels.
 PAGE_WIDTH = 11.0
 #: Fewer seeds than this have dots and a mean but no interval, which would be mostly a guess.
@@ -78,12 +81,10 @@ def panels(title: str, count: int, *, rows: int = 1, width: float = 4.3, height:
     return figure, figure.subplots(rows, count, squeeze=False)
 
 
-def setting_panels(
-    title: str, settings: Sequence[str], *, width: float = 4.3, height: float = 3.5
-) -> tuple[Figure, dict[str, Axes]]:
+def setting_panels(title: str, settings: Sequence[str], *, width: float = 4.3) -> tuple[Figure, dict[str, Axes]]:
     """A figure with a titled panel for each setting, two in a row where all in one row would be too wide for a page."""
     columns = len(settings) if len(settings) * width <= PAGE_WIDTH else 2
-    figure, axes = panels(title, columns, rows=math.ceil(len(settings) / columns), width=width, height=height)
+    figure, axes = panels(title, columns, rows=math.ceil(len(settings) / columns), width=width)
     for axis in axes.flat[len(settings) :]:
         axis.remove()
     by_setting = dict(zip(settings, axes.flat, strict=False))
@@ -133,12 +134,12 @@ def percent_axis(axis: Axes, label: str, values: Sequence[float] | pd.Series | N
     axis.set_ylabel(label + (" (axis cut)" if low > 0 else ""))
 
 
-def log_axis(axis: Axes, ticks: Sequence[float], form: str = "{:g}") -> None:
+def log_axis(axis: Axes, ticks: Sequence[float]) -> None:
     """A logarithmic x axis with these ticks in plain digits."""
     axis.set_xscale("log")
     axis.xaxis.set_major_locator(FixedLocator(list(ticks)))
     axis.xaxis.set_minor_locator(NullLocator())
-    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: form.format(value)))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def decades(axis: Axes, values: Sequence[float] | pd.Series) -> None:
@@ -158,10 +159,10 @@ def rows_axis(axis: Axes, names: Sequence[str]) -> None:
     axis.tick_params(axis="y", length=0)
 
 
-def base_line(axis: Axes, tables_base: float, label: str | None = "base, untrained") -> None:
+def base_line(axis: Axes, base: float) -> None:
     """A dashed line at the base's value, if it was measured."""
-    if np.isfinite(tables_base):
-        axis.axhline(tables_base, color=COLOURS["base"], linestyle=(0, (5, 3)), linewidth=1.2, zorder=1, label=label)
+    if np.isfinite(base):
+        axis.axhline(base, color=COLOURS["base"], linestyle=(0, (5, 3)), linewidth=1.2, zorder=1, label="base, untrained")
 
 
 def dots(axis: Axes, x: Any, y: pd.Series, runs: pd.DataFrame, colour: str, marker: str, size: float = 16) -> None:
@@ -172,23 +173,26 @@ def dots(axis: Axes, x: Any, y: pd.Series, runs: pd.DataFrame, colour: str, mark
     axis.scatter(place[broken], y.to_numpy(dtype=float)[broken], s=45, marker="x", color="black", lw=1.4, zorder=5)
 
 
-def seed_bar(axis: Axes, x: float, values: Sequence[float], colour: str, bounds: tuple[float, float] = (-np.inf, np.inf)) -> None:
-    """The t interval over seeds, within ``bounds``; nothing where there are too few seeds for one."""
-    if len(values) >= SEEDS_FOR_A_BAR:
-        estimate = mean_over_seeds(values)
-        axis.plot([x, x], np.clip([estimate.low, estimate.high], *bounds), color=colour, linewidth=2, alpha=0.6, zorder=2)
-
-
 def line_of_means(axis: Axes, runs: pd.DataFrame, column: str, place: Mapping[float, float], method: str, measure: str) -> None:
-    """A line through a method's means in percent, its seeds as dots, and bars where there are seeds enough."""
+    """A line through a method's means in percent, its seeds as dots, and t intervals where there are enough seeds for one."""
     points = []
     for key, own in runs.groupby(column):
         values = 100 * own[measure]
         points.append((place[key], values.mean()))
         dots(axis, place[key], values, own, COLOURS[method], MARKERS[method])
-        seed_bar(axis, place[key], values, COLOURS[method], (0, 100))
+        if len(values) >= SEEDS_FOR_A_BAR:
+            found = mean_over_seeds(values)
+            ends = np.clip([found.low, found.high], 0, 100)
+            axis.plot([place[key]] * 2, ends, color=COLOURS[method], linewidth=2, alpha=0.6, zorder=2)
     look = {"color": COLOURS[method], "marker": MARKERS[method], "markersize": 6.5, "label": METHOD_LABELS[method], "zorder": 3}
-    axis.plot(*zip(*sorted(points), strict=True), **look) if points else None
+    if points:
+        axis.plot(*zip(*sorted(points), strict=True), **look)
+
+
+def mean_and_range(axis: Axes, wide: pd.DataFrame, method: str, **look: Any) -> None:
+    """A method's mean over the steps and the range of its seeds, the columns of ``wide``."""
+    axis.plot(wide.index, wide.mean(axis=1), color=COLOURS[method], label=METHOD_LABELS[method], **look)
+    axis.fill_between(wide.index, wide.min(axis=1), wide.max(axis=1), color=COLOURS[method], alpha=0.12, lw=0)
 
 
 def about(profile: str) -> str:

@@ -84,6 +84,11 @@ def interval(value: float, low: float, high: float, unit: str = "") -> str:
     return f"{number(value, largest)}{unit} [{number(low, largest)}, {number(high, largest)}]"
 
 
+def p_text(p: float, at_floor: bool) -> str:
+    """A p-value for a reader: "≤ 0.0005" where no resample was on the other side (``at_floor``), else two digits; empty for NaN."""
+    return "" if math.isnan(p) else f"{'≤ ' * at_floor}{p:.2g}"
+
+
 def counted(count: float, word: str) -> str:
     """ "1 seed", "10 seeds"."""
     return f"{int(count):,} {word}{'' if count == 1 else 's'}"

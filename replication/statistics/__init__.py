@@ -15,8 +15,9 @@ from replication.statistics.accuracies import (
     counts_for,
     ended,
     headline_runs,
+    in_order,
     per_seed,
-    rows_of,
+    runs_of,
     scores,
     seed_spread,
     table,
@@ -33,11 +34,10 @@ from replication.statistics.intervals import (
     mcnemar,
     mean_over_items,
     mean_over_seeds,
-    p_text,
     wilson,
 )
 from replication.statistics.judging import VERDICTS, verdicts
-from replication.statistics.measures import TUNED_WITHIN
+from replication.statistics.measures import CELL, TUNED_WITHIN
 from replication.statistics.paired import (
     CORRECTION,
     CREDIT,
@@ -48,9 +48,10 @@ from replication.statistics.paired import (
     rank_gap_table,
     selection_gap_table,
 )
-from replication.statistics.rates import at_best_rate, best_rate, tuning
+from replication.statistics.rates import at_best_rate, best_rate, end_of_grid, tuning
 
 __all__ = [
+    "CELL",
     "CORRECTION",
     "CREDIT",
     "SCALE_MODELS",
@@ -71,18 +72,19 @@ __all__ = [
     "detectable_differences",
     "detectable_gap",
     "difference",
+    "end_of_grid",
     "ended",
     "headline_runs",
     "holm",
+    "in_order",
     "load_claims",
     "mcnemar",
     "mean_over_items",
     "mean_over_seeds",
-    "p_text",
     "paired_tests",
     "per_seed",
     "rank_gap_table",
-    "rows_of",
+    "runs_of",
     "scores",
     "seed_spread",
     "selection_gap_table",

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from replication.errors import UserError
-from replication.names import ENDED, HEADLINE, METHODS, SCHEMA_VERSION, SETTING_LABELS, SETTINGS
+from replication.names import ENDED, HEADLINE, SCHEMA_VERSION, SETTING_LABELS, SETTINGS, TRAINED
 from replication.randomness import numpy_stream
 from replication.statistics.intervals import Estimate, bootstrap, design_effect, mean_over_items, mean_over_seeds, wilson
 
@@ -23,7 +23,7 @@ Tables = Mapping[str, pd.DataFrame]
 
 #: The model of each scale itself: not its siblings, trained on or quantised, and not a small stand-in of a dry run.
 SCALE_MODELS = {"paper": "Qwen2-1.5B", "small": "Qwen2.5-0.5B-Instruct", "nano": "nano"}
-_ORDER = {name: place for place, name in enumerate((*SETTINGS, *METHODS))}
+_ORDER = {name: place for place, name in enumerate((*SETTINGS, "base", *TRAINED))}
 _BROKEN = ("diverged", "collapsed")
 _RIGHT = {"1": 1.0, "1.0": 1.0, "true": 1.0, "0": 0.0, "0.0": 0.0, "false": 0.0}
 
@@ -55,17 +55,20 @@ def with_setting(rows: pd.DataFrame) -> pd.DataFrame:
 
 def ended(runs: pd.DataFrame) -> pd.DataFrame:
     """The runs that have an end result, by setting, method and seed."""
-    runs = runs[runs["status"].isin(ENDED) & runs["accuracy"].notna()]
-    return runs.sort_values(["setting", "method", "seed", "run_id"], key=_ranks, kind="stable")
+    return in_order(runs[runs["status"].isin(ENDED) & runs["accuracy"].notna()], "setting", "method", "seed", "run_id")
 
 
-def _ranks(column: pd.Series) -> pd.Series:
-    """Settings and methods by their place in ``names``; those of a reader's own come after them, by name."""
-    return column.map(lambda name: (_ORDER.get(name, len(_ORDER)), name)) if column.name in ("setting", "method") else column
+def in_order(rows: pd.DataFrame, *columns: str) -> pd.DataFrame:
+    """Rows sorted by columns and numbered anew; settings and methods in the order of ``names``, others after them by name."""
+
+    def key(values: pd.Series) -> pd.Series:
+        return values.map(lambda name: (_ORDER.get(name, len(_ORDER)), name)) if values.name in ("setting", "method") else values
+
+    return rows.sort_values(list(columns), key=key, kind="stable", ignore_index=True)
 
 
-def rows_of(tables: Tables, ablation: str, profile: str) -> pd.DataFrame:
-    """The runs of an ablation under a profile that ended."""
+def runs_of(tables: Tables, ablation: str, profile: str) -> pd.DataFrame:
+    """The runs of an ablation under a profile that ended, in order."""
     runs = table(tables, "runs", RUN_COLUMNS)
     return ended(runs[(runs["ablation"] == ablation) & (runs["profile"] == profile)])
 
@@ -162,7 +165,7 @@ def templates_of(matrix: pd.DataFrame) -> list[str]:
     return list(matrix.columns.get_level_values("template"))
 
 
-def accuracy(tables: Tables, runs: pd.DataFrame, *, seed: int = 0) -> Estimate | None:
+def accuracy(tables: Tables, runs: pd.DataFrame) -> Estimate | None:
     """Test accuracy of some runs, one for each seed, a fraction with its interval; None without runs.
 
     The bootstrap draws from a stream of these very runs, so that one accuracy has one interval wherever it is shown. Where the
@@ -175,7 +178,7 @@ def accuracy(tables: Tables, runs: pd.DataFrame, *, seed: int = 0) -> Estimate |
         over_seeds = mean_over_seeds(runs.drop_duplicates("run_id")["accuracy"].astype(float))
         low, high = (float(np.clip(end, 0, 1)) for end in (over_seeds.low, over_seeds.high))
         return replace(over_seeds, low=low, high=high)
-    rng = numpy_stream(seed, "bootstrap", "accuracy", *sorted(set(runs["run_id"].astype(str))))
+    rng = numpy_stream(0, "bootstrap", "accuracy", *sorted(set(runs["run_id"].astype(str))))
     return bootstrap(matrix, None, rng, templates=templates_of(matrix))
 
 

@@ -104,6 +104,12 @@ class Claim(BaseModel):
         """Those of the runs that were made under the claim's condition, or have none."""
         return runs[runs["asides"].isna() | (runs["asides"] == self.asides)] if "asides" in runs else runs
 
+    def in_cell(self, runs: pd.DataFrame) -> pd.DataFrame:
+        """Those of the runs that have the claim's values of config fields."""
+        for name, value in self.cell.items():
+            runs = runs[pd.to_numeric(runs[name]) == value] if name in runs else runs.iloc[:0]
+        return runs
+
     def needs(self, config: Any) -> bool:
         """Whether a run with this config is evidence for the claim, apart from the ablation that planned it."""
         if config.task not in self.tasks or config.asides not in (None, self.asides):

@@ -17,6 +17,8 @@ from numpy.typing import ArrayLike
 from scipy import stats
 
 LEVEL = 0.95
+#: How often a detectable difference is to be found.
+POWER = 0.8
 RESAMPLES = 4000
 #: The smallest p-value that so many resamples can give.
 P_FLOOR = 2 / (RESAMPLES + 1)
@@ -49,16 +51,20 @@ class Estimate:
         """
         return max(abs(self.low), abs(self.high))
 
+    def columns(self, name: str) -> dict[str, float]:
+        """Value and interval as three columns of a table: ``name``, ``name_low``, ``name_high``."""
+        return {name: self.value, f"{name}_low": self.low, f"{name}_high": self.high}
+
     def scaled(self, factor: float) -> Estimate:
         """The same estimate in another unit, for example 100 for percent."""
         return replace(self, value=self.value * factor, low=self.low * factor, high=self.high * factor)
 
 
-def wilson(correct: int, n: int, level: float = LEVEL) -> tuple[float, float]:
+def wilson(correct: int, n: int) -> tuple[float, float]:
     """Wilson score interval of a proportion (Wilson 1927); n = 0 gives (NaN, NaN), since nothing was observed."""
     if n == 0:
         return np.nan, np.nan
-    interval = stats.binomtest(int(correct), int(n)).proportion_ci(confidence_level=level, method="wilson")
+    interval = stats.binomtest(int(correct), int(n)).proportion_ci(confidence_level=LEVEL, method="wilson")
     return float(interval.low), float(interval.high)
 
 
@@ -85,18 +91,13 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted.tolist()
 
 
-def detectable_gap(rate: float, n: int, power: float = 0.8, level: float = LEVEL) -> float:
-    """Smallest difference of two unpaired proportions near ``rate``, n items each, that a test finds with this power.
+def detectable_gap(rate: float, n: int) -> float:
+    """Smallest difference of two unpaired proportions near ``rate``, n items each, that a test finds four times in five.
 
-    (z(level) + z(power)) · sqrt(2 · rate · (1 − rate) / n), the normal approximation; 10.5 points at 70 % and n = 300.
+    (z(0.975) + z(``POWER``)) · sqrt(2 · rate · (1 − rate) / n), the normal approximation; 10.5 points at 70 % and n = 300.
     """
-    z = stats.norm.ppf(0.5 + level / 2) + stats.norm.ppf(power)
+    z = stats.norm.ppf(0.5 + LEVEL / 2) + stats.norm.ppf(POWER)
     return float(z * np.sqrt(2 * rate * (1 - rate) / n))
-
-
-def p_text(p: float, at_floor: bool = False) -> str:
-    """A p-value for a reader: "≤ 0.0005" where no resample was on the other side (``at_floor``), else two digits; empty for NaN."""
-    return "" if np.isnan(p) else f"{'≤ ' * at_floor}{p:.2g}"
 
 
 def bootstrap(

@@ -17,7 +17,7 @@ from replication.names import ENDED, METHOD_LABELS, NEW_SEED, SETTING_LABELS
 from replication.statistics.accuracies import SCALE_MODELS, Tables, judged_runs, table
 from replication.statistics.claims import Claim, load_claims
 from replication.statistics.intervals import P_FLOOR, holm
-from replication.statistics.measures import Case, Evidence, measure
+from replication.statistics.measures import Case, Evidence, all_of, any_of, measure
 
 VERDICTS = ("supported", "not supported", "inconclusive", "not run", "by design")
 _DTYPES = {
@@ -27,13 +27,12 @@ _DTYPES = {
 }  # fmt: skip
 
 
-def verdicts(claims: str | PathLike[str] | Mapping[str, Any] | Sequence[Any], tables: Tables, *, seed: int = 0) -> pd.DataFrame:
+def verdicts(claims: str | PathLike[str] | Mapping[str, Any] | Sequence[Any], tables: Tables) -> pd.DataFrame:
     """One row per claim, in the order of the claims.
 
     Args:
         claims: path of a claims file, its parsed content, or a list of ``Claim``.
         tables: frames by name: ``runs``, ``items``, ``curves`` and, optionally, ``timings``; absent or empty = nothing was run.
-        seed: of the bootstrap; the runs that are compared name its stream, so that adding a claim changes no other.
 
     Returns:
         Columns claim, paper_value, value, low, high, seeds, items, verdict; then text, scale, mark, counterpart, unit, rule,
@@ -54,7 +53,7 @@ def verdicts(claims: str | PathLike[str] | Mapping[str, Any] | Sequence[Any], ta
         missing: list[str] = []
         for setting in claim.settings_in(evidence.runs):
             for method in claim.subjects:
-                measured = measure(claim, evidence, setting, method, seed)
+                measured = measure(claim, evidence, setting, method)
                 cases += measured
                 if not measured:
                     missing.append(f"{METHOD_LABELS[method]} on {SETTING_LABELS[setting]}")
@@ -70,12 +69,10 @@ def verdicts(claims: str | PathLike[str] | Mapping[str, Any] | Sequence[Any], ta
 def _row(
     claim: Claim, evidence: Evidence, cases: Sequence[Case], missing: Sequence[str], adjusted: Mapping[int, float]
 ) -> dict[str, Any]:
-    nan = float("nan")
     row: dict[str, Any] = {
         "claim": claim.id, "paper_value": claim.paper_exact if claim.paper_exact is not None else claim.paper_value,
-        "value": nan, "low": nan, "high": nan, "seeds": pd.NA, "items": pd.NA, "verdict": "not run", "text": claim.text,
-        "scale": claim.scale, "mark": claim.mark, "counterpart": claim.counterpart or "", "unit": claim.unit,
-        "rule": claim.rule_text, "p": nan, "p_holm": nan, "p_at_floor": False, "design_effect": nan, "diverged": pd.NA, "note": "",
+        "verdict": "not run", "text": claim.text, "scale": claim.scale, "mark": claim.mark, "counterpart": claim.counterpart or "",
+        "unit": claim.unit, "rule": claim.rule_text, "p_at_floor": False,
     }  # fmt: skip
     if not cases:
         return row | {"note": "not measured: " + ", ".join(missing)}
@@ -104,9 +101,7 @@ def _planned(claim: Claim, evidence: Evidence) -> pd.DataFrame:
     runs = evidence.planned(claim.settings_in(evidence.runs), claim.methods, claim.ablation)
     if claim.measure == "failing_cell":
         return runs[runs["seed"] >= NEW_SEED]
-    for name, value in claim.cell.items():
-        runs = runs[pd.to_numeric(runs[name]) == value] if name in runs else runs.iloc[:0]
-    return runs
+    return claim.in_cell(runs)
 
 
 def _lost(claim: Claim, evidence: Evidence, planned: pd.DataFrame) -> list[str]:
@@ -126,17 +121,16 @@ def _lost(claim: Claim, evidence: Evidence, planned: pd.DataFrame) -> list[str]:
 def _combine(claim: Claim, cases: Sequence[Case], lost: Sequence[str]) -> tuple[str, list[str]]:
     """The rule must hold in every case: one clear failure decides, one open case leaves it open. Of cells one is enough."""
     if claim.measure == "failing_cell":
-        if lost:
-            return "inconclusive", list(lost)
-        held = [case.holds for case in cases]
-        return ("supported" if True in held else "inconclusive" if None in held else "not supported"), []
-    if any(case.holds is False for case in cases):
-        return "not supported", ["should hold by design and does not"] if claim.by_design else []
-    if claim.by_design:
-        return "by design", []
+        holds = any_of(case.holds for case in cases)
+    else:
+        holds = all_of(case.holds for case in cases)
+        if holds is False:
+            return "not supported", ["should hold by design and does not"] if claim.by_design else []
+        if claim.by_design:
+            return "by design", []
     if lost:
         return "inconclusive", list(lost)
-    return ("supported" if all(case.holds for case in cases) else "inconclusive"), []
+    return {True: "supported", None: "inconclusive", False: "not supported"}[holds], []
 
 
 def _favour(claim: Claim, case: Case) -> tuple[int, float]:

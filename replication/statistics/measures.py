@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -32,6 +32,10 @@ class Case:
     remarks: tuple[str, ...] = ()
 
 
+#: What was measured, and remarks on it; None where it was not.
+Found = tuple[Estimate, tuple[str, ...]] | None
+
+
 @dataclass(frozen=True)
 class Evidence:
     """The planned runs that a claim may rest on, and the tables with their answers, curves and memory."""
@@ -48,16 +52,28 @@ class Evidence:
         return ended(self.planned([setting], [method], ablation))
 
 
-def measure(claim: Claim, evidence: Evidence, setting: str, method: str, seed: int) -> list[Case]:
+def all_of(answers: Iterable[bool | None]) -> bool | None:
+    """Whether all hold; None, which is open, where none fails and one is open."""
+    answers = list(answers)
+    return False if False in answers else None if None in answers else True
+
+
+def any_of(answers: Iterable[bool | None]) -> bool | None:
+    """Whether one holds; None where none does and one is open."""
+    answers = list(answers)
+    return True if True in answers else None if None in answers else False
+
+
+def measure(claim: Claim, evidence: Evidence, setting: str, method: str) -> list[Case]:
     """The claim's measure for a method in a setting, in the claim's unit; empty where it was not measured.
 
     One case, but of failing_cell one for each cell.
     """
     label = f"{METHOD_LABELS[method]} on {SETTING_LABELS[setting]}"
     if claim.measure == "failing_cell":
-        return list(_failing_cells(claim, evidence, setting, method, seed))
+        return list(_failing_cells(claim, evidence, setting, method))
     own, other = (evidence.ended(setting, name, claim.ablation) for name in (method, claim.methods[-1]))
-    case = {
+    found = {
         "accuracy": _accuracy,
         "accuracy_difference": _accuracy,
         "regularisation": _accuracy,
@@ -65,32 +81,34 @@ def measure(claim: Claim, evidence: Evidence, setting: str, method: str, seed: i
         "peak_gpu_memory": _peak_gpu_memory,
         "drift_at_equal_accuracy": _drift_at_equal_accuracy,
         "train_test_gap": _train_test_gap,
-    }[claim.measure](claim, evidence, own, other, label, seed)
-    if case is not None and claim.measure == "regularisation":
+    }[claim.measure](claim, evidence, own, other)
+    if found is None:
+        return []
+    estimate, remarks = found
+    # A maximum has no interval.
+    ends = (estimate.value, estimate.value) if claim.measure == "peak_gpu_memory" else (estimate.low, estimate.high)
+    case: Case | None = Case(label, estimate, claim.holds(*ends), remarks)
+    if claim.measure == "regularisation":
         case = _drift(case, own, other, f"{METHOD_LABELS[method]} minus {METHOD_LABELS[claim.methods[-1]]}")
     if case is not None and claim.tuned:
-        remarks = tuple(remark for name in (method, claim.methods[-1]) for remark in _untuned(evidence, setting, name))
+        untuned = tuple(remark for name in (method, claim.methods[-1]) for remark in _untuned(evidence, setting, name))
         # A better rate of a method only raises its gain over the base, so a case that says "no gain" fails all the more.
         decided = case.holds is False and claim.rule == "below" and claim.methods[-1] == "base"
-        case = replace(case, holds=case.holds if decided or not remarks else None, remarks=case.remarks + remarks)
+        case = replace(case, holds=case.holds if decided or not untuned else None, remarks=case.remarks + untuned)
     return [] if case is None else [case]
 
 
-def _accuracy(claim: Claim, evidence: Evidence, own: pd.DataFrame, other: pd.DataFrame, label: str, seed: int) -> Case | None:
+def _accuracy(claim: Claim, evidence: Evidence, own: pd.DataFrame, other: pd.DataFrame) -> Found:
     """Test accuracy, or that of the runs ``own`` minus ``other``."""
-    if claim.measure == "accuracy":
-        estimate = accuracy(evidence.tables, own, seed=seed)
-    else:
-        estimate = difference(evidence.tables, own, other, seed=seed)
+    alone = claim.measure == "accuracy"
+    estimate = accuracy(evidence.tables, own) if alone else difference(evidence.tables, own, other)
     if estimate is None:
         return None
-    estimate = estimate.scaled(100)
-    alone = estimate.seeds == 1 and not (own["method"] == "base").all()
-    remarks = ("one seed: the interval is over templates and items only",) if alone else ()
-    return Case(label, estimate, claim.holds(estimate.low, estimate.high), remarks)
+    one_seed = estimate.seeds == 1 and not (own["method"] == "base").all()
+    return estimate.scaled(100), ("one seed: the interval is over templates and items only",) if one_seed else ()
 
 
-def _failing_cells(claim: Claim, evidence: Evidence, setting: str, method: str, seed: int) -> Iterator[Case]:
+def _failing_cells(claim: Claim, evidence: Evidence, setting: str, method: str) -> Iterator[Case]:
     """For each cell of the ablation regimes that was run with new seeds: whether methods[0] fails there and ``method`` works.
 
     Gains over the base, each method at the rate with the best validation accuracy of those tried in the cell with these seeds.
@@ -105,13 +123,13 @@ def _failing_cells(claim: Claim, evidence: Evidence, setting: str, method: str, 
     cells += _screened(claim, evidence, setting, base)
     for cell, own in runs.groupby(list(CELL), dropna=False) if len(runs) else ():
         best = {name: at_best_rate(mine) for name, mine in own.groupby("method")}
-        gains = {name: difference(evidence.tables, mine, base, seed=seed) for name, mine in best.items()}
+        gains = {name: difference(evidence.tables, mine, base) for name, mine in best.items()}
         if gains.get(full) is None or gains.get(method) is None:
             continue
         fails, works = gains[full].scaled(100), gains[method].scaled(100)
         margin = claim.fails_under or 0.0
-        failed, worked = True if fails.high < margin else False if fails.low >= margin else None, claim.holds(works.low, works.high)
-        holds = False if False in (failed, worked) else None if None in (failed, worked) else True
+        failed = True if fails.high < margin else False if fails.low >= margin else None
+        holds = all_of([failed, claim.holds(works.low, works.high)])
         named = ", ".join(f"{name} {value:g}" for name, value in zip(CELL, cell, strict=True) if pd.notna(value))
         label = f"{METHOD_LABELS[method]} on {SETTING_LABELS[setting]} ({named})"
         gain = f"{METHOD_LABELS[full]} ({named}) gains {fails.value:.1f} points [{fails.low:.1f}, {fails.high:.1f}]"
@@ -132,9 +150,7 @@ def _screened(claim: Claim, evidence: Evidence, setting: str, base: pd.DataFrame
     return f", screened with one seed of {name} alone: {len(gains)} (its least gain there {min(gains):.1f} points)"
 
 
-def _drift_at_equal_accuracy(
-    claim: Claim, evidence: Evidence, own: pd.DataFrame, other: pd.DataFrame, label: str, seed: int
-) -> Case | None:
+def _drift_at_equal_accuracy(claim: Claim, evidence: Evidence, own: pd.DataFrame, other: pd.DataFrame) -> Found:
     """Mean over the seeds that both have of log KL(own) − log KL(other), each at the level that all runs reach."""
     if own.empty or other.empty:
         return None
@@ -142,26 +158,26 @@ def _drift_at_equal_accuracy(
     runs = pd.concat([evidence.ended(setting, name) for name in claim.methods])
     found = at_equal_accuracy(evidence.tables, runs)
     logs = {name: np.log(mine.set_index("seed")["kl"]) for name, mine in found.groupby("method")}
-    if not {own["method"].iloc[0], other["method"].iloc[0]} <= set(logs):
-        nan, why = float("nan"), "no level above the start is reached by every run, or the curves lack the KL"
-        return Case(label, Estimate(nan, nan, nan, own["seed"].nunique(), 0), None, (why,))
-    estimate = mean_over_seeds((logs[own["method"].iloc[0]] - logs[other["method"].iloc[0]]).dropna())
+    left, right = own["method"].iloc[0], other["method"].iloc[0]
+    if not {left, right} <= set(logs):
+        why = "no level above the start is reached by every run, or the curves lack the KL"
+        return Estimate(np.nan, np.nan, np.nan, own["seed"].nunique(), 0), (why,)
     remark = f"at {100 * found['level'].iloc[0]:.0f} % on validation"
-    return Case(label, estimate, claim.holds(estimate.low, estimate.high), (remark,))
+    return mean_over_seeds((logs[left] - logs[right]).dropna()), (remark,)
 
 
-def _train_test_gap(claim: Claim, evidence: Evidence, own: pd.DataFrame, other: pd.DataFrame, label: str, seed: int) -> Case | None:
+def _train_test_gap(claim: Claim, evidence: Evidence, own: pd.DataFrame, other: pd.DataFrame) -> Found:
     """Mean over the seeds that both have of the gap of accuracy on trained and test items, ``own`` minus ``other``, in points."""
-    gaps = []
-    for runs in (own, other):
-        for name, value in claim.cell.items():
-            runs = runs[pd.to_numeric(runs[name]) == value] if name in runs else runs.iloc[:0]
-        gaps.append(per_seed(runs, "train_accuracy") - per_seed(runs, "accuracy"))
-    estimate = mean_over_seeds((gaps[0] - gaps[1]).dropna()).scaled(100)
-    return Case(label, estimate, claim.holds(estimate.low, estimate.high)) if estimate.seeds else None
+    gaps = (_gap(claim.in_cell(own)) - _gap(claim.in_cell(other))).dropna()
+    return (mean_over_seeds(gaps).scaled(100), ()) if len(gaps) else None
 
 
-def _kept_fraction(claim: Claim, evidence: Evidence, own: pd.DataFrame, other: pd.DataFrame, label: str, seed: int) -> Case | None:
+def _gap(runs: pd.DataFrame) -> pd.Series:
+    """Per seed, the accuracy on trained items minus that on test items."""
+    return per_seed(runs, "train_accuracy") - per_seed(runs, "accuracy")
+
+
+def _kept_fraction(claim: Claim, evidence: Evidence, own: pd.DataFrame, other: pd.DataFrame) -> Found:
     values = per_seed(own, "kept_fraction")
     if values.empty:
         return None
@@ -173,42 +189,35 @@ def _kept_fraction(claim: Claim, evidence: Evidence, own: pd.DataFrame, other: p
             low, high = np.quantile(steps.astype(float), [0.025, 0.975])
             estimate, remarks = replace(estimate, low=low, high=high), ("one seed: the range is that of its steps",)
     low, high = (float(np.clip(end, 0, 1)) for end in (estimate.low, estimate.high))
-    estimate = replace(estimate, low=low, high=high).scaled(100)
-    return Case(label, estimate, claim.holds(estimate.low, estimate.high), remarks)
+    return replace(estimate, low=low, high=high).scaled(100), remarks
 
 
-def _peak_gpu_memory(
-    claim: Claim, evidence: Evidence, own: pd.DataFrame, other: pd.DataFrame, label: str, seed: int
-) -> Case | None:
+def _peak_gpu_memory(claim: Claim, evidence: Evidence, own: pd.DataFrame, other: pd.DataFrame) -> Found:
     """The most that any run held, in GB; a maximum has no interval."""
     timings = table(evidence.tables, "timings", ("run_id", "peak_gpu_bytes"))
     peaks = timings.loc[timings["run_id"].isin(own["run_id"]), "peak_gpu_bytes"].dropna()
     if peaks.empty:
         return None
-    peak, nan = float(peaks.max()) / 1e9, float("nan")
-    return Case(label, Estimate(peak, nan, nan, len(peaks), 0), claim.holds(peak, peak))
+    return Estimate(float(peaks.max()) / 1e9, np.nan, np.nan, len(peaks), 0), ()
 
 
 def _drift(case: Case, own: pd.DataFrame, full: pd.DataFrame, names: str) -> Case | None:
     """The case, which holds only with less KL to the base or a smaller gap of train and test accuracy; seeds in pairs."""
-    drifts_less: bool | None = False
-    words = []
-    for name, factor, unit in (("KL to base", 1.0, ""), ("train-test gap", 100.0, " points")):
-        a, b = (
-            per_seed(runs, "kl_to_base") if unit == "" else per_seed(runs, "train_accuracy") - per_seed(runs, "accuracy")
-            for runs in (own, full)
-        )
-        change = mean_over_seeds((a - b).dropna()).scaled(factor)
+    smaller, words = [], []
+    changes = {
+        ("KL to base", ""): per_seed(own, "kl_to_base") - per_seed(full, "kl_to_base"),
+        ("train-test gap", " points"): 100 * (_gap(own) - _gap(full)),
+    }
+    for (name, unit), by_seed in changes.items():
+        change = mean_over_seeds(by_seed.dropna())
         if change.seeds == 0:
             continue
-        smaller = True if change.high < 0 else False if change.low > 0 else None
-        drifts_less = True if drifts_less or smaller else None if drifts_less is None or smaller is None else False
+        smaller.append(True if change.high < 0 else False if change.low > 0 else None)
         interval = "" if np.isnan(change.low) else f" [{change.low:.2g}, {change.high:.2g}]"
         words.append(f"{name} of {names}: {change.value:+.2g}{interval}{unit}")
     if not words:
         return case if case.holds is False else None
-    holds = False if False in (case.holds, drifts_less) else None if None in (case.holds, drifts_less) else True
-    return replace(case, holds=holds, remarks=(*case.remarks, *words))
+    return replace(case, holds=all_of([case.holds, any_of(smaller)]), remarks=(*case.remarks, *words))
 
 
 def _untuned(evidence: Evidence, setting: str, method: str) -> list[str]:

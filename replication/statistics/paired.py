@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from replication.names import METHOD_LABELS, TUNING_SEED, trained_in
+from replication.names import METHOD_LABELS, TUNING_SEED
 from replication.randomness import numpy_stream
-from replication.statistics.accuracies import Tables, answers, headline_runs, rows_of, templates_of
-from replication.statistics.intervals import Estimate, bootstrap, holm, mcnemar
+from replication.statistics.accuracies import Tables, answers, headline_runs, runs_of, templates_of
+from replication.statistics.intervals import POWER, Estimate, bootstrap, holm, mcnemar
 from replication.statistics.rates import at_best_rate
 
 #: For readers of the p-values and intervals.
@@ -41,7 +41,7 @@ def pair(tables: Tables, left: pd.DataFrame, right: pd.DataFrame) -> tuple[pd.Da
     return a.loc[seeds_a, items], b.loc[seeds_b, items]
 
 
-def difference(tables: Tables, left: pd.DataFrame, right: pd.DataFrame, *, seed: int = 0) -> Estimate | None:
+def difference(tables: Tables, left: pd.DataFrame, right: pd.DataFrame) -> Estimate | None:
     """Test accuracy of the runs ``left`` minus ``right``, a fraction with its interval; None without seeds and items in common.
 
     The bootstrap draws from a stream of these very runs, so that one difference has one interval wherever it is shown.
@@ -55,14 +55,14 @@ def difference(tables: Tables, left: pd.DataFrame, right: pd.DataFrame, *, seed:
     if a.size == 0 or b.size == 0:
         return None
     names = [sorted(set(runs["run_id"].astype(str))) for runs in (left, right)]
-    rng = numpy_stream(seed, "bootstrap", "difference", *names[0], "minus", *names[1])
+    rng = numpy_stream(0, "bootstrap", "difference", *names[0], "minus", *names[1])
     return bootstrap(a, b, rng, templates=templates_of(a))
 
 
 def _by_setting(tables: Tables, scale: str) -> Iterator[tuple[str, dict[str, pd.DataFrame]]]:
     """Each setting of the headline, and its runs by method, in the order of ``names``."""
     for setting, own in headline_runs(tables, scale).groupby("setting", sort=False):
-        yield setting, {method: mine for method, mine in own.groupby("method", sort=False)}
+        yield setting, dict(list(own.groupby("method", sort=False)))
 
 
 def paired_tests(tables: Tables, scale: str = "nano") -> pd.DataFrame:
@@ -73,7 +73,7 @@ def paired_tests(tables: Tables, scale: str = "nano") -> pd.DataFrame:
     """
     rows: list[dict[str, Any]] = []
     for setting, methods in _by_setting(tables, scale):
-        for a, b in combinations([method for method in ("base", *trained_in(methods)) if method in methods], 2):
+        for a, b in combinations(methods, 2):
             left, right = pair(tables, methods[a], methods[b])
             if left.size == 0 or right.size == 0:
                 continue
@@ -85,26 +85,24 @@ def paired_tests(tables: Tables, scale: str = "nano") -> pd.DataFrame:
                 tests.append(test | {"p": mcnemar(only_a, only_b)})
             adjusted = holm([test["p"] for test in tests])
             rows += [test | {"p_holm": p} for test, p in zip(tests, adjusted, strict=True)]
-    return pd.DataFrame(rows, columns=None if rows else ["setting", "a", "b", "seed", "items", "only_a", "only_b", "p", "p_holm"])
+    return pd.DataFrame(rows, columns=["setting", "a", "b", "seed", "items", "only_a", "only_b", "p", "p_holm"])
 
 
-def detectable_differences(tables: Tables, scale: str = "nano", power: float = 0.8) -> pd.DataFrame:
-    """The smallest difference of each sparse method to full-token GRPO that these seeds and items would show with this power.
+def detectable_differences(tables: Tables, scale: str = "nano") -> pd.DataFrame:
+    """The smallest difference of each sparse method to full-token GRPO that these seeds and items show four times in five.
 
-    The half-width of the 95 % interval of the paired difference, times 1 + z(power) / z(0.975): a true difference of that size
+    The half-width of the 95 % interval of the paired difference, times 1 + z(``POWER``) / z(0.975): a true difference of that size
     has an interval without 0 so often. Columns setting, method, seeds, items, difference, low, high, equal_within (see
     ``Estimate``), design_effect, detectable, in points.
     """
     rows = []
     for setting, methods in _by_setting(tables, scale):
         for method in [method for method in ("s_grpo", "t_spmo") if method in methods and "grpo" in methods]:
-            gap = _gap(tables, methods[method], methods["grpo"])
-            if gap:
+            if gap := _gap(tables, methods[method], methods["grpo"]):
                 half = (gap["high"] - gap["low"]) / 2
-                gap["detectable"] = half * (1 + stats.norm.ppf(power) / stats.norm.ppf(0.975))
+                gap["detectable"] = half * (1 + stats.norm.ppf(POWER) / stats.norm.ppf(0.975))
                 rows.append({"setting": setting, "method": method} | gap)
-    table = pd.DataFrame(rows, columns=None if rows else ["setting", "method", *_GAP, "detectable"])
-    return table.rename(columns={"gap": "difference"})
+    return pd.DataFrame(rows, columns=["setting", "method", *_GAP, "detectable"]).rename(columns={"gap": "difference"})
 
 
 def rank_gap_table(tables: Tables, profile: str) -> pd.DataFrame:
@@ -112,7 +110,7 @@ def rank_gap_table(tables: Tables, profile: str) -> pd.DataFrame:
 
     With the interval of the paired difference; that the rates were chosen is not part of it.
     """
-    runs, out = rows_of(tables, "lora_rank", profile), []
+    runs, out = runs_of(tables, "lora_rank", profile), []
     for (setting, rank), own in runs.groupby(["setting", "lora_rank"], sort=False) if len(runs) else ():
         at_best = {method: at_best_rate(mine) for method, mine in own.groupby("method")}
         for method in [method for method in ("s_grpo", "t_spmo") if method in at_best and "grpo" in at_best]:
@@ -130,7 +128,7 @@ def selection_gap_table(tables: Tables, profile: str) -> pd.DataFrame:
     the prefix that it always keeps (cutoff 0). Each other choice of tokens minus as many at random, and the highest entropy minus
     all tokens. The runs that tuned a rate are left out.
     """
-    runs, out = rows_of(tables, "token_fraction", profile), []
+    runs, out = runs_of(tables, "token_fraction", profile), []
     runs = runs[runs["seed"] < TUNING_SEED]
     for setting, own in runs.groupby("setting", sort=False) if "token_share" in runs else ():
         for tokens, reference, share, left, right in _contrasts(own):

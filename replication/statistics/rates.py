@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import pandas as pd
 
 from replication.names import ENDED
@@ -83,6 +85,12 @@ def best_rate(runs: pd.DataFrame) -> float:
     # Equal means must be equal to the last digit, or the order of adding up would break the tie.
     means = (values[common.index[common]] if common.any() else values).mean(axis=1).round(9).sort_index()
     return float(means.idxmax() if means.notna().any() else means.index[0])
+
+
+def end_of_grid(rate: float, tried: Iterable[float]) -> str:
+    """Whether a rate is the lowest or the highest of those tried; one rate has no ends."""
+    rates = sorted(set(tried))
+    return "" if len(rates) < 2 else {rates[0]: "lowest", rates[-1]: "highest"}.get(rate, "")
 
 
 def at_best_rate(runs: pd.DataFrame) -> pd.DataFrame:

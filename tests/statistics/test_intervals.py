@@ -18,7 +18,6 @@ from replication.statistics import (
     mcnemar,
     mean_over_items,
     mean_over_seeds,
-    p_text,
     wilson,
 )  # fmt: skip
 
@@ -343,8 +342,7 @@ def test_equal_within_is_the_far_end_of_the_interval():
     assert estimate.scaled(100).equal_within == pytest.approx(100 * estimate.equal_within, rel=1e-12)
 
 
-def test_a_p_value_at_the_floor_reads_as_a_bound():
-    """It was printed as p = 0.0005, which is no more than the number of resamples."""
+def test_the_smallest_p_value_follows_from_the_number_of_resamples():
     a, b = np.ones((3, 50)), (_rng(45).random((3, 50)) < 0.2).astype(float)
     p = bootstrap(a, b, _rng(46)).p
-    assert p == 2 / 4001 and p_text(p, at_floor=True) == "≤ 0.0005" and p_text(0.0213) == "0.021" and p_text(float("nan")) == ""
+    assert p == 2 / 4001
