@@ -82,7 +82,7 @@ def rooms() -> str:
     package = ROOT / "replication"
     found = [path.parent.name for path in sorted(package.glob("*/__init__.py"))]
     lines = ["| where | what is there |", "|---|---|"]
-    for title, modules in (("one run, in reading order", SPINE), ("for all of them", SERVICES)):
+    for title, modules in (("one run, in reading order", SPINE), ("used everywhere", SERVICES)):
         names = [name for name in modules if (package / f"{name}.py").exists()]
         lines.append(f"| {', '.join(f'`{name}`' for name in names)} | {title} |")
     lines += [f"| `{name}/` | {_first_sentence(package / name / '__init__.py')} |" for name in found]
@@ -148,7 +148,7 @@ BLOCKS = {
     "README.md": {"plan": plan_size, "verdicts": verdict_table, "rooms": rooms},
     "docs/api.md": {"api": api.page},
     "docs/update-cost.md": {"cost": cost},
-    "docs/nano-lab.md": {"predictions": predictions.table},
+    "docs/nano-lab.md": {"predictions": predictions.predictions},
     "docs/paper-scale.md": {"paper-plan": lambda: plan_size("paper")},
     "docs/your-gpu.md": {"small-plan": lambda: plan_size("small")},
     "docs/teaching.md": {"notebook-times": notebook_times},

@@ -12,7 +12,7 @@ import pandas as pd
 from replication.names import METHOD_LABELS, RESULTS
 from replication.report.headline import LEVEL, learning_table
 from replication.report.wording import interval
-from replication.statistics import Estimate, Tables, accuracy, difference, headline_runs, mean_over_seeds, per_seed, tuning
+from replication.statistics import Estimate, Tables, accuracy, difference, headline_runs, mean_over_seeds, per_seed, table
 from replication.statistics.drift import at_equal_accuracy
 from replication.statistics.rates import NEAR
 from replication.tables import read_tables
@@ -87,15 +87,17 @@ def measured(tables: Tables, rule: Rule) -> Estimate | None:
 
 
 def _rates(tables: Tables, rule: Rule) -> Estimate | None:
-    """Log ratio of the highest rates within ``NEAR`` of the best on validation; no interval, since the grid is coarse."""
-    points = tuning(tables)
-    works = points["validation_accuracy"] >= points.groupby(["setting", "method"])["validation_accuracy"].transform("max") - NEAR
-    highest = points[works].groupby(["setting", "method"])["learning_rate"].max()
-    keys = [(_SHORT.get(place, place), method) for place, method in ((rule.setting, rule.method), rule.other or ("", ""))]
-    if not set(keys) <= set(highest.index):
-        return None
-    ratio = float(np.log(highest[keys[0]] / highest[keys[1]]))
-    return Estimate(ratio, ratio, ratio, 0, 0)
+    """Log ratio of the highest rates within ``NEAR`` of the best on validation, seed by seed; None until both grids are complete."""
+    runs = table(tables, "runs", ("ablation", "learning_rate", "status", "validation_accuracy"))
+    runs = runs[runs["ablation"] == "learning_rate"]
+    highest = []
+    for place, method in ((rule.setting, rule.method), rule.other or ("", "")):
+        own = runs[(runs["setting"] == _SHORT.get(place, place)) & (runs["method"] == method)]
+        if own.empty or own["status"].eq("pending").any():
+            return None
+        works = own["validation_accuracy"] >= own.groupby("seed")["validation_accuracy"].transform("max") - NEAR
+        highest.append(np.log(own[works].groupby("seed")["learning_rate"].max()))
+    return mean_over_seeds((highest[0] - highest[1]).dropna())
 
 
 def verdict(rule: Rule, found: Estimate | None, rising: set[tuple[str, str]]) -> str:
@@ -107,10 +109,10 @@ def verdict(rule: Rule, found: Estimate | None, rising: set[tuple[str, str]]) ->
         return "open (still rising)"
     if rule.low <= found.low and found.high <= rule.high and not found.low == found.high == 0:
         return "held"
-    return "not" if found.high < rule.low or found.low > rule.high or found.low == found.high == 0 else "open"
+    return "did not hold" if found.high < rule.low or found.low > rule.high or found.low == found.high == 0 else "open"
 
 
-def table(committed: Path = RESULTS / "nano") -> str:
+def predictions(committed: Path = RESULTS / "nano") -> str:
     """The rows as a table in Markdown."""
     tables = read_tables(committed) if any(committed.glob("*.csv*")) else {}
     curves = learning_table(tables, "nano")
@@ -129,6 +131,7 @@ def _words(rule: Rule) -> str:
     bound = ends.get((rule.low == -inf, rule.high == inf), f"{rule.low:g} to {rule.high:g}")
     against = ""
     if rule.other:
+        bound = {(-inf, 0): "lower", (0, inf): "higher"}.get((rule.low, rule.high), bound)
         place, method = rule.other
         against = f" minus {METHOD_LABELS[method]}" + ("" if place == rule.setting else f" (`{place}`)")
     return f"`{rule.setting}`, {METHOD_LABELS[rule.method]}{against}: {'level' if rule.level else rule.measure} {bound}"

@@ -230,7 +230,7 @@ pipeline_tag: text-generation
 # The nano base
 
 A Qwen2 of {parameters:,} parameters (width 128, 4 layers, float32), trained from scratch by `make base` on generated text
-alone. It stands where Qwen2-1.5B stood in the paper: about 46 % of the word problems greedily, few products, the right way
+alone. It stands where Qwen2-1.5B stood in the paper: a bit under half of the word problems greedily, few products, the right way
 present but not preferred. It knows nothing else and says nothing about Qwen.
 
 ## Corpus

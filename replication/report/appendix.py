@@ -67,9 +67,9 @@ def prompt_table(tables: Tables, profile: str) -> pd.DataFrame:
 
 
 def troubled_table(runs: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the plan that did not simply end: diverged, collapsed, failed or pending."""
+    """The runs that ended otherwise than by doing all their steps well: diverged, collapsed or failed."""
     columns = ["ablation", "setting", "method", "seed", "learning_rate", "lora_rank", "status", "reason"]
-    return runs.loc[runs["status"] != "done", columns]
+    return runs.loc[~runs["status"].isin(["done", "pending"]), columns]
 
 
 def svamp_split(tables: Tables, profile: str) -> str:

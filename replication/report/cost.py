@@ -129,10 +129,10 @@ def say_spending(table: pd.DataFrame) -> list[str]:
     for name, words in (("tokens_in_loss", "tokens in the loss"), ("tokens_through_model", "tokens through the model")):
         shares = table[(table["method"] != "grpo") & table[f"{name}_%_of_grpo"].notna()]
         parts = [
-            f"{METHOD_LABELS[method]} {span(values)} %"
+            f"{METHOD_LABELS[method]} {span(values)} % as many"
             for method, values in shares.groupby("method", sort=False)[f"{name}_%_of_grpo"]
         ]
-        said += [f"Of GRPO's {words} a whole training has, by setting: {', '.join(parts)} (see the table)."] if parts else []
+        said += [f"Compared with GRPO's, a whole training has so many {words}, over the settings: {listing(parts)}."] if parts else []
     return said or ["Nothing to compare with full-token GRPO."]
 
 

@@ -47,7 +47,7 @@ def conclusions(judged: pd.DataFrame, tables: Tables, profile: str) -> list[str]
         f"The model solves {at('base')} of the {SETTING_LABELS[main]} before training, {at('s_grpo')} after S-GRPO and "
         f"{at('t_spmo')} after T-SPMO, which learn from a part of the tokens. The paper reports over 70 % for both: "
         f"{_verdict(own, 'C2', 'C3')}.",
-        "The paper finds that GRPO, which learns from every token, does not improve. "
+        "The paper reports that GRPO with LoRA, which learns from every token, does not improve on SVAMP. "
         + _improvement(_differences(tables, runs, "grpo", "base"))
         + (" The verdict stays open; its note says why." if _is_open(own, "C4") else ""),
         _comparison({method: _differences(tables, runs, method, "grpo") for method in ("s_grpo", "t_spmo")}),
@@ -98,9 +98,12 @@ def _comparison(gaps: Mapping[str, Mapping[str, Estimate]]) -> str:
             if settings:
                 sizes = span(abs(its[setting].value) for setting in settings)
                 parts[word].append(f"{METHOD_LABELS[method]} {_where(settings, len(its))} (by {sizes} points)")
-    ahead, behind = (listing(parts[word]) if parts[word] else "no sparse method" for word in parts)
     last = " Elsewhere the intervals leave it open." if left_open else ""
-    return f"Clearly more accurate than GRPO is {ahead}. Clearly less accurate is {behind}.{last}"
+    said = [
+        f"Clearly {words} than GRPO is {listing(found)}." if found else f"No sparse method is clearly {words} than GRPO."
+        for words, found in zip(("more accurate", "less accurate"), parts.values(), strict=True)
+    ]
+    return " ".join(said) + last
 
 
 def _still_rising(table: pd.DataFrame) -> str:
@@ -125,8 +128,8 @@ def _still_rising(table: pd.DataFrame) -> str:
 def _tokens(table: pd.DataFrame) -> str:
     """The share of the tokens that the sparse methods learn from, and the gains on multiplication."""
     kept = table.groupby("method")["kept_fraction"].agg(lambda values: list(values.dropna()))
-    parts = [f"{METHOD_LABELS[name]} learns from {span(kept[name])} %" for name in ("s_grpo", "t_spmo") if len(kept.get(name, []))]
-    said = f"Of the tokens {listing(parts)}." if parts else "The share of the tokens learned from was not measured."
+    parts = [f"{METHOD_LABELS[name]} learns from {span(kept[name])} % of the tokens" for name in ("s_grpo", "t_spmo") if len(kept.get(name, []))]
+    said = f"{listing(parts)}." if parts else "The share of the tokens learned from was not measured."
     gains = table[table["setting"] == "multiplication"].set_index("method").get("gain", pd.Series(dtype=float)).dropna()
     parts = [f"{METHOD_LABELS[name]} gains {number(gains[name])} points" for name in ("t_spmo", "grpo") if name in gains]
     strong = listing(parts) if parts else "neither it nor GRPO was run"
@@ -193,7 +196,7 @@ def _verdict_row(row: Mapping[str, Any]) -> dict[str, str]:
 
 
 def negative_results(judged: pd.DataFrame) -> list[dict[str, Any]]:
-    """The dated log of what did not come out as thought, each entry with the verdicts that its claims have now."""
+    """The dated log of what did not come out as expected, each entry with the verdicts that its claims have now."""
     now = {row["claim"]: row for row in verdict_rows(judged)}
     rows: list[dict[str, Any]] = []
     if not NEGATIVE_RESULTS.exists():  # an installed package

@@ -164,6 +164,8 @@ def replay_table(tables: Tables, profile: str) -> pd.DataFrame:
     for setting, own in runs.groupby("setting", sort=False):
         with_, without = own[replayed(own)], own[~replayed(own)]
         found = difference(tables, with_, without)
+        both = set(with_["seed"]) & set(without["seed"])  # those of the difference
+        with_, without = (side[side["seed"].isin(both)] for side in (with_, without))
         if found is None:
             continue
         found = found.scaled(100)

@@ -81,7 +81,8 @@ def _row(
     planned = _planned(claim, evidence)
     verdict, notes = _combine(claim, cases, _lost(claim, evidence, planned))
     if len(cases) > 1:
-        notes.append("shown: " + shown.label + "; all: " + ", ".join(map(_short, cases)))
+        side = "for" if claim.measure == "failing_cell" else "against"
+        notes.append(f"the row shows the case that speaks most {side} the claim, {shown.label}; all: " + ", ".join(map(_short, cases)))
     notes += dict.fromkeys(remark for case in cases for remark in case.remarks)
     if missing:
         notes.append("judged without what was not measured: " + ", ".join(missing))
@@ -125,7 +126,7 @@ def _combine(claim: Claim, cases: Sequence[Case], lost: Sequence[str]) -> tuple[
     else:
         holds = all_of(case.holds for case in cases)
         if holds is False:
-            return "not supported", ["should hold by design and does not"] if claim.by_design else []
+            return "not supported", ["the lab was built to hold this, and on the test items it does not"] if claim.by_design else []
         if claim.by_design:
             return "by design", []
     if lost:
