@@ -41,7 +41,7 @@ def plan(
         task: the one task of every ablation, instead of the profile's; a file of problems (``data``) means task jsonl.
         methods: rules of one's own, package.module:object, that take part in the headline comparison.
         rates: how many learning rates the ablation learning_rate tries: those nearest to the headline's.
-        overrides: fields set in every config (a model, a data file).
+        overrides: fields set in every config (a model, a data file); ``svamp_source`` only where the task is svamp.
 
     Raises:
         UserError: unknown profile, ablation, variant or field.
@@ -68,9 +68,12 @@ def plan(
         grid["learning_rate"] = grid["learning_rate"] | {"rates": rates}
 
     def config(method: str, seed: int, setting: dict[str, Any], **values: Any) -> ExperimentConfig:
-        # The base is not trained, whatever number of steps is set for the others.
-        steps = {"steps": 0} if method == "base" else {}
-        return load_profile(profile, method=method, seed=seed, **(setting | values | overrides | steps))
+        fields = setting | values | overrides
+        if method == "base":
+            fields["steps"] = 0  # it is not trained, whatever number of steps is set for the others
+        if fields["task"] != "svamp":
+            fields.pop("svamp_source", None)
+        return load_profile(profile, method=method, seed=seed, **fields)
 
     planned = [PlannedRun(name, found) for name in names for found in _PLANS[name](config, grid, grid.get(name) or {})]
     return list({(run.ablation, run.config): run for run in planned}.values())

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from replication.algorithms import TokenCredit
 from replication.base_files import base_fingerprint
-from replication.config import ExperimentConfig
+from replication.config import ExperimentConfig, run_command
 from replication.console import say
 from replication.critic import Critic
 from replication.errors import Diverged, Stopped, UserError
@@ -70,7 +70,7 @@ def run(config: ExperimentConfig, run_dir: str | Path, *, progress: bool | None 
         forget_peak_memory()
         record.write_manifest(
             model=config.model,
-            command=config.command(run_dir),
+            command=run_command(config, run_dir),
             base_sha256=base_fingerprint(config.model, config.revision),
             task_version=task.version,
             seed=config.seed,
