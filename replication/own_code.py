@@ -10,8 +10,7 @@ import importlib
 import inspect
 import math
 import traceback
-from collections.abc import Callable, Iterable
-from decimal import Decimal
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -119,25 +118,6 @@ def load_reward(text: str) -> Callable[[str, Any], float]:
         return number
 
     return reward
-
-
-def check_reward(text: str, reward: Callable[[str, Any], float], problems: Iterable[Any]) -> None:
-    """Call a reward on some texts for some problems, before anything is trained.
-
-    Raises:
-        UserError: with the text on which it raised or returned something else than a number from 0 to 1.
-    """
-    for problem in problems:
-        answer = f"{problem.answer:f}" if isinstance(problem.answer, Decimal) else problem.answer
-        for completion in ("", f" {answer}", f" The answer is {answer}."):
-            try:
-                reward(completion, problem)
-            except UserError:
-                raise
-            except Exception as error:
-                raise UserError(
-                    f"reward {text} fails on the text {completion!r} of problem {problem.id} ({reason(text, error)})"
-                ) from None
 
 
 def reason(text: str, error: Exception) -> str:
