@@ -21,7 +21,6 @@ def run_plan(
     planned: Sequence[PlannedRun],
     runs_dir: str | Path,
     workers: int | None = None,
-    progress: bool = True,
     *,
     engine: str = "local",
     address: str = "auto",
@@ -36,7 +35,6 @@ def run_plan(
         planned: the plan; a config in several ablations is run once.
         runs_dir: the folder of run directories.
         workers: processes; default one for each core (or GPU, if the configs ask for one). A Ray cluster has its own.
-        progress: print a line for each finished run on stderr.
         engine: "local" for processes of this machine, "ray" for a Ray cluster.
         address: of that cluster: "auto", or host:port.
         target: "module:function" called as function(config, folder) -> RunSummary.
@@ -55,9 +53,9 @@ def run_plan(
         raise UserError(f"device={numbered}: a sweep gives each run a GPU of its own: {advice}")
     preflight.check_needs(configs, runs_dir, here=engine == "local")
     make_folder(Path(runs_dir))
-    if progress and (line := preflight.uncounted_claims(configs)):
+    if line := preflight.uncounted_claims(configs):
         say(f"warning: {line}")
-    queue = RunQueue(planned, Path(runs_dir), progress)
+    queue = RunQueue(planned, Path(runs_dir))
     with signals.handled():
         if queue.waiting and engine == "ray":
             ray.run(queue, address, target)
