@@ -122,20 +122,16 @@ def _token_fraction(make: Make, grid: dict[str, Any], own: dict[str, Any]) -> It
     Each point of ``points`` names its fields. It is run at the rates of ``grid`` with the tuning seed, and with the seeds of the
     headline at its own ``learning_rate``; without that field at the method's.
     """
+    points = [(point.get("method", "s_grpo"), {k: v for k, v in point.items() if k != "method"}) for point in own["points"]]
     for setting in own["settings"]:
         for seed in range(min(grid["seeds"], own.get("seeds", grid["seeds"]))):
             for method in TRAINED:
                 yield make(method, seed, setting)
-            for point in own["points"]:
-                yield make(point.get("method", "s_grpo"), seed, setting, **_fields(point), **_BRIEF)
-        for point in own["points"]:
+            for method, fields in points:
+                yield make(method, seed, setting, **fields, **_BRIEF)
+        for method, fields in points:
             for rate in own.get("grid", ()):
-                fields = _fields(point) | {"learning_rate": rate}
-                yield make(point.get("method", "s_grpo"), TUNING_SEED, setting, **fields, **_BRIEF)
-
-
-def _fields(point: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in point.items() if name != "method"}
+                yield make(method, TUNING_SEED, setting, **(fields | {"learning_rate": rate}), **_BRIEF)
 
 
 def _learning_rate(make: Make, grid: dict[str, Any], own: dict[str, Any]) -> Iterator[ExperimentConfig]:

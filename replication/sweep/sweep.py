@@ -1,4 +1,4 @@
-"""Run what is missing of a plan, in processes of this machine or on a Ray cluster."""
+"""Run the missing runs of a plan, in processes of this machine or on a Ray cluster."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def run_plan(
     address: str = "auto",
     target: str = "replication.train:run",
 ) -> SweepResult:
-    """Run what is missing of a plan into ``runs_dir``/<run_id>, in the order of the plan.
+    """Run the missing runs of a plan into ``runs_dir``/<run_id>, in the order of the plan.
 
-    A run that raises or whose worker dies is failed: failure.json has the reason and the end of its log. The others go on, and the
-    next sweep tries it again.
+    A run that raises, or whose worker dies, has failed: failure.json has the reason and the end of its log. The others go on, and
+    the next sweep tries it again.
 
     Args:
         planned: the plan; a config in several ablations is run once.
