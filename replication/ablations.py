@@ -46,7 +46,7 @@ def plan(
     Raises:
         UserError: unknown profile, ablation, variant or field.
     """
-    grid = _grid(profile, variant, task or ("jsonl" if overrides.get("data") else None), overrides)
+    grid = _grid(profile, variant, task or ("jsonl" if overrides.get("data") else None))
     grid["methods"] = (*TRAINED, *methods)
     known = [name for name in ABLATIONS if name == HEADLINE or name in grid]
     names = known if names is None else names
@@ -58,13 +58,12 @@ def plan(
     for name in ("method", "seed"):
         if name in overrides:
             raise UserError(f"{name} cannot be set for a whole plan: it is what the runs of the plan differ in")
+    for name, count in (("seeds", seeds), ("rates", rates)):
+        if count is not None and count < 1:
+            raise UserError(f"{name} must be 1 or more, not {count}")
     if seeds is not None:
-        if seeds < 1:
-            raise UserError(f"seeds must be 1 or more, not {seeds}")
         grid["seeds"] = seeds
     if rates is not None:
-        if rates < 1:
-            raise UserError(f"rates must be 1 or more, not {rates}")
         grid["learning_rate"] = grid["learning_rate"] | {"rates": rates}
 
     def config(method: str, seed: int, setting: dict[str, Any], **values: Any) -> ExperimentConfig:
@@ -79,7 +78,7 @@ def plan(
     return list({(run.ablation, run.config): run for run in planned}.values())
 
 
-def _grid(profile: str, variant: str, task: str | None, overrides: dict[str, Any]) -> dict[str, Any]:
+def _grid(profile: str, variant: str, task: str | None) -> dict[str, Any]:
     """The profile's plan, with the parts that a variant changes laid over it, and ``task`` in place of its tasks.
 
     ``settings`` of the whole plan and of its parts are lists of fields: a task, and for word problems their asides.

@@ -170,15 +170,11 @@ def credit_table(
         add(name, "snr_update", "ratio", snr)
         add(name, "snr_per_1000_tokens", "ratio per 1000 tokens", 1000 * snr / tokens)
         own.append(batch_product(gram, variance[:, place], **estimate))
-        product = batch_product(_off_symmetric(with_first), covariance[:, place], **estimate)
+        # Made symmetric: only the sum over both orders of two problems is used.
+        product = batch_product((with_first + with_first.T) / 2, covariance[:, place], **estimate)
         with np.errstate(invalid="ignore"):
             add(name, "cosine_with_grpo", "ratio", product / np.sqrt(own[place] * own[0]))
     return rows
-
-
-def _off_symmetric(products: np.ndarray) -> np.ndarray:
-    """Products of two methods' mean gradients as a symmetric matrix: only their sum over both orders is ever used."""
-    return (products + products.T) / 2
 
 
 def diagnose(
