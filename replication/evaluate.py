@@ -26,9 +26,9 @@ SAMPLES_PER_VALIDATION = 4
 
 @dataclass(frozen=True)
 class ItemResult:
-    """What one completion made of one item. A truncated completion counts as wrong.
+    """The result of one completion of one item. A truncated completion counts as wrong.
 
-    ``correct`` is None under a reward of one's own, which knows more than right and wrong.
+    ``correct`` is None under a reader's own reward, which knows more than right and wrong.
     """
 
     problem: Problem

@@ -1,6 +1,6 @@
-"""A reader's own function or object, named package.module:name: found, described, and called with a check of what it returns.
+"""Find and describe a reader's own function or object, named package.module:name, and check what it returns.
 
-The module is imported as Python imports any other: from the working directory, PYTHONPATH or what is installed.
+Python imports the module as any other: from the working directory, from PYTHONPATH, or as an installed package.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _imported: dict[str, str] = {}
 
 
 def is_own(text: str) -> bool:
-    """Whether a name is one of a reader's own object, not of something in the package."""
+    """Whether a name stands for a reader's own object and not for one of the package."""
     return ":" in text
 
 

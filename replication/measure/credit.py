@@ -1,4 +1,4 @@
-"""Gradient and credit against the grammar: how much of both falls on the tokens that decide, where these are known.
+"""How much gradient and credit fall on the tokens that determine the answer, for tasks where these tokens are known.
 
 Groups are sampled for the same problems again and again (redraws), and every method credits the same groups. The methods are
 compared in every setting, the controls only in the first.

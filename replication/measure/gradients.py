@@ -24,7 +24,7 @@ FIRST_STEP = 10**9
 
 
 def credits_of(rules: Mapping[tuple[str, str], Any], group: Group, seed: int, redraw: int) -> list[TokenCredit]:
-    """The credit of one group by every rule, each with its own stream."""
+    """The credit of one group by every rule, each with a stream of its own."""
     step = FIRST_STEP + redraw
     return [credit_of(rule, group, stream(seed, "selection", step, group.problem.id, *name)) for name, rule in rules.items()]
 

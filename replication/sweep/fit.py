@@ -83,7 +83,7 @@ def is_demanding(config: ExperimentConfig) -> bool:
 
 
 def heaviest(configs: Iterable[ExperimentConfig]) -> ExperimentConfig:
-    """The run that needs the most memory: first full fine-tuning, then the most tokens, all of them credited, the highest rank."""
+    """The run that needs the most memory, by full fine-tuning, then tokens, then whether all are credited, then rank."""
 
     def weight(config: ExperimentConfig) -> tuple[Any, ...]:
         tokens = config.prompts_per_step * config.group_size * (config.max_new_tokens or 0)
@@ -150,7 +150,7 @@ def _advice(config: ExperimentConfig) -> str:
 
 
 def fitting(configs: Sequence[ExperimentConfig], runs_dir: Path, *, measure: Callable[[ExperimentConfig], Fit] = find) -> Fit:
-    """What fits some runs, one of which is demanding; measured, or read from ``measured.json`` beside ``runs_dir``."""
+    """The settings that fit these runs: read from ``measured.json`` beside ``runs_dir``, or measured. One run must be demanding."""
     config = heaviest(config for config in configs if is_demanding(config))
     dumped = config.model_dump(mode="json")
     of = {name: dumped.get(name) for name in _DECIDES} | {"machine": platform.node(), "gpus": _gpus(config)}
@@ -177,7 +177,7 @@ def _gpus(config: ExperimentConfig) -> int:
 
 
 def sentences(fit: Fit, configs: Sequence[ExperimentConfig], workers: int) -> Iterator[str]:
-    """What was measured, and the hours that the missing runs take at most: every answer is counted as the longest allowed."""
+    """What was measured, and the most hours that the missing runs take: every answer counts as the longest allowed."""
     of_a_step = f"a step of {fit.answers} answers of the greatest length"
     if fit.steps:
         memory = f" and holds {fit.peak_bytes / 1e9:.1f} of {fit.total_bytes / 1e9:.1f} GB"

@@ -1,7 +1,7 @@
 """The runs of a sweep: which wait, which are running, and how they ended.
 
-Run directories alone decide what is missing, looked at just before a run is handed out. So two sweeps on one folder share the work,
-and a run that another process holds is waited for, never run twice.
+Run directories alone decide what is missing, and each is looked at just before its run is handed out. So two sweeps on one folder
+share the work: a run that another process holds is waited for and never run twice.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class SweepResult:
 
 
 class RunQueue:
-    """What waits, what is running and what came out, in processes of this machine or on a cluster."""
+    """The runs of one sweep by state: waiting, running, ended. A pool of processes or a cluster takes them from here."""
 
     def __init__(self, planned: Sequence[PlannedRun], runs_dir: Path) -> None:
         self.configs = {run.config.run_id: run.config for run in planned}

@@ -65,7 +65,7 @@ def run_plan(
 
 
 def _measured(queue: RunQueue, workers: int | None) -> int | None:
-    """How many processes to use. Where a large model is to be trained, the settings that fit are measured and put into its runs."""
+    """How many processes to use. For a large model, the settings that fit are measured first and put into its runs."""
     waiting = [queue.configs[run_id] for run_id in queue.waiting]
     if not any(map(fit.is_demanding, waiting)):
         return workers

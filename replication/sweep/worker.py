@@ -1,6 +1,6 @@
-"""A worker process: does one run after another, since importing torch takes seconds, each with its own log.
+"""A worker process. It does one run after another, since importing torch takes seconds. Each run has its own log.
 
-It imports nothing heavy at the top: the number of threads is set before torch is imported.
+Nothing heavy is imported at the top: the number of threads is set before torch is imported.
 """
 
 from __future__ import annotations
