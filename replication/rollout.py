@@ -70,40 +70,33 @@ def generate(
     causal_lm = unwrapped(model)
     device = next(causal_lm.parameters()).device
     completions = len(prompts) * group_size
-    tokens_CT = torch.full((completions, max_new_tokens), pad_token_id, device=device)
-    log_probs_CT = torch.zeros((completions, max_new_tokens), device=device)
-    entropies_CT = torch.zeros((completions, max_new_tokens), device=device)
-    lengths_C = torch.full((completions,), max_new_tokens, device=device)
-    ended_C = torch.zeros(completions, dtype=torch.bool, device=device)
+    # The host keeps these and all bookkeeping. It waits for the device once a token, where the tokens drawn arrive.
+    tokens_CT = torch.full((completions, max_new_tokens), pad_token_id)
+    log_probs_CT = torch.zeros((completions, max_new_tokens))
+    entropies_CT = torch.zeros((completions, max_new_tokens))
+    lengths_C = torch.full((completions,), max_new_tokens)
+    ended_C = torch.zeros(completions, dtype=torch.bool)
     stopped_C = torch.zeros_like(ended_C)
-    eos = torch.tensor(list(eos_token_ids), device=device)
+    eos = torch.tensor(list(eos_token_ids))
     if temperature > 0:
         draws_CT = torch.cat([torch.rand((group_size, max_new_tokens), generator=g, dtype=torch.float64) for g in generators])
-        draws_CT = draws_CT.to(device)
 
     # A row of the model's batch is a distinct prefix, not a completion: completions of a group share one row until they part.
     logits_RV, cache, mask = _prefill(causal_lm, prompts, pad_token_id)
-    vocabulary = logits_RV.shape[-1]
+    rows, vocabulary = logits_RV.shape
     prompt_lengths_R = mask.sum(1)
-    active_A = torch.arange(completions, device=device)  # completions that have not ended
+    active_A = torch.arange(completions)  # completions that have not ended
     row_A = active_A // group_size  # the row each of them stands at
 
     for t in range(max_new_tokens):
         raise_if_stopped()
-        log_p_RV = torch.log_softmax(upcast(logits_RV) / (temperature or 1.0), -1)
-        if torch.isnan(log_p_RV).any():
+        draws_A = draws_CT[active_A, t] if temperature else None
+        token_A, log_p_A, entropy_A = _draw(upcast(logits_RV), row_A, draws_A, temperature)
+        if torch.isnan(log_p_A).any():
             raise Diverged(f"the model's logits are not finite at generated token {t}")
-        p_RV = log_p_RV.exp()
-        entropy_R = -torch.where(p_RV > 0, p_RV * log_p_RV, 0.0).sum(-1)
-        if temperature:
-            cdf_RV = p_RV.double().cumsum(-1)
-            draws_A1 = (draws_CT[active_A, t] * cdf_RV[row_A, -1]).unsqueeze(1)
-            token_A = torch.searchsorted(cdf_RV[row_A], draws_A1, right=True).squeeze(1)
-        else:
-            token_A = log_p_RV.argmax(-1)[row_A]
         tokens_CT[active_A, t] = token_A
-        log_probs_CT[active_A, t] = log_p_RV[row_A, token_A].float()
-        entropies_CT[active_A, t] = entropy_R[row_A].float()
+        log_probs_CT[active_A, t] = log_p_A.float()
+        entropies_CT[active_A, t] = entropy_A.float()
         done_A = torch.isin(token_A, eos)
         if stop is not None:
             stopped_A = stop(tokens_CT[active_A, : t + 1]) & ~done_A
@@ -117,12 +110,14 @@ def generate(
 
         prefix_R, row_A = torch.unique(row_A * vocabulary + token_A, return_inverse=True)
         parent_R, token_R = prefix_R // vocabulary, prefix_R % vocabulary
-        if len(parent_R) != len(mask) or (parent_R != torch.arange(len(mask), device=device)).any():
-            cache.reorder_cache(parent_R)
-            mask, prompt_lengths_R = mask[parent_R], prompt_lengths_R[parent_R]
-        mask = torch.cat([mask, mask.new_ones((len(mask), 1))], 1)
+        if not torch.equal(parent_R, torch.arange(rows)):
+            parents = parent_R.to(device, non_blocking=True)
+            cache.reorder_cache(parents)
+            mask, prompt_lengths_R = mask[parents], prompt_lengths_R[parents]
+            rows = len(parent_R)
+        mask = torch.cat([mask, mask.new_ones((rows, 1))], 1)
         logits_RV = causal_lm(
-            input_ids=token_R.unsqueeze(1),
+            input_ids=token_R.unsqueeze(1).to(device, non_blocking=True),
             attention_mask=mask,
             position_ids=(prompt_lengths_R + t).unsqueeze(1),
             past_key_values=cache,
@@ -139,6 +134,25 @@ def _check(prompts, temperature: float, generators) -> None:
         raise ValueError(f"temperature must be 0 (greedy) or more, not {temperature}")
     if temperature and (generators is None or len(generators) != len(prompts)):
         raise ValueError(f"sampling needs one generator for each of the {len(prompts)} prompts")
+
+
+def _draw(logits_RV: Tensor, row_A: Tensor, draws_A: Tensor | None, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    """For each completion (A,), on the host: the token drawn at its row, its log-prob, the row's entropy. NaN where logits are."""
+    device = logits_RV.device
+    row_A = row_A.to(device, non_blocking=True)
+    log_p_RV = torch.log_softmax(logits_RV / (temperature or 1.0), -1)
+    p_RV = log_p_RV.exp()
+    entropy_R = -torch.where(p_RV > 0, p_RV * log_p_RV, 0.0).sum(-1)
+    if draws_A is None:
+        token_A = log_p_RV.argmax(-1)[row_A]
+    else:
+        cdf_AV = p_RV.double().cumsum(-1)[row_A]
+        draws_A1 = (draws_A.to(device, non_blocking=True) * cdf_AV[:, -1]).unsqueeze(1)
+        # The clamp is for a row of NaN, which has no place for the number.
+        token_A = torch.searchsorted(cdf_AV, draws_A1, right=True).squeeze(1).clamp(max=log_p_RV.shape[-1] - 1)
+    # One transfer for the three: float64 holds every token id and every float32 exactly.
+    token, log_p, entropy = torch.stack([token_A.double(), log_p_RV[row_A, token_A].double(), entropy_R[row_A].double()]).cpu()
+    return token.long(), log_p, entropy
 
 
 def _prefill(causal_lm: nn.Module, prompts, pad_token_id: int) -> tuple[Tensor, DynamicCache, Tensor]:
