@@ -30,8 +30,8 @@ from benchmarks.common import (
     write_table,
 )
 from replication import train
+from replication.evaluate import step_metrics
 from replication.groups import Group, sample_groups, training_batch
-from replication.metrics import step_metrics
 from replication.models import load_base, load_policy
 
 REPETITIONS = 9

@@ -41,12 +41,12 @@ def plan(
         task: the one task of every ablation, instead of the profile's; a file of problems (``data``) means task jsonl.
         methods: rules of one's own, package.module:object, that take part in the headline comparison.
         rates: how many learning rates the ablation learning_rate tries: those nearest to the headline's.
-        overrides: fields set in every config (a model, a data file).
+        overrides: fields set in every config (a model, a data file); ``svamp_source`` only where the task is svamp.
 
     Raises:
         UserError: unknown profile, ablation, variant or field.
     """
-    grid = _grid(profile, variant, task or ("jsonl" if overrides.get("data") else None), overrides)
+    grid = _grid(profile, variant, task or ("jsonl" if overrides.get("data") else None))
     grid["methods"] = (*TRAINED, *methods)
     known = [name for name in ABLATIONS if name == HEADLINE or name in grid]
     names = known if names is None else names
@@ -58,25 +58,27 @@ def plan(
     for name in ("method", "seed"):
         if name in overrides:
             raise UserError(f"{name} cannot be set for a whole plan: it is what the runs of the plan differ in")
+    for name, count in (("seeds", seeds), ("rates", rates)):
+        if count is not None and count < 1:
+            raise UserError(f"{name} must be 1 or more, not {count}")
     if seeds is not None:
-        if seeds < 1:
-            raise UserError(f"seeds must be 1 or more, not {seeds}")
         grid["seeds"] = seeds
     if rates is not None:
-        if rates < 1:
-            raise UserError(f"rates must be 1 or more, not {rates}")
         grid["learning_rate"] = grid["learning_rate"] | {"rates": rates}
 
     def config(method: str, seed: int, setting: dict[str, Any], **values: Any) -> ExperimentConfig:
-        # The base is not trained, whatever number of steps is set for the others.
-        steps = {"steps": 0} if method == "base" else {}
-        return load_profile(profile, method=method, seed=seed, **(setting | values | overrides | steps))
+        fields = setting | values | overrides
+        if method == "base":
+            fields["steps"] = 0  # it is not trained, whatever number of steps is set for the others
+        if fields["task"] != "svamp":
+            fields.pop("svamp_source", None)
+        return load_profile(profile, method=method, seed=seed, **fields)
 
     planned = [PlannedRun(name, found) for name in names for found in _PLANS[name](config, grid, grid.get(name) or {})]
     return list({(run.ablation, run.config): run for run in planned}.values())
 
 
-def _grid(profile: str, variant: str, task: str | None, overrides: dict[str, Any]) -> dict[str, Any]:
+def _grid(profile: str, variant: str, task: str | None) -> dict[str, Any]:
     """The profile's plan, with the parts that a variant changes laid over it, and ``task`` in place of its tasks.
 
     ``settings`` of the whole plan and of its parts are lists of fields: a task, and for word problems their asides.
@@ -119,20 +121,16 @@ def _token_fraction(make: Make, grid: dict[str, Any], own: dict[str, Any]) -> It
     Each point of ``points`` names its fields. It is run at the rates of ``grid`` with the tuning seed, and with the seeds of the
     headline at its own ``learning_rate``; without that field at the method's.
     """
+    points = [(point.get("method", "s_grpo"), {k: v for k, v in point.items() if k != "method"}) for point in own["points"]]
     for setting in own["settings"]:
         for seed in range(min(grid["seeds"], own.get("seeds", grid["seeds"]))):
             for method in TRAINED:
                 yield make(method, seed, setting)
-            for point in own["points"]:
-                yield make(point.get("method", "s_grpo"), seed, setting, **_fields(point), **_BRIEF)
-        for point in own["points"]:
+            for method, fields in points:
+                yield make(method, seed, setting, **fields, **_BRIEF)
+        for method, fields in points:
             for rate in own.get("grid", ()):
-                fields = _fields(point) | {"learning_rate": rate}
-                yield make(point.get("method", "s_grpo"), TUNING_SEED, setting, **fields, **_BRIEF)
-
-
-def _fields(point: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in point.items() if name != "method"}
+                yield make(method, TUNING_SEED, setting, **(fields | {"learning_rate": rate}), **_BRIEF)
 
 
 def _learning_rate(make: Make, grid: dict[str, Any], own: dict[str, Any]) -> Iterator[ExperimentConfig]:

@@ -43,7 +43,7 @@ def check_gguf(path: str) -> None:
 
 @contextmanager
 def readable(model: str) -> Iterator[tuple[str, dict[str, str]]]:
-    """The name and the further keywords by which ``from_pretrained`` of transformers reads a model, inside the block.
+    """The name and the keywords with which ``from_pretrained`` reads a model, inside the block.
 
     A GGUF file is shown to it alone in a temporary folder: beside a GGUF file transformers also reads tokenizer_config.json and
     generation_config.json, which may belong to another model and are not part of the checksum.
@@ -57,7 +57,7 @@ def readable(model: str) -> Iterator[tuple[str, dict[str, str]]]:
 
 
 def base_fingerprint(model: str, revision: str | None = None) -> str:
-    """What a run id knows of the base.
+    """The text that stands for the base model in a run id.
 
     Returns:
         For a folder the sha256 over names and bytes of its weights, config and tokenizer; for a GGUF file the sha256 of the file;

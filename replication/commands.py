@@ -1,68 +1,51 @@
-"""What each command of the command line does; heavy modules are imported inside, where a command needs them."""
+"""What each command of the command line does. Rooms that import pandas or matplotlib are imported where a command needs them."""
 
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from replication.ablations import PlannedRun, plan
+from replication.config import ExperimentConfig, load_profile, parse_settings, profile_plan, run_command
 from replication.console import say
 from replication.errors import Stopped, UserError
-from replication.names import CLAIMS, RESULTS
-from replication.runs import explained, read_json
+from replication.names import CLAIMS, METHOD_LABELS, RESULTS
+from replication.runs import explained, manifest, mark_failed, now, peak_memory, read_json, read_summary
 
 if TYPE_CHECKING:
-    from replication.ablations import PlannedRun
     from replication.statistics import Claim
 
-#: The options that say which runs a plan has, as a manifest notes them: kind and default. Older manifests end after the fourth.
-_PLAN: dict[str, tuple[Any, Any]] = {
-    "plan": (str, "default"),
-    "seeds": (int | None, None),
-    "set": (list, []),
-    "svamp": (str | None, None),
-    "task": (str | None, None),
-    "data": (str | None, None),
-    "reward": (str | None, None),
-    "method": (list, []),
-    "rates": (int | None, None),
-}
-#: Options of ``run`` that --set may not name.
-_OWN = ("profile", "task", "method", "seed")
+_OWN = ("profile", "task", "method", "seed")  # options of ``run`` that --set may not name
 
 
-def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
-    """``["steps=5", "lora_targets=[q_proj]"]`` to values, which are never evaluated; later ones win.
+class _PlanOptions(BaseModel):
+    """The options that say which runs a plan has, as a manifest notes them. Older manifests end after the fourth."""
 
-    Raises:
-        UserError: for a setting without "=", or a value that cannot be read.
-    """
-    from replication.config import read_value
+    model_config = ConfigDict(extra="forbid", strict=True)
 
-    values = {}
-    for setting in settings:
-        name, equals, text = setting.partition("=")
-        if not equals or not name.isidentifier():
-            raise UserError(f"--set {setting!r} is not FIELD=VALUE")
-        values[name] = read_value(name, text)
-    return values
+    plan: str
+    seeds: int | None
+    set: list[str]
+    svamp: str | None
+    task: str | None = None
+    data: str | None = None
+    reward: str | None = None
+    method: list[str] = []
+    rates: int | None = None
+
+
+_DEFAULT_PLAN = _PlanOptions(plan="default", seeds=None, set=[], svamp=None).model_dump()
 
 
 def run(options: argparse.Namespace) -> int:
-    from replication.config import load_profile
-
-    overrides = parse_settings(options.set)
-    for name in _OWN:
-        if name in overrides:
-            raise UserError(f"--set {name}: use the option --{name}")
-    overrides |= _files(options)
+    overrides = _overrides(options, _OWN, "use the option --{name}")
     config = load_profile(options.profile, task=options.task, method=options.method, seed=options.seed, **overrides)
-    from replication.runs import mark_failed, read_summary
-
     if read_summary(options.out) is None:
         from replication.sweep import check_needs
 
@@ -81,23 +64,24 @@ def run(options: argparse.Namespace) -> int:
     accuracy = "" if summary.accuracy is None else f", {measure} {summary.accuracy:.3f} on {summary.n_items} test items"
     print(f"{summary.run_id} {summary.status}{accuracy}" + (f": {summary.reason}" if summary.reason else ""))
     if summary.steps_done and summary.tokens_in_loss == 0:
-        print(
+        say(
             "no token got credit, so the model did not change. A group whose completions all have the same reward "
-            "gives no credit: see docs/extending.md",
-            file=sys.stderr,
+            "gives no credit: see docs/extending.md"
         )
     return 0 if summary.status == "done" else 1
 
 
-def _files(options: argparse.Namespace) -> dict[str, Any]:
-    """The config fields that --svamp, --data and --reward set."""
-    given = {"svamp_source": options.svamp, "data": options.data, "reward": options.reward}
-    return {name: value for name, value in given.items() if value is not None}
+def _overrides(options: argparse.Namespace, refused: Sequence[str], advice: str) -> dict[str, Any]:
+    """The config fields that --set, --svamp, --data and --reward give; ``refused`` are those that --set may not name."""
+    values = parse_settings(options.set)
+    for name in refused:
+        if name in values:
+            raise UserError(f"--set {name}: {advice.format(name=name)}")
+    files = {"svamp_source": options.svamp, "data": options.data, "reward": options.reward}
+    return values | {name: value for name, value in files.items() if value is not None}
 
 
 def _results(options: argparse.Namespace) -> Path:
-    from replication.config import profile_plan
-
     profile_plan(options.profile)  # an unknown profile is named before anything else
     return options.out or Path("results/local") / options.profile
 
@@ -110,106 +94,70 @@ def _check_writable(out: Path) -> None:
 
 
 def _plan(options: argparse.Namespace, names: Sequence[str] | None = None) -> list[PlannedRun]:
-    """The planned runs; a data file of SVAMP is set only where that task is."""
-    from replication.ablations import PlannedRun, plan
-    from replication.config import make_config
-
-    overrides = parse_settings(options.set)
-    for name in (*_OWN, "names", "variant", "seeds", "rates", "methods"):
-        if name in overrides:
-            raise UserError(f"--set {name}: a plan chooses its runs by the options of sweep (see sweep --help)")
-    overrides |= _files(options)
-    source = {"svamp_source": overrides.pop("svamp_source", None)}
+    refused = (*_OWN, "names", "variant", "seeds", "rates", "methods")
+    overrides = _overrides(options, refused, "a plan chooses its runs by the options of sweep (see sweep --help)")
     how = {"variant": options.plan, "seeds": options.seeds, "rates": options.rates, "task": options.task, "methods": options.method}
-    planned = plan(options.profile, names, **how, **overrides)
-    if source["svamp_source"] is None:
-        return planned
-    return [
-        PlannedRun(run.ablation, make_config(**(run.config.model_dump() | source))) if run.config.task == "svamp" else run
-        for run in planned
-    ]
+    return plan(options.profile, names, **how, **overrides)
 
 
 def sweep(options: argparse.Namespace) -> int:
+    if options.engine == "local" and options.address is not None:
+        raise UserError("--address is that of a Ray cluster: give --engine ray too")
     out = _results(options)
     planned = _plan(options, options.ablation)
     if options.list:
-        configs = list(dict.fromkeys(planned_run.config for planned_run in planned))
+        configs = list(dict.fromkeys(run.config for run in planned))
         for config in configs:
-            print(config.command(out / "runs" / _run_id(config)))
-        print(f"{len(configs)} runs, {sum(config.steps for config in configs)} steps", file=sys.stderr)
+            print(run_command(config, out / "runs" / _run_id(config)))
+        say(f"{len(configs)} runs, {sum(config.steps for config in configs)} steps")
         return 0
+    from replication.report import rebuild_tables
     from replication.sweep import run_plan
 
-    result = run_plan(planned, out / "runs", workers=options.workers, **_engine(options))
-    for run_id in result.missing:  # first of all: the tables may be refused, for a damaged file of another run
+    result = run_plan(planned, out / "runs", workers=options.workers, engine=options.engine, address=options.address or "auto")
+    for run_id in result.missing:  # before the tables, which a damaged file of another run can stop
         say(f"missing: {out / 'runs' / run_id}: {result.failed.get(run_id, 'not finished')}")
-    # The tables always cover the whole plan: what this sweep left out is pending there, and cannot be overlooked.
-    _write_tables(_plan(options), out, {"profile": options.profile, "plan": _plan_of(options)})
+    # The tables cover the whole plan: a run that this sweep left out has a row there, as pending.
+    noted = {name: getattr(options, name) for name in _PlanOptions.model_fields}
+    rebuild_tables(_plan(options), out, {"profile": options.profile, "plan": noted})
     finished = f"{len(result.planned) - len(result.missing)} of {len(result.planned)} runs finished"
     diverged = f", {len(result.diverged)} of them diverged" if result.diverged else ""
     say(f"{finished}{diverged}; tables in {out}")
     return 0 if result.ok else 1
 
 
-def _run_id(config: Any) -> str:
+def _run_id(config: ExperimentConfig) -> str:
     try:
         return config.run_id
-    except UserError:  # it covers the data and the base, which are not here
+    except UserError:  # the data or the base, which a run id covers, are not here
         return "RUN_ID"
-
-
-def _engine(options: argparse.Namespace) -> dict[str, str]:
-    """Where a sweep runs, if not in processes of this machine."""
-    if options.engine == "local" and options.address is not None:
-        raise UserError("--address is that of a Ray cluster: give --engine ray too")
-    return {"engine": options.engine, "address": options.address or "auto"} if options.engine != "local" else {}
-
-
-def _plan_of(options: argparse.Namespace) -> dict[str, Any]:
-    return {name: getattr(options, name) for name in _PLAN}
-
-
-def _write_tables(planned: Sequence[PlannedRun], out: Path, extra: dict[str, Any]) -> None:
-    from replication.report import rebuild_tables
-
-    rebuild_tables(planned, out, extra)
 
 
 def report(options: argparse.Namespace) -> int:
     out = _results(options)
-    if (out / "runs").is_dir():
-        settings = _noted_plan(out)
-        planned = _plan(argparse.Namespace(profile=options.profile, **settings))
-        _write_tables(planned, out, {"profile": options.profile, "plan": settings})
-    from replication.report import build
+    from replication.report import build, rebuild_tables
 
+    if (out / "runs").is_dir():
+        noted = _noted_plan(out / "manifest.json")
+        planned = _plan(argparse.Namespace(profile=options.profile, **noted))
+        rebuild_tables(planned, out, {"profile": options.profile, "plan": noted})
     print(build(out, options.profile))
     return 0
 
 
-def _noted_plan(out: Path) -> dict[str, Any]:
-    """The plan that the tables of a results folder were made for."""
-    default = {name: default for name, (_, default) in _PLAN.items()}
-    noted = _manifest(out).get("plan") or default
-    fits = isinstance(noted, dict) and set(list(_PLAN)[:4]) <= noted.keys() <= _PLAN.keys()
-    noted = default | noted if fits else default
-    fits = fits and all(isinstance(noted[name], kind) for name, (kind, _) in _PLAN.items())
-    if not fits or not all(isinstance(text, str) for text in [*noted["set"], *noted["method"]]):
-        raise UserError(f"{out / 'manifest.json'} does not say of which plan the tables are (edited?): `make all` notes it anew")
-    return noted
-
-
-def _manifest(folder: Path) -> dict[str, Any]:
-    path = folder / "manifest.json"
+def _noted_plan(path: Path) -> dict[str, Any]:
+    """The plan that the tables beside a manifest were made for."""
     found = read_json(path, "a manifest") if path.exists() else {}
-    return found if isinstance(found, dict) else {}
+    noted = found.get("plan") if isinstance(found, dict) else None
+    try:
+        return _PlanOptions.model_validate(noted or _DEFAULT_PLAN).model_dump()
+    except ValidationError:
+        raise UserError(f"{path} does not say of which plan the tables are (edited?): `make all` notes it anew") from None
 
 
 def diagnose(options: argparse.Namespace) -> int:
     out = _results(options)
     from replication.measure import diagnose as measure
-    from replication.runs import manifest, now, peak_memory
     from replication.tables import write_tables
 
     _check_writable(out)
@@ -225,18 +173,15 @@ def diagnose(options: argparse.Namespace) -> int:
 
 def prompts(options: argparse.Namespace) -> int:
     out = _results(options)
-    overrides = parse_settings(options.set)
-    for name in (*_OWN, "prompt_template"):
-        if name in overrides:
-            raise UserError(f"--set {name}: every task of the profile is measured with the base under every template")
-    overrides |= _files(options)
+    advice = "every task of the profile is measured with the base under every template"
+    overrides = _overrides(options, (*_OWN, "prompt_template"), advice)
     from replication.measure import measure_prompts
     from replication.sweep import check_needs
 
     _check_writable(out)
-    # What the runs that follow need is missing now, not after the base was measured.
-    sweep_of = argparse.Namespace(**{name: default for name, (_, default) in _PLAN.items()} | vars(options))
-    check_needs([run.config for run in _plan(sweep_of)], out / "runs")
+    # Raise for what the later runs lack now, not after the base was measured.
+    planned = _plan(argparse.Namespace(**_DEFAULT_PLAN | vars(options)))
+    check_needs([run.config for run in planned], out / "runs")
     table = measure_prompts(options.profile, out, task=options.task, **overrides)
     shares = ["accuracy", "parsable_share", "accuracy_of_parsable", "truncated_share", "stopped_share"]
     shown = table[["task", "template", "chosen", "items", *shares, "reason"]].astype({"items": "Int64"})
@@ -279,14 +224,12 @@ def verify(options: argparse.Namespace) -> int:
     from replication.statistics import compare_tables
     from replication.tables import read_tables
 
-    committed = options.committed or Path("results") / options.profile
-    compared = compare_tables(read_tables(out), read_tables(committed))
+    compared = compare_tables(read_tables(out), read_tables(options.committed or Path("results") / options.profile))
     print(compared.to_string(index=False, na_rep=""))
     counts = compared["agreement"].value_counts().to_dict()
     print(", ".join(f"{counts.get(word, 0)} {word}" for word in ("agree", "disagree", "missing", "not compared")))
     both = compared[compared["agreement"].isin(["agree", "disagree"])]
-    changed = both.loc[both["verdict_mine"] != both["verdict_committed"], "claim"].tolist()
-    if changed:
+    if changed := both.loc[both["verdict_mine"] != both["verdict_committed"], "claim"].tolist():
         print(f"another verdict than the committed one (intervals of fewer seeds decide less): {', '.join(changed)}")
     return 1 if counts.get("disagree") or counts.get("missing") else 0
 
@@ -304,19 +247,19 @@ def check(options: argparse.Namespace) -> int:
     if claim is None:
         raise UserError(f"unknown claim {options.claim!r}: choose one of {', '.join(claim.id for claim in claims)}")
     planned = _runs_of(claim, options)
-    # Read now, not after the training: damaged tables are one line before anything starts.
+    # Read before the training, so that damaged tables stop it.
     committed = read_tables(RESULTS / claim.scale) if (RESULTS / claim.scale).is_dir() else {}
     if not committed:
         say(f"there are no committed tables in {RESULTS / claim.scale}: nothing to compare with")
-    out = options.out or Path("results/local") / claim.scale
-    result = run_plan(planned, out / "runs", workers=options.workers)
+    runs = (options.out or Path("results/local") / claim.scale) / "runs"
+    result = run_plan(planned, runs, workers=options.workers)
     for run_id, reason in result.failed.items():
-        say(f"failed: {out / 'runs' / run_id}: {reason}")
-    mine = build_tables(planned, out / "runs")
-    if claim.tuned and "runs" in committed:  # whether the rates are tuned is not checked again
+        say(f"failed: {runs / run_id}: {reason}")
+    mine = build_tables(planned, runs)
+    if claim.tuned and "runs" in committed:  # the tuning of the rates is not checked again
         rates = committed["runs"][committed["runs"]["ablation"] == "learning_rate"]
         mine["runs"] = pd.concat([mine["runs"], rates], ignore_index=True)
-    # Both are judged here, by one rule: the committed verdicts may be older than the claim.
+    # Both are judged anew: the committed verdicts may be older than the claim.
     rows = {"here": verdicts([claim], mine), "committed": verdicts([claim], committed)}
     shown = pd.concat(rows, names=["from"]).reset_index("from")
     print(f"{claim.id}: {claim.text}\nrule: {claim.rule_text}")
@@ -331,14 +274,12 @@ def check(options: argparse.Namespace) -> int:
 
 def _runs_of(claim: Claim, options: argparse.Namespace) -> list[PlannedRun]:
     """The runs of the full plan that a claim rests on, with the first seeds alone."""
-    from replication.names import METHOD_LABELS
-
-    full = {name: default for name, (_, default) in _PLAN.items()} | vars(options) | {"profile": claim.scale, "plan": "full"}
+    full = _DEFAULT_PLAN | vars(options) | {"profile": claim.scale, "plan": "full"}
     planned = [run for run in _plan(argparse.Namespace(**full), [claim.ablation]) if claim.needs(run.config)]
     if lacking := set(claim.methods) - {run.config.method for run in planned}:
         names = ", ".join(METHOD_LABELS[name] for name in claim.methods if name in lacking)
         raise UserError(f"nothing to check: {claim.id} rests on runs of {names} that the full plan of {claim.scale} does not have")
-    # Not every ablation takes its seeds from the option.
+    # Not every ablation takes its seeds from --seeds.
     seeds = sorted({run.config.seed for run in planned if run.config.method != "base"})[: options.seeds]
     return [run for run in planned if run.config.method == "base" or run.config.seed in seeds]
 

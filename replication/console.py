@@ -1,4 +1,4 @@
-"""Lines for people: a terminal, pipe or disk that is gone costs the lines and never the work."""
+"""Lines for people. A closed terminal, a broken pipe or a full disk loses lines and never the work."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The critic of a method that needs values: what reward to expect of the prompt and the tokens before each token."""
+"""The critic of a method that needs values: the reward to expect, given the prompt and the tokens before each token."""
 
 from __future__ import annotations
 
@@ -70,15 +70,6 @@ class Critic:
             self.model.set_adapter("default")
             self.model.eval()
 
-    def values(self, groups: Sequence[Group]) -> list[list[list[float]]]:
-        """The value of what stands before each generated token, for each group and completion, in units of the reward."""
-        found = [[[] for _ in group.samples] for group in groups]
-        with torch.no_grad(), self._active():
-            for part, value_N, _ in self._passes(groups):
-                for i, own in zip(part, _by_group(value_N, groups, part), strict=True):
-                    found[i] = own
-        return found
-
     def judge(
         self,
         groups: Sequence[Group],
@@ -88,8 +79,8 @@ class Critic:
         """Give the groups their values and accumulate the gradient of the critic's loss, or of ``scaled`` of it, in one pass.
 
         Formula: loss = 1/T * sum over all T generated tokens of the batch of (value - target)^2.
-        Source: arXiv 1707.06347v2, section 5, the squared error. PPO wants the values of before the step. With one step for each
-        batch these are also the values that the loss is taken at, so no second pass is needed.
+        Source: arXiv 1707.06347v2, section 5, the squared error. PPO takes the values from before the step. A batch has one step,
+        so the loss is taken at the same values, and one pass gives both.
 
         Args:
             groups: of one step.
@@ -99,36 +90,29 @@ class Critic:
         Returns:
             The groups with their values; value_loss and explained_variance; the tokens that the trunk computed.
         """
+        prompts, completions = [group.prompt for group in groups], [group.completions for group in groups]
+        credits = [every_token(own) for own in completions]
+        how = {"strategy": self.config.scoring, "token_budget": self.config.token_budget}
         judged = [replace(group, values=[[] for _ in group.samples]) for group in groups]
-        tokens = sum(len(sample.tokens) for group in groups for sample in group.samples)
+        tokens = sum(map(len, credits))
         loss, forwarded = 0.0, 0
         with self._active():
-            for part, value_N, passed in self._passes(groups):
+            for part in micro_batches(prompts, completions, credits, self.config.token_budget):
+                raise_if_stopped()
+                batch = ([column[i] for i in part] for column in (prompts, completions, credits))
+                states, passed = prefix_states(self.model, *batch, **how)
+                value_N = self.head(upcast(states)).squeeze(-1)
+                flat = iter(value_N.tolist())
                 wanted: list[float] = []
-                for i, own in zip(part, _by_group(value_N, groups, part), strict=True):
-                    judged[i] = replace(groups[i], values=own)
-                    wanted += itertools.chain(*targets(groups[i].completions, groups[i].rewards, own))
+                for i in part:
+                    values = [list(itertools.islice(flat, len(row))) for row in completions[i]]
+                    judged[i] = replace(groups[i], values=values)
+                    wanted += itertools.chain(*targets(completions[i], groups[i].rewards, values))
                 error = (value_N - torch.tensor(wanted, dtype=value_N.dtype, device=value_N.device)).square().sum() / tokens
                 scaled(error).backward()
                 loss += error.item()
                 forwarded += passed
         return judged, {"value_loss": loss, "explained_variance": explained_variance(judged)}, forwarded
-
-    def _passes(self, groups: Sequence[Group]) -> Iterator[tuple[list[int], Tensor, int]]:
-        """For a part of the groups at a time: which ones, the values (N,) of all their tokens, and the tokens in the trunk."""
-        columns = [group.prompt for group in groups], [group.completions for group in groups]
-        columns = (*columns, [every_token(completions) for completions in columns[1]])
-        how = {"strategy": self.config.scoring, "token_budget": self.config.token_budget}
-        for part in micro_batches(*columns, self.config.token_budget):
-            raise_if_stopped()
-            states, forwarded = prefix_states(self.model, *([column[i] for i in part] for column in columns), **how)
-            yield part, self.head(upcast(states)).squeeze(-1), forwarded
-
-
-def _by_group(value_N: Tensor, groups: Sequence[Group], part: Sequence[int]) -> list[list[list[float]]]:
-    """The values as numbers, for each group of the part and each of its completions."""
-    flat = iter(value_N.tolist())
-    return [[list(itertools.islice(flat, len(tokens))) for tokens in groups[i].completions] for i in part]
 
 
 def explained_variance(groups: Sequence[Group]) -> float | None:

@@ -1,4 +1,4 @@
-"""Accuracy per item, greedy or sampled, with a fixed batch and padding; KL to the base on samples of the policy."""
+"""What is measured of a policy: accuracy per item, KL to the base on samples of the policy, and the metrics of a step."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from replication.algorithms import every_token
+from replication.algorithms import TokenCredit, every_token
 from replication.config import ExperimentConfig
 from replication.groups import Group, reward_under, sample_in_chunks, stopped_share, trained_problems
 from replication.models import Policy
@@ -26,9 +26,9 @@ SAMPLES_PER_VALIDATION = 4
 
 @dataclass(frozen=True)
 class ItemResult:
-    """What one completion made of one item. A truncated completion counts as wrong.
+    """The result of one completion of one item. A truncated completion counts as wrong.
 
-    ``correct`` is None under a reward of one's own, which knows more than right and wrong.
+    ``correct`` is None under a reader's own reward, which knows more than right and wrong.
     """
 
     problem: Problem
@@ -151,8 +151,42 @@ def _one_by_one(results: Sequence[ItemResult]) -> list[tuple[list[int], list[lis
 
 def group_kl(policy: Policy, config: ExperimentConfig, group: Group) -> float | None:
     """KL to the base on the originals of one group."""
-    originals = [sample for sample, start in zip(group.samples, group.replay_starts, strict=True) if start == 0]
-    return kl_to_base(policy, config, [(group.prompt, [s.tokens for s in originals], [s.log_probs for s in originals])])
+    tokens = [sample.tokens for sample in group.originals]
+    return kl_to_base(policy, config, [(group.prompt, tokens, [sample.log_probs for sample in group.originals])])
+
+
+def step_metrics(
+    policy: Policy, config: ExperimentConfig, task: Task, groups: Sequence[Group], credits: Sequence[TokenCredit]
+) -> dict[str, float | int | None]:
+    """The metrics of one step's rollouts and credits.
+
+    reward: mean over the originals (replays aside). tied_groups: share of groups whose rewards are all equal. kept_fraction:
+    credited over generated tokens of the groups that can teach, which are those that do not tie, and under a method that credits
+    tied groups too all of them; None if none can. kept_share_all: the same over all groups.
+    entropy: mean over generated tokens, in nats. kl_to_base: k3 on all tokens of the step's first group, a cheap and noisy
+    estimate, in nats. truncated: share of completions cut at the length limit. stopped: share that a stop string ended, for a
+    task that has stop strings.
+    """
+    originals = [sample for group in groups for sample in group.originals]
+    rewards = [group.rewards[[i for i, start in enumerate(group.replay_starts) if not start]] for group in groups]
+    entropies = [entropy for sample in originals for entropy in sample.entropies]
+    generated = sum(group.generated_tokens for group in groups)
+    taught = [group for group, credit in zip(groups, credits, strict=True) if len(credit) or not group.is_tied]
+    untied = sum(group.generated_tokens for group in taught)
+    in_loss = sum(len(credit) for credit in credits)
+    return {
+        "reward": torch.cat(rewards).mean().item(),
+        "tied_groups": sum(group.is_tied for group in groups) / len(groups),
+        "kept_fraction": in_loss / untied if untied else None,
+        "kept_share_all": in_loss / generated,
+        "entropy": sum(entropies) / len(entropies),
+        "kl_to_base": group_kl(policy, config, groups[0]),
+        "truncated": sum(sample.truncated for sample in originals) / len(originals),
+        **stopped_share(task, originals),
+        "tokens_generated": generated,
+        "tokens_untied": untied,
+        "tokens_in_loss": in_loss,
+    }
 
 
 def final_evaluation(policy: Policy, config: ExperimentConfig, task: Task) -> tuple[dict[str, float | int | None], list[dict]]:

@@ -1,4 +1,4 @@
-"""From problems to groups: prompts, sampled completions, rewards, and (for T-SPMO, if asked) replays from a prefix."""
+"""From problems to groups: prompts, sampled completions, rewards, replays from a prefix, and a method's credit of a group."""
 
 from __future__ import annotations
 
@@ -13,9 +13,7 @@ from transformers import StopStringCriteria
 
 from replication.algorithms import TokenCredit
 from replication.config import ExperimentConfig
-from replication.errors import UserError
 from replication.models import Policy
-from replication.own_code import reason
 from replication.randomness import numpy_stream, stream
 from replication.rollout import Completion, generate
 from replication.tasks import Problem, Task, is_right
@@ -48,6 +46,11 @@ class Group:
         return [sample.entropies for sample in self.samples]
 
     @property
+    def originals(self) -> list[Completion]:
+        """The samples without the replays."""
+        return [sample for sample, start in zip(self.samples, self.replay_starts, strict=True) if not start]
+
+    @property
     def is_tied(self) -> bool:
         return bool(self.rewards.max() == self.rewards.min())
 
@@ -70,28 +73,10 @@ def _epoch_order(seed: int, size: int, epoch: int) -> list[int]:
     return numpy_stream(seed, "data", epoch).permutation(size).tolist()
 
 
-def try_rule(name: str, rule: Any, problem: Problem, size: int) -> None:
-    """Call an own rule on ``size`` short completions, with rewards that differ and with equal ones, before anything is trained.
-
-    Raises:
-        UserError: it raised, or it returned something else than the credit of tokens that are there.
-    """
-    tokens = [[[5, 6, 7], [5, 6, 8], [5, 9], [5, 6, 7, 3]][i % 4] for i in range(size)]
-    samples = [Completion(row, [-0.5] * len(row), [0.5] * len(row), truncated=False) for row in tokens]
-    for rewards in (torch.tensor([float(i % 4 in (0, 3)) for i in range(size)]), torch.zeros(size)):
-        group = Group(problem, [4], samples, [""] * size, rewards, values=[[0.5] * len(row) for row in tokens])
-        try:
-            credit = rule.assign(
-                group.completions,
-                group.rewards,
-                stream(0, "selection", 0, problem.id),
-                **{need: getattr(group, need) for need in getattr(rule, "needs", ())},
-            )
-            if not isinstance(credit, TokenCredit):
-                raise TypeError(f"assign returned a {type(credit).__name__}, not a TokenCredit")
-            credit.require_inside(tokens)
-        except Exception as error:
-            raise UserError(f"method {name} fails on {size} short completions ({reason(name, error)})") from None
+def credit_of(method: Any, group: Group, generator: torch.Generator) -> TokenCredit:
+    """The credit that a method gives to a group. The method's ``needs`` name the further facts of the group that it takes."""
+    needs = {name: getattr(group, name) for name in getattr(method, "needs", ())}
+    return method.assign(group.completions, group.rewards, generator, **needs)
 
 
 def trained_problems(config: ExperimentConfig, task: Task) -> list[Problem]:

@@ -1,6 +1,6 @@
-"""A reader's own function or object, named package.module:name: found, described, and called with a check of what it returns.
+"""Find and describe a reader's own function or object, named package.module:name, and check what it returns.
 
-The module is imported as Python imports any other: from the working directory, PYTHONPATH or what is installed.
+Python imports the module as any other: from the working directory, from PYTHONPATH, or as an installed package.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ import importlib
 import inspect
 import math
 import traceback
-from collections.abc import Callable, Iterable
-from decimal import Decimal
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,7 +22,7 @@ _imported: dict[str, str] = {}
 
 
 def is_own(text: str) -> bool:
-    """Whether a name is one of a reader's own object, not of something in the package."""
+    """Whether a name stands for a reader's own object and not for one of the package."""
     return ":" in text
 
 
@@ -119,25 +118,6 @@ def load_reward(text: str) -> Callable[[str, Any], float]:
         return number
 
     return reward
-
-
-def check_reward(text: str, reward: Callable[[str, Any], float], problems: Iterable[Any]) -> None:
-    """Call a reward on some texts for some problems, before anything is trained.
-
-    Raises:
-        UserError: with the text on which it raised or returned something else than a number from 0 to 1.
-    """
-    for problem in problems:
-        answer = f"{problem.answer:f}" if isinstance(problem.answer, Decimal) else problem.answer
-        for completion in ("", f" {answer}", f" The answer is {answer}."):
-            try:
-                reward(completion, problem)
-            except UserError:
-                raise
-            except Exception as error:
-                raise UserError(
-                    f"reward {text} fails on the text {completion!r} of problem {problem.id} ({reason(text, error)})"
-                ) from None
 
 
 def reason(text: str, error: Exception) -> str:

@@ -1,7 +1,7 @@
 """The training loop: one run from its config to its summary, the same for every method.
 
 Strictly on-policy: one optimizer step for each batch of rollouts, so the importance ratio is 1 and only the gradient is clipped.
-The method enters at one call, ``method.assign``; nothing else knows a method by name. Start reading at ``_train``.
+The method enters at one call, ``credit_of``; nothing else knows a method by name. Start reading at ``_train``.
 """
 
 from __future__ import annotations
@@ -17,20 +17,19 @@ from tqdm import tqdm
 
 from replication.algorithms import TokenCredit
 from replication.base_files import base_fingerprint
-from replication.config import ExperimentConfig
+from replication.checks import check_reward, require_sampled_equals_scored, try_rule
+from replication.config import ExperimentConfig, run_command
 from replication.console import say
 from replication.critic import Critic
 from replication.errors import Diverged, Stopped, UserError
-from replication.evaluate import final_evaluation, validate
-from replication.groups import Group, sample_groups, training_batch, try_rule
-from replication.metrics import run_totals, step_metrics
+from replication.evaluate import final_evaluation, step_metrics, validate
+from replication.groups import Group, credit_of, sample_groups, training_batch
 from replication.models import Policy, check_sizes, load_policy, model_card
 from replication.objective import l2_penalty, surrogate_loss
-from replication.own_code import check_reward, is_own
+from replication.own_code import is_own
 from replication.randomness import stream
-from replication.runs import RunDirectory, RunSummary, forget_peak_memory, peak_memory
+from replication.runs import RunDirectory, RunSummary, forget_peak_memory, peak_memory, run_totals
 from replication.scoring import micro_batches, score
-from replication.scoring_check import require_sampled_equals_scored
 from replication.signals import raise_if_stopped
 from replication.tasks import Task
 from replication.training_state import TrainingState
@@ -70,7 +69,7 @@ def run(config: ExperimentConfig, run_dir: str | Path, *, progress: bool | None 
         forget_peak_memory()
         record.write_manifest(
             model=config.model,
-            command=config.command(run_dir),
+            command=run_command(config, run_dir),
             base_sha256=base_fingerprint(config.model, config.revision),
             task_version=task.version,
             seed=config.seed,
@@ -143,15 +142,8 @@ def _train(config: ExperimentConfig, record: RunDirectory, task: Task, state: Tr
                 groups, critic_row, judged = critic.judge(groups, method.targets, state.critic.scaler.scale)
 
             # Credit: the only place where the methods differ.
-            credits = [
-                method.assign(
-                    group.completions,
-                    group.rewards,
-                    stream(config.seed, "selection", step, group.problem.id),
-                    **{name: getattr(group, name) for name in getattr(method, "needs", ())},
-                )
-                for group in groups
-            ]
+            draws = [stream(config.seed, "selection", step, group.problem.id) for group in groups]
+            credits = [credit_of(method, group, generator) for group, generator in zip(groups, draws, strict=True)]
 
             # Score and differentiate, a part of the groups at a time; the gradient is the sum over the parts.
             loss, forwarded, scored = backward(config, policy, groups, credits, state.scaler.scale)
@@ -211,9 +203,7 @@ def backward(
         if config.beta > 0:
             with policy.reference() as base:
                 reference = score(base, *batch, **how).log_probs
-        loss, _ = surrogate_loss(
-            scores.log_probs, batch[2], groups=len(groups), reference_log_probs=reference, beta=config.beta
-        )
+        loss, _ = surrogate_loss(scores.log_probs, batch[2], groups=len(groups), reference_log_probs=reference, beta=config.beta)
         scaled(loss).backward()
         total += loss.item()
         forwarded += scores.tokens_forwarded

@@ -53,7 +53,7 @@ class TrainingState:
         return norm if finite else None
 
     def note_validated(self) -> None:
-        """Remember the parameters of now: a validation showed that they give finite numbers."""
+        """Keep a copy of the present parameters: a validation has shown that they give finite numbers."""
         self.validated = {name: value.detach().to("cpu", copy=True) for name, value in self.policy.trainable.items()}
 
     def go_back_to_validated(self) -> None:

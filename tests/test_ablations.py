@@ -9,8 +9,9 @@ import pytest
 
 from replication import __main__ as command_line
 from replication.ablations import ABLATIONS, NEW_SEED, TRAINED, TUNING_SEED, plan
-from replication.config import PROFILES, ExperimentConfig, load_profile, profile_plan
+from replication.config import ExperimentConfig, load_profile, profile_plan
 from replication.errors import UserError
+from replication.names import PROFILES
 
 
 def configs(profile: str, name: str, **options) -> list[ExperimentConfig]:

@@ -16,6 +16,7 @@ from stand_ins import StandIn, train
 
 from replication import commands
 from replication.__main__ import main
+from replication.config import parse_settings
 from replication.errors import UserError
 from replication.runs import read_failure, read_summary
 from replication.tables import read_tables, write_tables
@@ -151,10 +152,10 @@ def test_help_is_quick_and_names_every_command():
 
 
 def test_settings_are_read_as_yaml():
-    found = commands.parse_settings(["a=1", "b=1e-3", "c=[x, y]", "d=null", 'e="1"', "f=p=q", "a=2"])
+    found = parse_settings(["a=1", "b=1e-3", "c=[x, y]", "d=null", 'e="1"', "f=p=q", "a=2"])
     assert found == {"a": 2, "b": 0.001, "c": ["x", "y"], "d": None, "e": "1", "f": "p=q"}
     with pytest.raises(UserError):
-        commands.parse_settings(["a=" + "[" * 100_000])
+        parse_settings(["a=" + "[" * 100_000])
 
 
 def test_the_listed_plan_is_a_command_per_run(capsys):
@@ -176,7 +177,7 @@ def test_a_sweep_ends_with_1_and_lists_what_is_missing(tmp_path, monkeypatch, ca
     configs = [StandIn(seed=0), StandIn(seed=1, fault="raises")]
     planned = [Planned("full_vs_sparse", config) for config in configs]
 
-    def run_plan(runs, folder, workers=None):
+    def run_plan(runs, folder, **_):
         from replication.sweep import SweepResult
 
         train(configs[0], folder / configs[0].run_id)
@@ -196,7 +197,7 @@ def test_a_sweep_ends_with_1_and_lists_what_is_missing(tmp_path, monkeypatch, ca
     def refused(*_) -> None:
         raise UserError("a file of another run is damaged")
 
-    monkeypatch.setattr(commands, "_write_tables", refused)
+    monkeypatch.setattr("replication.report.rebuild_tables", refused)
     assert main(words) == 2
     assert capsys.readouterr().err.splitlines() == [missing, "error: a file of another run is damaged"]
 

@@ -17,12 +17,11 @@ from pydantic import ValidationError
 from tiny_runs import HELPERS, TRAINED, make_base, tiny_config
 
 from replication import base_files, tasks, train
-from replication import config as config_module
 from replication.__main__ import main
 from replication.ablations import plan
-from replication.config import METHODS, PROFILES, TASKS, ExperimentConfig, load_profile, make_config, profile_plan
+from replication.config import ExperimentConfig, experiment, load_profile, make_config, profile_plan, run_command
 from replication.errors import UserError
-from replication.names import NANO_BASE, ROOT
+from replication.names import METHODS, NANO_BASE, PROFILES, ROOT, TASKS
 
 #: Another value of every field, for a config of S-GRPO, or of another method where S-GRPO has no such field.
 OTHER_VALUES: dict[str, dict[str, Any]] = {
@@ -196,7 +195,7 @@ def test_asides_belong_to_the_word_problems_alone():
     assert load_profile("smoke", task="word_problems", method="grpo").asides == "after", "the default where a profile is silent"
     before = load_profile("nano", task="word_problems", method="grpo", asides="before")
     assert before.load_task().train[0].meta["asides"] == before.longer_task().test[0].meta["asides"] == "before"
-    assert "asides=" in before.command("out") and "asides=" not in config.command("out")
+    assert "asides=" in run_command(before, "out") and "asides=" not in run_command(config, "out")
     with pytest.raises(UserError, match="asides is a setting of task word_problems"):
         load_profile("nano", task="multiplication", method="grpo", asides="after")
 
@@ -263,7 +262,7 @@ def test_what_changes_no_number_is_no_part_of_the_run(random_base, field):
 
 def test_the_path_of_svamp_is_no_part_of_the_run(random_base, monkeypatch):
     """The task's version covers the items: the same file in another place began all runs anew."""
-    monkeypatch.setattr(config_module.ExperimentConfig, "load_task", lambda self: tasks.get_task("multiplication"))
+    monkeypatch.setattr(ExperimentConfig, "load_task", lambda self: tasks.get_task("multiplication"))
     values = {"task": "svamp", "method": "base", "model": str(random_base)}
     here, there = (load_profile("smoke", **values, svamp_source=name) for name in ("a.json", "b.json"))
     assert here.run_id == there.run_id
@@ -289,7 +288,7 @@ def test_the_run_id_covers_the_base_and_the_task(tmp_path, monkeypatch):
         (base / name).unlink()
     task = tasks.get_task("multiplication", digits=2)
     changed = type(task)(**{**task.__dict__, "version": "another"})
-    monkeypatch.setattr(config_module, "get_task", lambda name, **options: changed)
+    monkeypatch.setattr(experiment, "get_task", lambda name, **options: changed)
     assert tiny_config(base).run_id != before
 
 
@@ -343,14 +342,14 @@ def parsed(command: str, monkeypatch: pytest.MonkeyPatch) -> tuple[ExperimentCon
 def test_the_command_of_every_planned_run_makes_that_run(monkeypatch):
     for profile in PROFILES:
         for run in plan(profile, variant="full"):
-            config, folder = parsed(run.config.command("a folder/x"), monkeypatch)
+            config, folder = parsed(run_command(run.config, "a folder/x"), monkeypatch)
             assert config == run.config and folder == Path("a folder/x")
 
 
 @pytest.mark.parametrize("field", [*OTHER_VALUES, *TRAINED])
 def test_the_command_carries_every_field(random_base, monkeypatch, field):
     config = tiny_config(random_base, field) if field in TRAINED else another(random_base, field)[1]
-    assert parsed(config.command("x"), monkeypatch)[0] == config
+    assert parsed(run_command(config, "x"), monkeypatch)[0] == config
 
 
 #: What an argument of a command can hold, in fields of several kinds.
@@ -373,7 +372,7 @@ def test_every_printed_command_reads_back(**fields):
     """Text was read as YAML: `a #2` became another model, a revision of digits was refused, an emoji could not be read."""
     config = load_profile("paper", task="svamp", method="grpo", **fields)
     with pytest.MonkeyPatch.context() as patch:
-        assert parsed(config.command("x"), patch)[0] == config
+        assert parsed(run_command(config, "x"), patch)[0] == config
 
 
 def test_a_clone_that_rewrites_line_ends_has_the_same_bytes(tmp_path):

@@ -10,10 +10,10 @@ import torch
 from tiny_runs import make_base, steps, tiny_config, tiny_tokenizer
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model, Qwen2Model
 
+from replication.checks import require_sampled_equals_scored
 from replication.errors import UserError
 from replication.groups import sample_groups
 from replication.models import load_policy
-from replication.scoring_check import require_sampled_equals_scored
 from replication.tasks import get_task
 from replication.train import run
 
@@ -72,7 +72,7 @@ def test_in_16_bits_it_is_refused_too(absolute, monkeypatch):
 
 
 def test_a_run_compares_before_its_first_update(random_base, tmp_path, monkeypatch):
-    monkeypatch.setattr("replication.scoring_check.LIMIT_FLOAT32", -1.0)
+    monkeypatch.setattr("replication.checks.LIMIT_FLOAT32", -1.0)
     with pytest.raises(UserError, match="sampling and scoring disagree"):
         run(tiny_config(random_base, **SMALL), tmp_path / "run", progress=False)
     assert not steps(tmp_path / "run")

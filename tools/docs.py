@@ -26,8 +26,7 @@ from tools import api, predictions
 COMMITTED = RESULTS / "nano"
 BENCH = RESULTS / "bench"
 #: Top-level modules in the order in which one run goes through them; those that serve all others come last.
-SPINE = ("config", "ablations", "train", "rollout", "groups", "critic", "objective", "evaluate", "metrics", "training_state")
-SPINE += ("scoring_check",)
+SPINE = ("ablations", "train", "rollout", "groups", "checks", "critic", "objective", "evaluate", "training_state")
 SERVICES = ("base_files", "own_code", "names", "errors", "randomness", "console", "signals", "__main__", "commands")
 
 

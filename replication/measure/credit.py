@@ -1,4 +1,4 @@
-"""Gradient and credit against the grammar: how much of both falls on the tokens that decide, where these are known.
+"""How much gradient and credit fall on the tokens that determine the answer, for tasks where these tokens are known.
 
 Groups are sampled for the same problems again and again (redraws), and every method credits the same groups. The methods are
 compared in every setting, the controls only in the first.
@@ -16,17 +16,27 @@ import numpy as np
 import pandas as pd
 import torch
 
-from replication.algorithms import SELECTORS, TokenCredit, build_trie
+from replication.algorithms import SELECTORS, build_trie
 from replication.base_files import base_fingerprint
 from replication.config import ExperimentConfig, load_profile
 from replication.errors import UserError
-from replication.groups import Group, sample_groups
+from replication.groups import sample_groups
 from replication.measure.flops import flops_rows
-from replication.measure.gradients import Redraws, batch_product, flat_credit, surrogate_gradients, update_snr
-from replication.measure.token_worth import audited, decisive_tokens, token_worths
+from replication.measure.gradients import (
+    FIRST_STEP,
+    Redraws,
+    batch_product,
+    credits_of,
+    flat_credit,
+    places_of,
+    surrogate_gradients,
+    update_snr,
+)
+from replication.measure.token_worth import decisive_tokens
+from replication.measure.worked_example import AUDIT, worked_example
 from replication.models import Policy, load_policy
 from replication.names import TRAINED
-from replication.randomness import numpy_stream, stream
+from replication.randomness import numpy_stream
 from replication.tables import KINDS, frame
 from replication.tasks import Problem, Task
 
@@ -37,12 +47,8 @@ SETTINGS: tuple[dict[str, Any], ...] = (
     {"task": "word_problems", "asides": "before"},
     {"task": "multiplication", "asides": None},
 )
-#: Audit samples of the problem of the worked example, from which the policy's own value of every prefix is counted.
-AUDIT = 1024
 PROBLEMS, REDRAWS, RESAMPLES = 32, 4, 2000
 SHARE = 0.4
-#: Steps that no training reaches: the streams of the redraws and the audit are not those of any run.
-_FIRST_STEP = 10**9
 
 
 def contenders(profile: str, setting: Mapping[str, Any], *, controls: bool) -> dict[tuple[str, str], Any]:
@@ -52,19 +58,6 @@ def contenders(profile: str, setting: Mapping[str, Any], *, controls: bool) -> d
         own = {"method": "s_grpo", "token_share": SHARE}
         configs += [load_profile(profile, selector=name, **own, **setting) for name in SELECTORS]
     return {(config.method, config.selector): config.build_method() for config in configs}
-
-
-def assign(rules: Mapping[tuple[str, str], Any], group: Group, seed: int, redraw: int) -> list[TokenCredit]:
-    """The credit of one group by every rule, each with its own stream."""
-    return [
-        rule.assign(
-            group.completions,
-            group.rewards,
-            stream(seed, "selection", _FIRST_STEP + redraw, group.problem.id, *name),
-            **{fact: getattr(group, fact) for fact in getattr(rule, "needs", ())},
-        )
-        for name, rule in rules.items()
-    ]
 
 
 @dataclass
@@ -106,28 +99,23 @@ def measure(
     )
     how = {"strategy": config.scoring, "temperature": config.temperature}
     for redraw in range(redraws):
-        for place, group in enumerate(sample_groups(policy, config, task, problems, _FIRST_STEP + redraw)):
+        for place, group in enumerate(sample_groups(policy, config, task, problems, FIRST_STEP + redraw)):
             if group.is_tied:
                 measured.redraws[place].add(None)
                 continue
             lengths = [len(tokens) for tokens in group.completions]
             path = build_trie(group.completions).path
             decisive = decisive_tokens(group.completions, group.problem, policy.tokenizer)
-            credits = assign(rules, group, config.seed, redraw)
+            credits = credits_of(rules, group, config.seed, redraw)
             flat = np.stack([flat_credit(credit, lengths) for credit in credits])
             measured.credit[place] += np.stack([np.abs(flat).sum(1), np.abs(flat[:, decisive]).sum(1)], axis=1)
             measured.tokens[place] += len(path), decisive.sum(), path.max() + 1
-            kept = [np.unique(path[_places(credit, lengths)]) for credit in credits]
+            kept = [np.unique(path[places_of(credit, lengths)]) for credit in credits]
             measured.in_loss[place] += [[len(credit), len(nodes)] for credit, nodes in zip(credits, kept, strict=True)]
             compared = flat[: len(TRAINED)] * decisive
             gradients = surrogate_gradients(policy, group, np.concatenate([flat, compared]), **how)
             measured.redraws[place].add(gradients[: len(rules)], gradients[len(rules) :])
     return measured
-
-
-def _places(credit: TokenCredit, lengths: Sequence[int]) -> np.ndarray:
-    """Where the credited tokens stand among all generated tokens, completion by completion."""
-    return np.cumsum([0, *lengths])[credit.completion.numpy()] + credit.position.numpy()
 
 
 def credit_table(
@@ -182,73 +170,10 @@ def credit_table(
         add(name, "snr_update", "ratio", snr)
         add(name, "snr_per_1000_tokens", "ratio per 1000 tokens", 1000 * snr / tokens)
         own.append(batch_product(gram, variance[:, place], **estimate))
-        product = batch_product(_off_symmetric(with_first), covariance[:, place], **estimate)
+        # Made symmetric: only the sum over both orders of two problems is used.
+        product = batch_product((with_first + with_first.T) / 2, covariance[:, place], **estimate)
         with np.errstate(invalid="ignore"):
             add(name, "cosine_with_grpo", "ratio", product / np.sqrt(own[place] * own[0]))
-    return rows
-
-
-def _off_symmetric(products: np.ndarray) -> np.ndarray:
-    """Products of two methods' mean gradients as a symmetric matrix: only their sum over both orders is ever used."""
-    return (products + products.T) / 2
-
-
-def worked_example(
-    policy: Policy,
-    config: ExperimentConfig,
-    task: Task,
-    problems: Sequence[Problem],
-    rules: Mapping[tuple[str, str], Any],
-    audit: int,
-) -> list[dict[str, Any]]:
-    """The group of the first redraw that is most nearly half right: its first right and first wrong completion, token by token.
-
-    A rule that credits a transition once (T-SPMO) has its credit shown at every completion that takes it. Empty if all groups tie.
-    """
-    groups = sample_groups(policy, config, task, problems, _FIRST_STEP)
-    group = min(groups, key=lambda group: abs(float(group.rewards.mean()) - 0.5))
-    if group.is_tied:
-        return []
-    large = config.model_copy(update={"group_size": audit, "token_budget": max(config.token_budget, audit * 128)})
-    (known,) = sample_groups(policy, large, task, [group.problem], _FIRST_STEP - 1)
-    worth = token_worths(group.completions, audited(known))
-    decisive = decisive_tokens(group.completions, group.problem, policy.tokenizer)
-    credits = dict(zip(rules, assign(rules, group, config.seed, 0), strict=True))
-    lengths = [len(tokens) for tokens in group.completions]
-    starts = np.cumsum([0, *lengths])
-    path = build_trie(group.completions).path
-    rewards = group.rewards.tolist()
-    chosen = [rewards.index(max(rewards)), rewards.index(min(rewards))]
-    rows = []
-    for (method, selector), credit in credits.items():
-        value = flat_credit(credit, lengths)
-        credited = np.zeros(starts[-1], dtype=bool)
-        credited[_places(credit, lengths)] = True
-        if method == "t_spmo":
-            credited, value = np.isin(path, path[credited]), np.bincount(path, weights=value)[path]
-        for completion in chosen:
-            for position, token in enumerate(group.completions[completion]):
-                place = starts[completion] + position
-                rows.append(
-                    {
-                        "profile": config.profile,
-                        "task": config.task,
-                        "asides": config.asides,
-                        "item_id": group.problem.id,
-                        "prompt": group.problem.prompt,
-                        "group_size": len(rewards),
-                        "right_in_group": int(sum(rewards)),
-                        "completion": completion,
-                        "correct": int(rewards[completion]),
-                        "position": position,
-                        "token": policy.tokenizer.decode([token]),
-                        "decisive": int(decisive[place]),
-                        "worth": worth[place],
-                        "method": method,
-                        "selector": selector,
-                        "credit": value[place] if credited[place] else None,
-                    }
-                )
     return rows
 
 

@@ -6,24 +6,39 @@ its B problems, so everything about an update follows from each problem's mean g
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from replication.algorithms import TokenCredit, every_token
-from replication.groups import Group
+from replication.groups import Group, credit_of
 from replication.models import Policy
+from replication.randomness import stream
 from replication.scoring import token_log_probs
+
+#: Steps that no training reaches: the streams of the redraws and the audit are not those of any run.
+FIRST_STEP = 10**9
+
+
+def credits_of(rules: Mapping[tuple[str, str], Any], group: Group, seed: int, redraw: int) -> list[TokenCredit]:
+    """The credit of one group by every rule, each with a stream of its own."""
+    step = FIRST_STEP + redraw
+    return [credit_of(rule, group, stream(seed, "selection", step, group.problem.id, *name)) for name, rule in rules.items()]
+
+
+def places_of(credit: TokenCredit, lengths: Sequence[int]) -> np.ndarray:
+    """The places of the credited tokens among all generated tokens of the group, completion by completion."""
+    return np.cumsum([0, *lengths])[credit.completion.numpy()] + credit.position.numpy()
 
 
 def flat_credit(credit: TokenCredit, lengths: Sequence[int]) -> np.ndarray:
     """weight * advantage of every generated token, completion by completion: (T,) float64, 0 for tokens without credit."""
-    starts = np.cumsum([0, *lengths])
-    place = starts[:-1][credit.completion.numpy()] + credit.position.numpy()
     value = credit.weight.double().numpy() * credit.advantage.double().numpy()
-    return np.bincount(place, weights=value, minlength=starts[-1]).astype(np.float64)  # of nothing it would be integers
+    flat = np.bincount(places_of(credit, lengths), weights=value, minlength=sum(lengths))
+    return flat.astype(np.float64)  # without rows they would be integers
 
 
 def surrogate_gradients(policy: Policy, group: Group, coefficients_MT: np.ndarray, *, strategy: str, temperature: float) -> Tensor:

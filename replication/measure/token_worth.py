@@ -23,7 +23,7 @@ from replication.algorithms import build_trie
 from replication.groups import Group
 from replication.tasks import Problem, decisive_positions
 
-#: A token that moves the chance of a right answer by less is worth nothing to speak of.
+#: A token that changes the chance of a right answer by less has no consequence.
 CONSEQUENCE = 0.05
 #: How many audit samples must begin with a prefix for its value to count as known.
 AUDITED = 30

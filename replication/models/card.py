@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from replication.config import ExperimentConfig
 
 _LICENCE_OF_BASE = "The licence is that of the base model."
-#: What else a reader wants to know of the training, by field of the config; what is not set is left out.
+#: Further fields of the config that the card shows; fields that are not set are left out.
 _SETTINGS = ("learning_rate", "prompts_per_step", "group_size", "temperature", "max_new_tokens", "lora_rank", "lora_alpha")
 _SETTINGS += ("lora_targets", "selector", "cutoff", "keep_probability", "max_kept_tokens", "beta", "l2", "dtype", "prompt_template")
 
 
 def base_name(config: ExperimentConfig) -> str:
-    """What others know the base by: its name on the Hub, its folder or GGUF file; for the shipped one its folder here."""
+    """Where others find the base: its name on the Hub, its folder or GGUF file; for the shipped one its folder here."""
     return "data/nano-base" if config.model == "nano" else config.model
 
 

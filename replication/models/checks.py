@@ -1,4 +1,4 @@
-"""What a model must have and do before a run begins: finite weights, sizes that fit, a cache that sampling can work with."""
+"""Checks of a model before a run begins: finite weights, sizes that fit, and a cache that sampling can work with."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from replication.randomness import stream
 
 @dataclass(frozen=True)
 class Policy:
-    """The model that is trained, what of it is trained, and what it started from.
+    """A model, its trainable parameters, and the base that it started from.
 
     Attributes:
         model: the causal LM, wrapped by PEFT when there is an adapter; in eval mode and all dropout 0.

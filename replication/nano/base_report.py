@@ -13,9 +13,11 @@ from statistics import median
 from typing import Any, NamedTuple
 
 import torch
+from safetensors.torch import load_file
 
 from replication.randomness import stream
 from replication.rollout import Completion, generate
+from replication.runs import manifest
 from replication.tasks import Problem, Task, decisive_positions, extract_answer, get_task
 from replication.tasks.asides import CONDITIONS
 
@@ -170,8 +172,6 @@ def criteria_table(measured: dict[str, Any]) -> str:
 
 def compare(folder: Path, shipped: Path) -> dict[str, Any]:
     """Whether the weights in ``folder`` are the shipped ones, and if not, how far apart they are."""
-    from safetensors.torch import load_file
-
     mine = weights_sha256(folder)
     if not (shipped / WEIGHTS).is_file():
         return {"same_weights": None, "comparison": f"no shipped weights to compare with ({mine[:16]})"}
@@ -192,15 +192,13 @@ def compare(folder: Path, shipped: Path) -> dict[str, Any]:
 
 def write(folder: Path, *, steps: int, threads: int, seconds: float, shipped: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """Measure, write ``base_report.json`` and the card ``README.md`` into ``folder``, return the report."""
-    from safetensors.torch import load_file
-
     result = {
         "sha256": weights_sha256(folder),
         **compare(folder, shipped),
         "parameters": sum(tensor.numel() for tensor in load_file(folder / WEIGHTS).values()),
         "training": {"steps": steps, "threads": threads, "seconds": round(seconds, 1), **settings},
         "packages": {name: version(name) for name in ("torch", "transformers", "tokenizers", "safetensors")},
-        "machine": {"python": platform.python_version(), "processor": _processor(), "threads": torch.get_num_threads()},
+        "machine": {"python": platform.python_version(), "processor": manifest()["cpu"], "threads": torch.get_num_threads()},
         "tasks": task_versions(),
         "measured": report(folder),
     }
@@ -213,12 +211,6 @@ def task_versions() -> dict[str, str]:
     """The content that the base was measured on: task and condition -> version."""
     versions = {f"word_problems {asides}": get_task("word_problems", asides=asides).version for asides in CONDITIONS}
     return {**versions, "multiplication": get_task("multiplication").version}
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
 CARD = """---

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
 
 from replication.errors import UserError
+from replication.names import NANO_BASE
 from replication.nano import corpus
 
 SEED = 0
@@ -31,7 +32,6 @@ PART = 16  # sequences that go through the model at a time
 LEARNING_RATE = 3e-3  # of AdamW
 MUON_RATE = 0.02
 WARM_UP = 50
-SHIPPED = Path(__file__).parents[2] / "data" / "nano-base"
 
 
 def new_model(vocabulary: int, eos_token_id: int, pad_token_id: int) -> Qwen2ForCausalLM:
@@ -75,7 +75,7 @@ def new_optimizers(model: nn.Module) -> list[torch.optim.Optimizer]:
     ]
 
 
-def pretrain(steps: int, *, progress: bool = True) -> tuple[Qwen2ForCausalLM, Any]:
+def pretrain(steps: int) -> tuple[Qwen2ForCausalLM, Any]:
     """Model and tokenizer after ``steps`` batches; a function of ``steps`` and the number of threads alone."""
     tokenizer = corpus.train_tokenizer()
     with torch.random.fork_rng(devices=[]):
@@ -84,7 +84,7 @@ def pretrain(steps: int, *, progress: bool = True) -> tuple[Qwen2ForCausalLM, An
     optimizers = new_optimizers(model)
     peaks = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
     random = Random(f"nano_base:corpus:{SEED}")
-    bar = tqdm(range(steps), desc="pre-training", disable=not progress, mininterval=5)
+    bar = tqdm(range(steps), desc="pre-training", disable=None, mininterval=5)
     for step in bar:
         pairs = [corpus.line(random, mixture_of(step, steps)) for _ in range(BATCH)]
         # Parts by length: less padding, the same gradient.
@@ -106,7 +106,7 @@ def pretrain(steps: int, *, progress: bool = True) -> tuple[Qwen2ForCausalLM, An
     return model.eval(), tokenizer
 
 
-def build(out: Path, *, steps: int | None = None, threads: int = 1, progress: bool = True) -> dict[str, Any]:
+def build(out: Path, *, steps: int | None = None, threads: int = 1) -> dict[str, Any]:
     """Pre-train, measure, write the folder ``out`` with its card, and compare the weights with the shipped ones.
 
     Returns the report that is also written as ``base_report.json``. Raises UserError if ``out`` exists.
@@ -123,7 +123,7 @@ def build(out: Path, *, steps: int | None = None, threads: int = 1, progress: bo
     torch.set_num_threads(threads)  # the order of float sums, so the bits of the weights, depend on it
     try:
         start = time.perf_counter()
-        model, tokenizer = pretrain(steps, progress=progress)
+        model, tokenizer = pretrain(steps)
         seconds = time.perf_counter() - start
         out.mkdir(parents=True)
         model.save_pretrained(out)
@@ -131,6 +131,6 @@ def build(out: Path, *, steps: int | None = None, threads: int = 1, progress: bo
         (out / base_report.WEIGHTS).chmod(0o644)  # safetensors writes for the owner alone
         mixtures = [{"steps": share, **asdict(mixture)} for mixture, share in MIXTURES]
         settings = {"seed": SEED, "batch": BATCH, "adamw_rate": LEARNING_RATE, "muon_rate": MUON_RATE, "mixtures": mixtures}
-        return base_report.write(out, steps=steps, threads=threads, seconds=seconds, shipped=SHIPPED, settings=settings)
+        return base_report.write(out, steps=steps, threads=threads, seconds=seconds, shipped=NANO_BASE, settings=settings)
     finally:
         torch.set_num_threads(before)

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
+from IPython.display import HTML
 from markupsafe import Markup
 
 from replication.names import RESULTS
 from replication.notebooks.display import readable
 from replication.notebooks.parameters_cell import FOLDER, notebook_names
 from replication.runs import atomic_write, read_json
-
-if TYPE_CHECKING:
-    from IPython.display import HTML
 
 
 def reading_order(profile: str, results_dir: str | Path, folder: Path = FOLDER) -> HTML:

@@ -8,18 +8,16 @@ import io
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
+from IPython.display import HTML, Image
 from markupsafe import Markup
+from matplotlib.figure import Figure
 
 from replication.names import CLAIMS, ROOT
 from replication.report import figure_style, negative_results, table_html, verdict_table
 from replication.statistics import Tables, load_claims, verdicts
-
-if TYPE_CHECKING:
-    from IPython.display import HTML, Image
-    from matplotlib.figure import Figure
 
 #: The stages of one training step, each with the package's name for it.
 STAGES = {
@@ -36,15 +34,11 @@ def readable(frame: pd.DataFrame) -> HTML:
 
     Texts are escaped; a cell of type Markup is shown as the HTML it is.
     """
-    from IPython.display import HTML
-
     return HTML(table_html(frame))
 
 
 def picture(figure: Figure, alt: str = "figure") -> Image:
     """A figure as an image of its own size; the same figure gives the same bytes."""
-    from IPython.display import Image
-
     data = io.BytesIO()
     with figure_style():
         figure.savefig(data, format="png", dpi=150, metadata={"Software": None})
@@ -91,8 +85,6 @@ def strip(stage: str) -> HTML:
     Raises:
         ValueError: for a stage that is not one of sample, reward, credit, score, step.
     """
-    from IPython.display import HTML
-
     if stage not in STAGES:
         raise ValueError(f"unknown stage {stage!r}: choose from {', '.join(STAGES)}")
     frame = "flex: 1 1 6.5em; padding: .25em .6em; border: 1px solid; border-radius: 4px"
@@ -110,8 +102,6 @@ def strip(stage: str) -> HTML:
 
 def bullets(sentences: Sequence[str]) -> HTML:
     """Sentences as a list; escaped, since a sentence may name a token, and a token is any text that a model wrote."""
-    from IPython.display import HTML
-
     items = Markup("\n").join(Markup("<li>{}</li>").format(sentence) for sentence in sentences)
     return HTML(str(Markup("<ul>\n{}\n</ul>").format(items)))
 
@@ -132,6 +122,4 @@ def not_as_thought(tables: Tables) -> HTML:
 
 def judged(tables: Tables, *claims: str) -> HTML:
     """The verdicts of some claims (default: all) on these tables."""
-    from IPython.display import HTML
-
     return HTML(verdict_table(verdicts(CLAIMS, tables), *claims))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -48,7 +47,6 @@ def run_all(
     profile: str,
     results_dir: str | Path,
     names: Sequence[str] | None = None,
-    progress: bool = True,
     given: Mapping[str, Any] | None = None,
     *,
     folder: Path = FOLDER,
@@ -59,7 +57,6 @@ def run_all(
         profile: smoke, nano, small or paper; becomes the parameter ``profile`` of each.
         results_dir: the folder of runs and tables; executed notebooks go to ``notebooks/`` in it.
         names: the notebooks to run; default: all, in reading order.
-        progress: print a line on stderr for each notebook.
         given: further parameters; each must exist in at least one of the notebooks, and goes to those that have it.
         folder: the folder of the notebooks, which is also their working directory.
 
@@ -70,7 +67,7 @@ def run_all(
     """
     profile_plan(profile)  # an unknown profile is refused before anything starts
     chosen = list(notebook_names(folder) if names is None else names)
-    # A notebook is given the results folder as seen from its own: its copy must not name folders of this machine.
+    # Relative to the notebook's folder, so that its executed copy names no folder of this machine.
     seen = os.path.relpath(Path(results_dir).resolve(), folder.resolve())
     shared = {"profile": profile, "results_dir": seen, **(given or {})}
     plan = {name: _for_notebook(name, shared, folder) for name in chosen}
@@ -81,7 +78,7 @@ def run_all(
     make_folder(target)
 
     done, failures = [], []
-    for name in tqdm(chosen, desc="notebooks", disable=not (progress and sys.stderr.isatty()), leave=False):
+    for name in tqdm(chosen, desc="notebooks", disable=None, leave=False):
         raise_if_stopped()
         started = time.monotonic()
         try:
@@ -89,13 +86,12 @@ def run_all(
             note_seconds(target, name, time.monotonic() - started)
         except _CellFailed as error:
             failures.append(f"notebook {name} failed in code cell {error.cell} ({error.reason})")
-        except Exception as error:  # a kernel that never answered, a page that cannot be made: the other notebooks can still run
+        except Exception as error:  # no answer of a kernel, or no page: the other notebooks can still run
             raise_if_stopped()
             if isinstance(error, Stopped) or isinstance(error.__cause__, OSError):  # a full disk stops them all
                 raise
             failures.append(f"notebook {name} failed ({type(error).__name__}: {one_line(str(error))})")
-        if progress:
-            say(f"{name}: {'failed' if failures and name in failures[-1] else 'done'}")
+        say(f"{name}: {'failed' if failures and name in failures[-1] else 'done'}")
     if failures:
         raise NotebooksFailed("; ".join(failures))
     return done

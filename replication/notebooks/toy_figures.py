@@ -6,7 +6,8 @@ token does not enter the loss.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,15 @@ from replication.scoring import pack_groups
 #: Orange to white to blue: told apart by the colour-blind, and the two ends differ in print too.
 CREDIT_COLOURS = LinearSegmentedColormap.from_list("credit", ["#D55E00", "#ffffff", "#0072B2"])
 _INCH_PER_LETTER, _LINE, _WIDEST = 0.078, 0.30, 8.4
+
+
+@contextmanager
+def drawing(width: float, height: float, **options: Any) -> Iterator[Figure]:
+    """A new figure in the style of the report, in which a dollar sign of a completion is a dollar sign."""
+    with figure_style(), rc_context({"text.parse_math": False}):
+        figure = Figure(figsize=(width, height), **options)
+        FigureCanvasAgg(figure)
+        yield figure
 
 
 def credit_map(group: ShownGroup, credit: TokenCredit, *, title: str, by: str = "advantage") -> Figure:
@@ -59,7 +69,7 @@ def _ink(place: float) -> str:
     return "#ffffff" if 1.05 / (luminance + 0.05) > (luminance + 0.05) / 0.05 else "#000000"
 
 
-def work_map(group: ShownGroup, credit: TokenCredit, *, title: str | None = None) -> Figure:
+def work_map(group: ShownGroup, credit: TokenCredit) -> Figure:
     """The tokens of a group that packed scoring computes, and those it need not compute.
 
     Blue: computed, because a credited token is predicted from it. Grey: the same prefix stands in an answer above and is computed
@@ -75,7 +85,7 @@ def work_map(group: ShownGroup, credit: TokenCredit, *, title: str | None = None
             return "#3b6ea5", edge, "#ffffff"
         return ("#dcdcdc", edge, "#555555") if (completion, position) in shared else ("#ffffff", edge, "#888888")
 
-    title = title or f"{len(credit)} of {group.size} tokens are credited, {len(computed)} go through the model"
+    title = f"{len(credit)} of {group.size} tokens are credited, {len(computed)} go through the model"
     note = "blue: computed; grey: shared with an answer above; white: skipped; orange frame: credited"
     return _token_rows(group, look, title, note)
 
@@ -103,9 +113,7 @@ def _token_rows(group: ShownGroup, look: Callable[[int, int], tuple[Any, str, st
     lines = sum(_lines(pieces) for pieces in group.pieces)
     longest = max((sum(map(_width, pieces)) for pieces in group.pieces), default=0.0)
     wide = 1.2 + min(max(longest, 5.2), _WIDEST)
-    with figure_style(), rc_context({"text.parse_math": False}):  # a dollar sign in a completion is a dollar sign
-        figure = Figure(figsize=(wide, 0.75 + _LINE * lines + 0.28))
-        FigureCanvasAgg(figure)
+    with drawing(wide, 0.75 + _LINE * lines + 0.28) as figure:
         axis = figure.add_axes((0, 0, 1, 1))
         axis.set_axis_off()
         axis.set_xlim(0, wide)
@@ -155,9 +163,7 @@ def _draw_tokens(axis: Axes, pieces: Sequence[str], looks: Sequence[tuple[Any, s
 def keep_probability(rule: SGRPO, length: int, draws: TokenCredit | None = None, groups: int = 1) -> Figure:
     """S-GRPO's keep probability by position, and, if given, the share of ``groups`` draws over answers of that length."""
     chance = keep_probabilities(rule, length)
-    with figure_style(), rc_context({"text.parse_math": False}):
-        figure = Figure(figsize=(7.2, 2.9), layout="constrained")
-        FigureCanvasAgg(figure)
+    with drawing(7.2, 2.9, layout="constrained") as figure:
         axis = figure.subplots()
         axis.bar(np.arange(length), 100 * chance, color="#0072B2", alpha=0.75, label="the rule")
         if draws is not None:
@@ -178,9 +184,7 @@ def gradient_table(group: Toy, gradient: Tensor, *, title: str) -> Figure:
     values = gradient.detach().numpy()
     limit = float(np.abs(values).max()) or 1.0
     rows = ("start", *group.vocabulary)
-    with figure_style(), rc_context({"text.parse_math": False}):
-        figure = Figure(figsize=(5.8, 4.6), layout="constrained")
-        FigureCanvasAgg(figure)
+    with drawing(5.8, 4.6, layout="constrained") as figure:
         axis = figure.subplots()
         share = Normalize(-limit, limit)(values)
         axis.imshow(share, cmap=CREDIT_COLOURS, vmin=0, vmax=1, aspect="auto")

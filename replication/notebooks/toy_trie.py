@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-from matplotlib import rc_context
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from replication.algorithms import TokenCredit, build_trie
-from replication.notebooks.toy_figures import CREDIT_COLOURS
+from replication.notebooks.toy_figures import CREDIT_COLOURS, drawing
 from replication.notebooks.toy_group import ShownGroup
-from replication.report import figure_style
 
 
 def trie(group: ShownGroup, credit: TokenCredit, *, title: str) -> Figure:
@@ -80,15 +77,13 @@ def _draw_trie(
         place[node] = (x, y)
 
     lay_out(-1, 0.4)
-    width = max(x for x, _ in place.values()) + 1.1
+    width = max(7.6, max(x for x, _ in place.values()) + 1.1)
     limit = max((abs(a) for a in credited.values()), default=1.0) or 1.0
     scale = Normalize(-limit, limit)
-    with figure_style(), rc_context({"text.parse_math": False}):
-        figure = Figure(figsize=(max(width, 7.6), 0.62 * leaves + 1.15))
-        FigureCanvasAgg(figure)
+    with drawing(width, 0.62 * leaves + 1.15) as figure:
         axis = figure.add_axes((0, 0, 1, 1))
         axis.set_axis_off()
-        axis.set_xlim(0, max(width, 7.6))
+        axis.set_xlim(0, width)
         axis.set_ylim(leaves - 0.1, -1.1)
         axis.text(0.1, -0.85, title, fontsize=11, va="center")
         for parent, end, text in edges:

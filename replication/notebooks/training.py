@@ -72,9 +72,7 @@ def _refuse_failures(result: SweepResult) -> None:
         raise UserError(f"{len(result.missing)} of {len(result.planned)} runs are missing: {'; '.join(reasons)}")
 
 
-def short_plan(
-    profile: str, methods: Sequence[str], *, seed: int = 0, steps: int | None = None, **fields: Any
-) -> list[PlannedRun]:
+def short_plan(profile: str, methods: Sequence[str], *, seed: int = 0, steps: int | None = None, **fields: Any) -> list[PlannedRun]:
     """One run of each method, as in the headline comparison but shorter and evaluated more often.
 
     Args:

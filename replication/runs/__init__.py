@@ -11,7 +11,7 @@ from replication.runs.directory import Locked, RunDirectory
 from replication.runs.files import atomic_write, explained, make_folder, read_json, to_json
 from replication.runs.memory import forget_peak_memory, peak_memory
 from replication.runs.provenance import cores, dirty, manifest, now
-from replication.runs.summary import RunSummary, check_files, is_locked, mark_failed, read_failure, read_summary
+from replication.runs.summary import RunSummary, check_files, is_locked, mark_failed, read_failure, read_summary, run_totals
 
 __all__ = [
     "Locked",
@@ -32,5 +32,6 @@ __all__ = [
     "read_failure",
     "read_json",
     "read_summary",
+    "run_totals",
     "to_json",
 ]

@@ -111,7 +111,7 @@ class RunDirectory:
             raise
 
     def _has_started(self) -> bool:
-        """Whether something was measured or trained here that the next start would go on from."""
+        """Whether an earlier start measured or trained something that the next start would continue."""
         return any(self.lengths().values()) or self._checkpoints.exists() or (self.path / "summary.json").exists()
 
     def _refuse_another(self, here: dict[str, Any], earlier: Mapping[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
@@ -66,6 +67,23 @@ def read_summary(path: str | Path) -> RunSummary | None:
             f"{path} was finished by another version of this code (unknown in summary.json: {names}): "
             "use the commit named in its manifest.json, or move the folder away"
         ) from None
+
+
+def run_totals(path: Path) -> dict[str, float | int | None]:
+    """Sums over the steps of a run, read from its metrics.jsonl, so that a resumed run counts all its steps."""
+    lines = path.read_text().splitlines() if path.exists() else ()
+    rows = [row for row in map(json.loads, lines) if "reward" in row]
+    names = ("tokens_generated", "tokens_untied", "tokens_in_loss", "tokens_forwarded")
+    total = {name: sum(row[name] for row in rows) for name in names}
+    untied = total.pop("tokens_untied")
+    return {
+        "steps_done": len(rows),
+        **total,
+        "kept_fraction": total["tokens_in_loss"] / untied if untied else None,
+        "kept_share_all": total["tokens_in_loss"] / total["tokens_generated"] if total["tokens_generated"] else None,
+        "clipped_share": sum(row["clipped"] for row in rows) / len(rows) if rows else None,
+        "skipped_steps": sum(row["skipped"] for row in rows),
+    }
 
 
 def check_files(path: str | Path, names: Iterable[str] = CHECKED) -> None:

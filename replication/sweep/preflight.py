@@ -1,6 +1,6 @@
-"""What a plan needs, looked at before anything long starts: data, model and GPU. One message names all that is missing.
+"""Check that the data, the model and the GPU of a plan are there before anything starts. One message names all that is missing.
 
-The configs alone decide (device, model, task), not a profile's name. A plan on the shipped base needs nothing.
+The configs decide (device, model, task), not the name of the profile. A plan on the shipped base needs nothing.
 """
 
 from __future__ import annotations
@@ -44,15 +44,18 @@ def check_needs(configs: Sequence[ExperimentConfig], runs_dir: str | Path | None
     if not problems and runs_dir is not None:  # a run id covers the data: it is known only if they are there
         demanding = unfinished(demanding, Path(runs_dir))
     problems += _model_problems(config for config in demanding if config.model != "nano")
-    if here and (problem := gpu_problem(demanding, "torch sees none")) and not _has_gpu():
-        problems.append(problem)
+    if here and (problem := gpu_problem(demanding, "torch sees none")):
+        import torch
+
+        if not torch.cuda.is_available():
+            problems.append(problem)
     if problems:
         numbered = "; ".join(f"({number}) {problem}" for number, problem in enumerate(problems, 1))
         raise UserError(f"these runs cannot start, and none was started: {numbered}")
 
 
 def uncounted_claims(configs: Sequence[ExperimentConfig]) -> str | None:
-    """A line on the claims for which these runs are no evidence, because of their model; None if there are none."""
+    """A line on the claims that these runs cannot support because of their model; None if there are none."""
     if not CLAIMS.exists():  # an installed package judges no claims
         return None
     for profile, model in dict.fromkeys((config.profile, config.model) for config in configs):
@@ -63,8 +66,8 @@ def uncounted_claims(configs: Sequence[ExperimentConfig]) -> str | None:
 
 
 def gpu_problem(configs: Sequence[ExperimentConfig], none: str) -> str | None:
-    """Why these runs need a GPU, after the words that say who has ``none``; None if they need no GPU."""
-    wanting = [c for c in configs if c.device.startswith("cuda") or (c.device == "auto" and not _is_small(c))]
+    """A message on the GPU that these runs need, in which ``none`` says where there is none; None if they need no GPU."""
+    wanting = [c for c in configs if c.device.startswith("cuda") or (c.device == "auto" and weight_bytes(c) >= SMALL_MODEL)]
     if not wanting:
         return None
     if all(config.device != "auto" for config in wanting):
@@ -95,9 +98,9 @@ def _is_dry_run(config: ExperimentConfig) -> bool:
 
 
 def unfinished(configs: Iterable[ExperimentConfig], runs_dir: Path) -> list[ExperimentConfig]:
-    """Those of the runs without a summary under ``runs_dir``. Without its model a run has no id: that is named with all else.
+    """The runs without a summary under ``runs_dir``, and those that have no run id because their model is missing.
 
-    A model that failed once is not asked for again: each try can wait for the Hub.
+    A model is tried once: each try can wait for the Hub.
     """
     found, lost = [], set()
     for config in configs:
@@ -149,16 +152,6 @@ def _files_of(path: str, revision: str | None) -> set[str]:
         return {entry.name for entry in Path(snapshot_download(path, revision=revision, local_files_only=True)).iterdir()}
     except Exception:
         raise FileNotFoundError(f"{path} is no folder, is not in the cache, and the Hub gives none ({reason})") from None
-
-
-def _has_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
-
-
-def _is_small(config: ExperimentConfig) -> bool:
-    return weight_bytes(config) < SMALL_MODEL
 
 
 def weight_bytes(config: ExperimentConfig) -> float:

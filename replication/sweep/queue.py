@@ -1,7 +1,7 @@
 """The runs of a sweep: which wait, which are running, and how they ended.
 
-Run directories alone decide what is missing, looked at just before a run is handed out. So two sweeps on one folder share the work,
-and a run that another process holds is waited for, never run twice.
+Run directories alone decide what is missing, and each is looked at just before its run is handed out. So two sweeps on one folder
+share the work: a run that another process holds is waited for and never run twice.
 """
 
 from __future__ import annotations
@@ -51,12 +51,11 @@ class SweepResult:
 
 
 class RunQueue:
-    """What waits, what is running and what came out, in processes of this machine or on a cluster."""
+    """The runs of one sweep by state: waiting, running, ended. A pool of processes or a cluster takes them from here."""
 
-    def __init__(self, planned: Sequence[PlannedRun], runs_dir: Path, progress: bool) -> None:
+    def __init__(self, planned: Sequence[PlannedRun], runs_dir: Path) -> None:
         self.configs = {run.config.run_id: run.config for run in planned}
         self.runs_dir = runs_dir
-        self.progress = progress
         self.result = SweepResult(planned=list(self.configs))
         # In the order of the plan, the headline first: a sweep that is cut short has what matters most.
         self.waiting = [run_id for run_id in self.configs if not self._is_finished(run_id)]
@@ -73,7 +72,7 @@ class RunQueue:
     def announce(self, where: str) -> None:
         """Say how much there is to do, and where."""
         finished = len(self.configs) - self._to_do
-        self._say(f"{finished} of {len(self.configs)} runs are finished, {self._to_do} to run {where}")
+        say(f"{finished} of {len(self.configs)} runs are finished, {self._to_do} to run {where}")
 
     def next_run(self) -> str | None:
         """The next run to start, which counts as running from now on; None if other processes hold all that wait."""
@@ -94,7 +93,7 @@ class RunQueue:
                 return run_id
         if self.waiting and not self.running and not self._waits_for_others:
             self._waits_for_others = True
-            self._say(f"waiting for other processes, which hold all that is left: {', '.join(self.waiting)}")
+            say(f"waiting for other processes, which hold all that is left: {', '.join(self.waiting)}")
         return None
 
     def take(self, run_id: str, answer: Answer, seconds: float) -> None:
@@ -114,7 +113,7 @@ class RunQueue:
         try:
             mark_failed(self.folder(run_id), reason, log_tail(self.folder(run_id) / "run.log"))
         except UserError as error:
-            self._say(f"warning: the failure of {run_id} could not be noted: {error}")
+            say(f"warning: the failure of {run_id} could not be noted: {error}")
         self._ended(run_id, f"{how}: {reason}")
 
     def _ended(self, run_id: str, how: str) -> None:
@@ -124,7 +123,7 @@ class RunQueue:
         cost_left = sum(cost(self.configs[other]) for other in left)
         minutes = (time.monotonic() - self._started) * cost_left / self._cost_done / 60
         where = f"{self._to_do - len(left)}/{self._to_do}, {minutes:.0f} min to go"
-        self._say(f"{run_id} {config.task} {config.method} seed {config.seed}: {how} ({where})")
+        say(f"{run_id} {config.task} {config.method} seed {config.seed}: {how} ({where})")
 
     def _is_finished(self, run_id: str) -> bool:
         """Whether the run's directory is whole; then it is in the result. One that cannot be read is left to its worker to name."""
@@ -136,10 +135,6 @@ class RunQueue:
             return False
         (self.result.diverged if summary.status == "diverged" else self.result.done).append(run_id)
         return True
-
-    def _say(self, line: str) -> None:
-        if self.progress:
-            say(line)
 
 
 def cost(config: ExperimentConfig) -> float:

@@ -1,4 +1,4 @@
-"""Run what is missing of a plan, in processes of this machine or on a Ray cluster."""
+"""Run the missing runs of a plan, in processes of this machine or on a Ray cluster."""
 
 from __future__ import annotations
 
@@ -21,22 +21,20 @@ def run_plan(
     planned: Sequence[PlannedRun],
     runs_dir: str | Path,
     workers: int | None = None,
-    progress: bool = True,
     *,
     engine: str = "local",
     address: str = "auto",
     target: str = "replication.train:run",
 ) -> SweepResult:
-    """Run what is missing of a plan into ``runs_dir``/<run_id>, in the order of the plan.
+    """Run the missing runs of a plan into ``runs_dir``/<run_id>, in the order of the plan.
 
-    A run that raises or whose worker dies is failed: failure.json has the reason and the end of its log. The others go on, and the
-    next sweep tries it again.
+    A run that raises, or whose worker dies, has failed: failure.json has the reason and the end of its log. The others go on, and
+    the next sweep tries it again.
 
     Args:
         planned: the plan; a config in several ablations is run once.
         runs_dir: the folder of run directories.
         workers: processes; default one for each core (or GPU, if the configs ask for one). A Ray cluster has its own.
-        progress: print a line for each finished run on stderr.
         engine: "local" for processes of this machine, "ray" for a Ray cluster.
         address: of that cluster: "auto", or host:port.
         target: "module:function" called as function(config, folder) -> RunSummary.
@@ -55,9 +53,9 @@ def run_plan(
         raise UserError(f"device={numbered}: a sweep gives each run a GPU of its own: {advice}")
     preflight.check_needs(configs, runs_dir, here=engine == "local")
     make_folder(Path(runs_dir))
-    if progress and (line := preflight.uncounted_claims(configs)):
+    if line := preflight.uncounted_claims(configs):
         say(f"warning: {line}")
-    queue = RunQueue(planned, Path(runs_dir), progress)
+    queue = RunQueue(planned, Path(runs_dir))
     with signals.handled():
         if queue.waiting and engine == "ray":
             ray.run(queue, address, target)
@@ -67,7 +65,7 @@ def run_plan(
 
 
 def _measured(queue: RunQueue, workers: int | None) -> int | None:
-    """How many processes to use. Where a large model is to be trained, the settings that fit are measured and put into its runs."""
+    """How many processes to use. For a large model, the settings that fit are measured first and put into its runs."""
     waiting = [queue.configs[run_id] for run_id in queue.waiting]
     if not any(map(fit.is_demanding, waiting)):
         return workers

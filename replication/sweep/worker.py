@@ -1,6 +1,6 @@
-"""A worker process: does one run after another, since importing torch takes seconds, each with its own log.
+"""A worker process. It does one run after another, since importing torch takes seconds. Each run has its own log.
 
-It imports nothing heavy at the top: the number of threads is set before torch is imported.
+Nothing heavy is imported at the top: the number of threads is set before torch is imported.
 """
 
 from __future__ import annotations
@@ -42,16 +42,10 @@ def work(connection: multiprocessing.connection.Connection, target: str, gpu: st
         target: "module:function" of the training function.
         gpu: the one GPU this worker may see, or None.
     """
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ[name] = "1"
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
-    console.open_closed_streams()
-    # Ctrl-C and a closing terminal reach the whole process group. Only the parent decides; it tells its workers by SIGTERM.
-    for number in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda signum, frame: signals.request_stop(signum))
-    threading.Thread(target=follow_parent, daemon=True).start()
+    prepare_child(threads=1)
     with contextlib.suppress(EOFError, OSError):  # the parent closed its end, or is gone
         while True:
             config, folder = connection.recv()
@@ -62,8 +56,19 @@ def work(connection: multiprocessing.connection.Connection, target: str, gpu: st
             gc.collect()
 
 
-def follow_parent() -> None:
-    """A sweep that was killed leaves no worker behind: its workers save and stop too, or end at once if they were already told."""
+def prepare_child(threads: int) -> None:
+    """Set up a child process before it imports torch: threads, open streams, and the parent as the only one that ends it."""
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[name] = str(threads)
+    console.open_closed_streams()
+    # Ctrl-C and a closing terminal reach the whole process group; the parent then decides what its children do.
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_follow_parent, daemon=True).start()
+
+
+def _follow_parent() -> None:
+    """Save and stop when the parent is killed, or end at once if it had already said so: no child is left behind."""
     multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
     if signals.stop_requested() is None:
         signals.request_stop(signal.SIGTERM)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from replication.config import run_command
 from replication.errors import UserError
 from replication.names import ABLATIONS, HEADLINE
 from replication.runs import RunSummary, check_files, explained, manifest, now, read_failure, read_json, read_summary
@@ -71,7 +72,7 @@ def _run_row(ablation: str, config: Any, summary: RunSummary | None, runs_dir: P
     row = {name: as_text(value) for name, value in config.model_dump(mode="json").items()}
     # The path of a default `make all`, wherever this one is: the table must not depend on the place.
     out = f"results/local/{config.profile}/runs/{run_id}"
-    row |= {"run_id": run_id, "ablation": ablation, "selector": config.selector, "command": config.command(out)}
+    row |= {"run_id": run_id, "ablation": ablation, "selector": config.selector, "command": run_command(config, out)}
     if summary is not None:
         return row | {name: value for name, value in summary.model_dump().items() if name != "run_id"}
     failure = read_failure(runs_dir / run_id)

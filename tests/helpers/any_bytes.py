@@ -6,8 +6,7 @@ import json
 import tempfile
 from pathlib import Path
 
-from replication.commands import parse_settings
-from replication.config import ExperimentConfig, load_profile
+from replication.config import ExperimentConfig, load_profile, parse_settings
 from replication.errors import UserError
 from replication.statistics import load_claims
 from replication.tables import KINDS, read_tables, write_tables

@@ -42,9 +42,6 @@ class StandIn(ExperimentConfig):
     def run_id(self) -> str:
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
 
-    def command(self, out: str | Path) -> str:
-        return f"python -m replication run --seed {self.seed} --out {out}"
-
 
 def train(config: StandIn, run_dir: Path) -> RunSummary:
     """Adds up random numbers, checkpoints each step, and has the fault the config asks for at its second step."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from peft import PeftModel
 
-from replication.config import load_profile
+from replication.config import load_profile, run_command
 from replication.evaluate import evaluate
 from replication.models import load_policy
 from replication.names import DATA, ROOT
@@ -53,7 +53,7 @@ def test_an_adapter_is_that_of_the_run_on_its_card(method):
         config.lora_rank, config.lora_alpha, set(config.lora_targets)
     )  # fmt: skip
     card = (folder / "README.md").read_text()
-    assert config.run_id in card and config.command(f"results/local/nano/{method}") in card
+    assert config.run_id in card and run_command(config, f"results/local/nano/{method}") in card
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from random import Random
 
 import pytest
 import torch
 
 from replication.errors import UserError
+from replication.names import NANO_BASE
 from replication.nano import base_report, corpus, pretrain
 from replication.tasks import asides, decisive_positions, get_task
 from replication.tasks.asides import CONDITIONS
 
-SHIPPED = pretrain.SHIPPED
+SHIPPED = NANO_BASE
 WORDS = {condition: get_task("word_problems", asides=condition) for condition in CONDITIONS}
 TASKS = [*WORDS.values(), get_task("multiplication"), get_task("multiplication", digits=3)]
 
@@ -134,8 +134,8 @@ def test_build_writes_compares_and_refuses(tmp_path: Path, monkeypatch: pytest.M
     # What is measured here are not these models: a random one writes up to the limit, which takes long.
     measured = json.loads((SHIPPED / "base_report.json").read_text(encoding="utf-8"))["measured"]
     monkeypatch.setattr(base_report, "report", lambda folder: measured)
-    first = pretrain.build(tmp_path / "a", steps=2, threads=1, progress=False)
-    second = pretrain.build(tmp_path / "b", steps=2, threads=1, progress=False)
+    first = pretrain.build(tmp_path / "a", steps=2, threads=1)
+    second = pretrain.build(tmp_path / "b", steps=2, threads=1)
     assert first["sha256"] == second["sha256"]  # the same bits
     assert first["same_weights"] is False and "largest difference" in first["comparison"]
     assert base_report.compare(tmp_path / "a", tmp_path / "b")["same_weights"] is True
@@ -149,7 +149,7 @@ def test_build_writes_compares_and_refuses(tmp_path: Path, monkeypatch: pytest.M
 
 def test_the_global_random_state_is_left_alone() -> None:
     before = torch.get_rng_state()
-    pretrain.pretrain(1, progress=False)
+    pretrain.pretrain(1)
     assert torch.equal(before, torch.get_rng_state())
 
 

@@ -59,7 +59,7 @@ def test_one_run_of_good_and_bad(tmp_path: Path) -> None:
     write(folder, "01_good", ("# A title: $x^2$\n\ntext <b>bold</b> `$code$`",), PARAMETERS, shown)
     write(folder, "00_bad", PARAMETERS, "1 / 0", "print('never')")
     with pytest.raises(runner.NotebooksFailed) as caught:
-        runner.run_all("smoke", results, progress=False, given={"rate": 2}, folder=folder)
+        runner.run_all("smoke", results, given={"rate": 2}, folder=folder)
     message = str(caught.value)
     assert "00_bad" in message and "ZeroDivisionError" in message and "01_good" not in message and "\n" not in message
     assert "code cell 2" in message  # as the reader counts them, without the cell that papermill puts in
@@ -99,7 +99,7 @@ def test_a_fault_of_one_notebook_does_not_stop_the_others(tmp_path: Path, monkey
         return runner.Executed(name, tmp_path, tmp_path)
 
     def run() -> None:
-        runner.run_all("smoke", tmp_path / "results", names, progress=False, folder=tmp_path / "notebooks")
+        runner.run_all("smoke", tmp_path / "results", names, folder=tmp_path / "notebooks")
 
     monkeypatch.setattr(runner, "_execute", execute)
     with pytest.raises(runner.NotebooksFailed) as caught:
@@ -140,7 +140,7 @@ def test_a_signal_ends_the_notebook_that_runs(tmp_path: Path, saves: bool) -> No
     thread = threading.Thread(target=interrupt)
     thread.start()
     with signals.handled(), pytest.raises(Stopped):
-        runner.run_all("smoke", tmp_path / "results", progress=False, folder=folder)
+        runner.run_all("smoke", tmp_path / "results", folder=folder)
     thread.join()
     assert time.monotonic() - sent[0] < 15 and (folder / "saved").exists() == saves
     assert not list((tmp_path / "results/notebooks").iterdir()), "what was stopped has not failed"
@@ -153,7 +153,7 @@ def test_a_kernel_killed_in_the_middle_of_a_notebook_is_named_and_the_others_run
     write(folder, "01_dies", PARAMETERS, "print('before')", dies, "print('never')")
     write(folder, "02_good", PARAMETERS, "print('good')")
     with pytest.raises(runner.NotebooksFailed, match="01_dies failed in code cell 3 .*kernel died") as caught:
-        runner.run_all("smoke", results, progress=False, folder=folder)
+        runner.run_all("smoke", results, folder=folder)
     assert "02_good" not in str(caught.value) and "\n" not in str(caught.value)
     made = {path.name for path in (results / "notebooks").iterdir()}
     assert made == {"01_dies.failed.ipynb", "02_good.ipynb", "02_good.html", "seconds.csv"}

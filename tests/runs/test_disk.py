@@ -142,7 +142,7 @@ def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
         for attempt in (
             lambda: RunDirectory.open("results/run", StandIn()),
             lambda: mark_failed("results/run", "killed"),
-            lambda: run_plan(plan(StandIn()), "results/runs", progress=False),
+            lambda: run_plan(plan(StandIn()), "results/runs"),
         ):
             with pytest.raises(UserError, match="Permission denied"):
                 attempt()

@@ -12,7 +12,7 @@ from tiny_runs import tiny_config
 
 from replication.config import ExperimentConfig, load_profile
 from replication.errors import UserError
-from replication.sweep import fit, run_plan
+from replication.sweep import fit, run_plan, warm_up
 from replication.sweep.fit import Attempt, Fit, choices, find, fitting, heaviest, in_child, is_demanding, sentences
 
 STEP = {"seconds": 2.0, "peak_bytes": 5_000_000_000, "total_bytes": 8_000_000_000, "device": "a GPU"}
@@ -188,5 +188,5 @@ def test_a_first_step_has_the_longest_answers(random_base):
         patch.setattr(groups, "sample_in_chunks", watched)
         steps: list[dict] = []
         config = tiny_config(random_base)
-        fit._steps(config, lambda kind, value=None: steps.append(value))
+        warm_up._steps(config, lambda kind, value=None: steps.append(value))
     assert len(steps) == 1 + fit.STEPS and set(lengths) == {config.max_new_tokens}

@@ -58,12 +58,12 @@ def test_a_node_killed_in_the_middle_costs_nothing(cluster, tmp_path):
 
     killer = threading.Thread(target=kill_a_node)
     killer.start()
-    result = run_plan(planned, tmp_path / "ray", progress=False, engine="ray", address=nodes.address, target=TARGET)
+    result = run_plan(planned, tmp_path / "ray", engine="ray", address=nodes.address, target=TARGET)
     killer.join()
     assert result.ok and not result.failed
     starts = [(folder / "run.log").read_text().count("training ") for folder in folders]
     assert max(starts) >= 2, "the node that was killed had a run, which another node took up"
-    assert run_plan(planned, tmp_path / "local", workers=2, progress=False, target=TARGET).ok
+    assert run_plan(planned, tmp_path / "local", workers=2, target=TARGET).ok
     assert tables(planned, tmp_path / "ray", tmp_path / "a") == tables(planned, tmp_path / "local", tmp_path / "b")
 
 
@@ -88,15 +88,15 @@ def test_a_gpu_is_looked_for_in_the_cluster_and_chosen_by_no_number(tmp_path, mo
         remote = staticmethod(lambda function: function)
         cluster_resources = staticmethod(lambda: {"CPU": 8.0})
 
-    queue = RunQueue(plan(StandIn(device="cuda")), tmp_path, progress=False)
+    queue = RunQueue(plan(StandIn(device="cuda")), tmp_path)
     with pytest.raises(UserError, match="GPU: the cluster has none, and device=cuda was asked for"):
         ray._run(Ray, queue, TARGET)
     for engine in ("local", "ray"):
         with pytest.raises(UserError, match="device=cuda:1: .* set device=cuda, and CUDA_VISIBLE_DEVICES=1 to use only that one"):
-            run_plan(plan(StandIn(device="cuda:1")), tmp_path, progress=False, engine=engine)
+            run_plan(plan(StandIn(device="cuda:1")), tmp_path, engine=engine)
 
 
 def test_a_missing_ray_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
     with pytest.raises(UserError, match=r"install it with `pip install -e '\.\[cluster\]'`"):
-        run_plan(plan(StandIn()), tmp_path, progress=False, engine="ray")
+        run_plan(plan(StandIn()), tmp_path, engine="ray")

@@ -26,7 +26,7 @@ from replication.tables import build_tables
 
 
 def go(planned: list[Planned], folder: Path, workers: int = 2) -> SweepResult:
-    return run_plan(planned, folder, workers=workers, progress=False, target=TARGET)
+    return run_plan(planned, folder, workers=workers, target=TARGET)
 
 
 def starts(folder: Path, config: StandIn) -> int:
@@ -61,7 +61,7 @@ def test_a_faulty_run_is_failed_with_its_reason_and_the_others_go_on(tmp_path, c
     good = [StandIn(seed=10 + number) for number in range(3)]
     diverging = StandIn(seed=20, fault="diverges")
     planned = plan(*bad.values(), *good, diverging) + [Planned("lora_rank", good[0])]
-    result = run_plan(planned, tmp_path, workers=2, progress=True, target=TARGET)
+    result = run_plan(planned, tmp_path, workers=2, target=TARGET)
     assert set(result.done) == {config.run_id for config in good} and result.diverged == [diverging.run_id]
     assert not result.ok and set(result.missing) == set(result.failed) == {config.run_id for config in bad.values()}
     for fault, reason in faulty.items():
@@ -130,7 +130,7 @@ def test_a_run_folder_that_cannot_be_used_fails_alone(tmp_path, what):
 
 def test_a_run_whose_worker_dies_when_all_is_written_is_done(tmp_path):
     config, other = StandIn(seed=1), StandIn(seed=2)
-    queue = RunQueue(plan(config, other), tmp_path, progress=False)
+    queue = RunQueue(plan(config, other), tmp_path)
     run_ids = [queue.next_run(), queue.next_run()]
     train(config, tmp_path / config.run_id)
     for run_id in run_ids:
@@ -152,7 +152,7 @@ def test_nothing_missing_starts_no_process(tmp_path, monkeypatch):
 def test_runs_start_in_the_order_of_the_plan(tmp_path):
     """The headline stands first in a plan, so a sweep that is cut short has what matters most."""
     runs = [StandIn(seed=1, steps=2), StandIn(seed=2, steps=9), StandIn(seed=3, steps=5)]
-    queue = RunQueue(plan(*runs), tmp_path, progress=False)
+    queue = RunQueue(plan(*runs), tmp_path)
     assert [queue.next_run() for _ in range(4)] == [*(run.run_id for run in runs), None]
 
 
@@ -176,7 +176,7 @@ def test_a_run_held_by_another_process_is_waited_for_and_not_run_twice(tmp_path,
 
 
 def test_a_sweep_says_before_it_starts_that_no_claim_counts_its_model(tmp_path, capfd):
-    assert run_plan(plan(StandIn(profile="paper")), tmp_path, workers=1, progress=True, target=TARGET).ok
+    assert run_plan(plan(StandIn(profile="paper")), tmp_path, workers=1, target=TARGET).ok
     assert "claims C1 to " in capfd.readouterr().err.splitlines()[0]
 
 
@@ -188,7 +188,7 @@ def test_bad_arguments(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="File exists"):
         run_plan([], tmp_path / "file")
-    assert run_plan([], tmp_path / "runs", progress=False).ok
+    assert run_plan([], tmp_path / "runs").ok
 
 
 # Signals, and sweeps in processes of their own ----------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""One frozen, flat config for a run; profiles that fill it in; the run id that names it.
+"""One frozen, flat config for a run, and the run id that names it.
 
 Marks in the descriptions say how sure we are that a value is the paper's: [P] stated in the paper's abstract, [S] second-hand
 descriptions of its method section, [R] our reconstruction where the text at hand is silent.
@@ -6,23 +6,18 @@ descriptions of its method section, [R] our reconstruction where the text at han
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
-import shlex
 from collections.abc import Mapping
 from dataclasses import replace
-from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from replication.algorithms import GRPO, PPO, SELECTORS, SGRPO, TSPMO, BranchGRPO, SelectedGRPO
 from replication.base_files import base_fingerprint, is_local
-from replication.errors import UserError
-from replication.names import METHODS, NANO_BASE, PROFILES, TASKS
+from replication.names import METHODS, NANO_BASE
 from replication.own_code import describe, is_own, load_reward, load_rule
 from replication.tasks import Task, completion_limit, get_task, with_template
 
@@ -40,17 +35,18 @@ _SELECTORS = {
     "t_spmo": ("trie",),
     "ppo": ("all",),
 }
-#: Both, of a rule of the reader's own.
+#: Denominator and selector of a reader's own rule.
 _OWN = ("own",)
-#: Fields that only one method reads: elsewhere they must stay unset, so that equal runs have equal configs.
-_OWN_FIELDS = {
+#: Fields that only one method or one task reads: elsewhere they stay unset, so that equal runs have equal configs.
+_FIELDS_OF_A_METHOD = {
     "s_grpo": ("cutoff", "keep_probability", "max_kept_tokens", "token_share"),
     "t_spmo": ("replay_successes", "replay_failures"),
     "ppo": ("gae_lambda", "critic_learning_rate"),
 }
+_FIELD_OF_A_TASK = {"word_problems": "asides", "svamp": "svamp_source", "jsonl": "data"}
 
-#: Settings that bound memory. The numbers of a run are the same but for rounding, so a run id has their defaults: a run can be
-#: started, or go on, with whatever fits the GPU at hand.
+#: Settings that bound memory and change a run's numbers by rounding alone. A run id is computed with their defaults, so that a
+#: run can start or resume with whatever fits the GPU.
 MEMORY_FIELDS = ("token_budget", "activation_checkpointing")
 
 
@@ -179,7 +175,7 @@ class ExperimentConfig(BaseModel):
             if getattr(self, name) not in choices.get(self.method, _OWN):
                 allowed = " or ".join(choices.get(self.method, _OWN))
                 raise ValueError(f"{name} {getattr(self, name)} does not exist for {self.method}: set it to {allowed}")
-        for method, fields in _OWN_FIELDS.items():
+        for method, fields in _FIELDS_OF_A_METHOD.items():
             for name in fields:
                 if method != self.method and getattr(self, name) is not None:
                     raise ValueError(f"{name} is a setting of {method} alone: leave it out for {self.method}")
@@ -196,12 +192,9 @@ class ExperimentConfig(BaseModel):
                 raise ValueError(f"cutoff {self.cutoff} is over the {limit} tokens a completion can have: lower the cutoff")
         if self.method == "ppo" and self.gae_lambda is None:
             raise ValueError("PPO needs gae_lambda")
-        if self.asides is not None and self.task != "word_problems":
-            raise ValueError(f"asides is a setting of task word_problems: leave it out for {self.task}")
-        if self.svamp_source is not None and self.task != "svamp":
-            raise ValueError(f"svamp_source is a setting of task svamp: leave it out for {self.task}")
-        if self.data is not None and self.task != "jsonl":
-            raise ValueError(f"data is a setting of task jsonl: leave it out for {self.task}")
+        for task, name in _FIELD_OF_A_TASK.items():
+            if task != self.task and getattr(self, name) is not None:
+                raise ValueError(f"{name} is a setting of task {task}: leave it out for {self.task}")
         if self.reward is not None:
             load_reward(self.reward)
         self.build_method()  # raises for values that the method itself refuses
@@ -209,13 +202,14 @@ class ExperimentConfig(BaseModel):
 
     @property
     def canonical(self) -> str:
-        """The config as JSON with sorted keys, without what is not set: equal configs, equal text, also when fields are added."""
+        """The config as JSON with sorted keys. Fields that are not set are left out, so that a new field changes no text."""
         return json.dumps(self.model_dump(mode="json", exclude_none=True), sort_keys=True, separators=(",", ":"))
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What a run is named by: the config without the paths of local files, whose bytes the run id covers, and without
-        what changes no number (MEMORY_FIELDS, tensorboard).
+        """The part of the config that the run id covers.
+
+        Left out are the paths of local files, since the run id covers their bytes, and what changes no number.
         """
         values = self.model_dump(mode="json", exclude_none=True, exclude={"svamp_source", "data", "tensorboard"})
         values |= {name: type(self).model_fields[name].default for name in MEMORY_FIELDS}
@@ -234,7 +228,7 @@ class ExperimentConfig(BaseModel):
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
     def own_code(self) -> dict[str, dict[str, str | None]]:
-        """Of an own reward and an own rule, as ``reward`` and ``rule``: name, file, its sha256, signature."""
+        """Name, file, sha256 and signature of the reader's own reward and rule, under ``reward`` and ``rule``."""
         own = {"reward": self.reward, "rule": self.method if is_own(self.method) else None}
         return {name: describe(text, name) for name, text in own.items() if text is not None}
 
@@ -243,18 +237,15 @@ class ExperimentConfig(BaseModel):
         """What ``from_pretrained`` is given."""
         return str(NANO_BASE) if self.model == "nano" else self.model
 
-    def load_task(self, name: str | None = None):
-        """The task of this run, or another one (``name``) with this run's options."""
-        name = name or self.task
+    def load_task(self) -> Task:
+        """The task that this run trains and evaluates on."""
         options: dict[str, dict[str, Any]] = {
-            "word_problems": {"asides": self.asides or "after"},
+            "word_problems": {"asides": self.asides},
             "multiplication": {"digits": self.digits},
             "svamp": {"source": self.svamp_source},
             "jsonl": {"source": self.data},
         }
-        task = self._put(get_task(name, **options.get(name, {})))
-        if name != self.task:  # what training costs another task is measured in right answers, on all its problems
-            return task
+        task = self._put(get_task(self.task, **options[self.task]))
         if self.reward:
             task = replace(task, reward=load_reward(self.reward))
         return task if self.train_items is None else replace(task, train=task.train[: self.train_items])
@@ -264,12 +255,15 @@ class ExperimentConfig(BaseModel):
         return task if self.prompt_template is None else with_template(task, self.prompt_template, self.model_path, self.revision)
 
     def other_task(self) -> Task | None:
-        """The other generated task: what training on one costs the other."""
-        other = {"word_problems": "multiplication", "multiplication": "word_problems"}.get(self.task)
-        return None if other is None else self.load_task(other)
+        """The other generated task, judged by right answers: it shows what training on one costs the other."""
+        if self.task == "word_problems":
+            return self._put(get_task("multiplication", digits=self.digits))
+        if self.task == "multiplication":
+            return self._put(get_task("word_problems", asides="after"))
+        return None
 
     def longer_task(self) -> Task | None:
-        """The generated task once more with numbers longer than any trained on; its ``test`` is what counts."""
+        """The same generated task with longer numbers than any trained on, to evaluate on its ``test``."""
         if self.task == "word_problems":
             return self._put(get_task("word_problems", asides=self.asides, longer_numbers=True))
         if self.task == "multiplication" and self.digits < 4:
@@ -292,109 +286,3 @@ class ExperimentConfig(BaseModel):
         if self.method == "ppo":
             return PPO(lam=self.gae_lambda, denominator=self.denominator)
         return load_rule(self.method) if is_own(self.method) else None
-
-    def command(self, out: str | Path) -> str:
-        """The command line that makes this very run: the profile's config plus each field that differs from it."""
-        default = load_profile(self.profile, task=self.task, method=self.method, seed=self.seed).model_dump(mode="json")
-        words = ["python", "-m", "replication", "run", "--profile", self.profile, "--task", self.task]
-        words += ["--method", self.method, "--seed", str(self.seed)]
-        for name, value in self.model_dump(mode="json").items():
-            if value != default.get(name):
-                words += ["--set", f"{name}={written(name, value)}"]
-        return shlex.join([*words, "--out", str(out)])
-
-
-def _is_free_text(name: str) -> bool:
-    field = ExperimentConfig.model_fields.get(name)
-    return field is not None and field.annotation in (str, str | None)
-
-
-def written(name: str, value: Any) -> str:
-    """The value of a field as a command line writes it; ``read_value`` gives it back."""
-    return (value or "") if _is_free_text(name) else json.dumps(value)
-
-
-def read_value(name: str, text: str) -> Any:
-    """The value of a field from a command line: a path, name or revision is the text itself (empty = none), others are YAML.
-
-    Raises:
-        UserError: the text is not YAML.
-    """
-    if _is_free_text(name):
-        return text or None
-    try:
-        return json.loads(text)  # what ``written`` wrote; YAML reads 1e-05 and escaped emoji otherwise
-    except (ValueError, RecursionError):
-        pass
-    try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"--set {name}: {' '.join(str(error).split())}") from None
-
-
-def make_config(**values: Any) -> ExperimentConfig:
-    """An ExperimentConfig, with what is wrong said in one line.
-
-    Raises:
-        UserError: naming every field that is unknown or impossible.
-    """
-    try:
-        return ExperimentConfig(**values)
-    except ValidationError as error:
-        raise UserError(f"bad config: {_one_line(error)}") from None
-
-
-def _one_line(error: ValidationError) -> str:
-    parts = []
-    for item in error.errors():
-        where = ".".join(str(part) for part in item["loc"])
-        if item["type"] == "extra_forbidden":
-            parts.append(f"{where} is not a setting (known: {', '.join(ExperimentConfig.model_fields)})")
-        else:
-            message = item["msg"].removeprefix("Value error, ")
-            shown = f" (is {item['input']!r})" if where else ""
-            parts.append(f"{where}: {message}{shown}" if where else message)
-    return "; ".join(parts)
-
-
-@functools.cache
-def _profile_file(name: str) -> dict[str, Any]:
-    if name not in PROFILES:
-        raise UserError(f"unknown profile {name!r}: choose one of {', '.join(PROFILES)}")
-    return yaml.safe_load(resources.files("replication").joinpath("profiles", f"{name}.yaml").read_text("utf-8"))
-
-
-def load_profile(
-    name: str, *, task: str | None = None, method: str | None = None, seed: int = 0, **overrides: Any
-) -> ExperimentConfig:
-    """The config of one run under a profile.
-
-    The profile's common values come first, then those of the task, of the method, of the two together, then ``overrides``.
-
-    Args:
-        name: smoke, nano, small or paper.
-        task, method: default to the first of the profile's tasks, and to s_grpo.
-        seed: the seed of the run.
-        overrides: any field of ExperimentConfig.
-
-    Raises:
-        UserError: for an unknown profile or field, or an impossible value.
-    """
-    profile = _profile_file(name)
-    task = task or next(iter(profile["tasks"]))
-    method = method or "s_grpo"
-    if task not in TASKS:
-        raise UserError(f"unknown task {task!r}: choose one of {', '.join(TASKS)}")
-    if method not in METHODS and not is_own(method):
-        raise UserError(f"unknown method {method!r}: choose one of {', '.join(METHODS)}, or package.module:object")
-    own = profile["methods"].get(method) or {}
-    values: dict[str, Any] = {"profile": name, "task": task, "method": method, "seed": seed, **profile["common"]}
-    values |= profile["tasks"].get(task) or {}
-    values |= {key: value for key, value in own.items() if key != "tasks"}
-    values |= own.get("tasks", {}).get(task) or {}
-    return make_config(**(values | overrides))
-
-
-def profile_plan(name: str) -> dict[str, Any]:
-    """The ``plan`` section of a profile: seeds, tasks and grids of the ablations."""
-    return _profile_file(name)["plan"]

@@ -1,0 +1,112 @@
+"""What is checked once, before a run trains: a reader's own reward and rule, and that training scores what was sampled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from decimal import Decimal
+from typing import Any
+
+import torch
+
+from replication.algorithms import TokenCredit, every_token
+from replication.config import ExperimentConfig
+from replication.errors import UserError
+from replication.groups import Group, credit_of
+from replication.models import Policy
+from replication.own_code import reason
+from replication.randomness import stream
+from replication.rollout import Completion
+from replication.scoring import micro_batches, score
+from replication.tasks import Problem
+
+#: Most that two ways to compute one log-prob may differ, in nats: at any token in float32, on average in 16 bits, where single
+#: tokens differ by rounding alone.
+LIMIT_FLOAT32 = 1e-3
+LIMIT_16_BITS = 0.05
+
+
+def check_reward(text: str, reward: Callable[[str, Any], float], problems: Iterable[Any]) -> None:
+    """Call a reader's own reward on some texts for some problems.
+
+    Raises:
+        UserError: with the text on which it raised, or did not return a number from 0 to 1.
+    """
+    for problem in problems:
+        answer = f"{problem.answer:f}" if isinstance(problem.answer, Decimal) else problem.answer
+        for completion in ("", f" {answer}", f" The answer is {answer}."):
+            try:
+                reward(completion, problem)
+            except UserError:
+                raise
+            except Exception as error:
+                raise UserError(
+                    f"reward {text} fails on the text {completion!r} of problem {problem.id} ({reason(text, error)})"
+                ) from None
+
+
+def try_rule(name: str, rule: Any, problem: Problem, size: int) -> None:
+    """Call a reader's own rule on ``size`` short completions, with rewards that differ and with equal ones.
+
+    Raises:
+        UserError: it raised, or it did not return the credit of tokens in these completions.
+    """
+    tokens = [[[5, 6, 7], [5, 6, 8], [5, 9], [5, 6, 7, 3]][i % 4] for i in range(size)]
+    samples = [Completion(row, [-0.5] * len(row), [0.5] * len(row), truncated=False) for row in tokens]
+    for rewards in (torch.tensor([float(i % 4 in (0, 3)) for i in range(size)]), torch.zeros(size)):
+        group = Group(problem, [4], samples, [""] * size, rewards, values=[[0.5] * len(row) for row in tokens])
+        try:
+            credit = credit_of(rule, group, stream(0, "selection", 0, problem.id))
+            if not isinstance(credit, TokenCredit):
+                raise TypeError(f"assign returned a {type(credit).__name__}, not a TokenCredit")
+            credit.require_inside(tokens)
+        except Exception as error:
+            raise UserError(f"method {name} fails on {size} short completions ({reason(name, error)})") from None
+
+
+@torch.no_grad()
+def require_sampled_equals_scored(policy: Policy, config: ExperimentConfig, groups: Sequence[Group]) -> None:
+    """Compare the log-probs that sampling noted for ``groups`` with those that training computes for the same tokens.
+
+    Sampling goes token by token with a cache and pads prompts on the left; scoring sees whole rows. The two disagree for a model
+    whose positions or rotary embeddings depend on the layout of a row, and the policy gradient is then that of another policy.
+    In 16 bits the dense path is compared, one completion at a time, since packing rounds differently.
+
+    Args:
+        policy: as it was when the groups were sampled.
+        groups: of the first step, replays included.
+
+    Raises:
+        UserError: the log-probs differ by over LIMIT_FLOAT32 at a token, or in 16 bits by over LIMIT_16_BITS on average.
+    """
+    exact = policy.dtype == "float32"
+    if exact:
+        rows = [(group.prompt, group.completions) for group in groups]
+    else:
+        rows = [(group.prompt, [tokens]) for group in groups for tokens in group.completions]
+    prompts, completions = map(list, zip(*rows, strict=True))
+    credits = [every_token(group) for group in completions]
+    scored = torch.cat([
+        score(
+            policy.model,
+            *([column[i] for i in part] for column in (prompts, completions, credits)),
+            strategy=config.scoring if exact else "dense",
+            temperature=config.temperature,
+            token_budget=config.token_budget,
+        ).log_probs.cpu()
+        for part in micro_batches(prompts, completions, credits, config.token_budget)
+    ])  # fmt: skip
+    tokens = [token for group in groups for sample in group.samples for token in sample.tokens]
+    sampled = torch.tensor([value for group in groups for sample in group.samples for value in sample.log_probs])
+    difference = (sampled - scored).abs()
+    if exact and difference.max() > LIMIT_FLOAT32:
+        over = f"over {LIMIT_FLOAT32}"
+    elif not exact and difference.mean() > LIMIT_16_BITS:
+        over = f"on average by {difference.mean():.3g}, over {LIMIT_16_BITS}"
+    else:
+        return
+    worst = int(difference.argmax())
+    raise UserError(
+        f"sampling and scoring disagree about this model by {over} nats: token {policy.tokenizer.decode([tokens[worst]])!r} was "
+        f"sampled at log-prob {sampled[worst]:.4f} and is scored at {scored[worst]:.4f} (its positions or rotary embeddings may "
+        "depend on the layout of a row): choose another model"
+    )
