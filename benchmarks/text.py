@@ -142,9 +142,10 @@ def least_gain(table: pd.DataFrame) -> str:
     ours = ours.assign(ratio=ours["trl_s"] / ours["seconds"])
     worst = (ours[ours["method"] == method].sort_values("ratio").iloc[0] for method in TRAINED)
     least = ", ".join(
-        f"{METHOD_LABELS[row.method]} {row.ratio:.1f} ({GROWS[row.grows].removesuffix(' (tokens)')} {row.value:,})" for row in worst
+        f"{METHOD_LABELS[row.method]} {row.ratio:.1f} times ({GROWS[row.grows].removesuffix(' (tokens)')} {row.value:,})"
+        for row in worst
     )
-    return f"Least of all {len(trl)} points: {least}."
+    return f"In the worst of {len(trl)} cases TRL's update takes, of the time of ours: {least}. Below 1 ours is the slower one."
 
 
 def whole_runs(tables: Bench) -> list[str]:

@@ -17,7 +17,7 @@ from benchmarks.figures import read_tables as read_bench
 from replication.ablations import plan
 from replication.errors import UserError
 from replication.names import CLAIMS, RESULTS, ROOT
-from replication.report import advice_table
+from replication.report import advice_table, conclusions
 from replication.runs import atomic_write
 from replication.statistics import verdicts
 from replication.tables import read_tables
@@ -31,11 +31,12 @@ SERVICES = ("base_files", "own_code", "names", "errors", "randomness", "console"
 
 
 def verdict_table(committed: Path = COMMITTED) -> str:
-    """A row for each claim of the nano lab, one line for those of other scales, and the headline figure."""
+    """The report's opening sentences, a row for each claim of the lab, a line for those of other scales, the headline figure."""
     tables = read_tables(committed) if any(committed.glob("*.csv*")) else {}
     judged = tables["verdicts"] if "verdicts" in tables else verdicts(CLAIMS, {})
     nano = judged[judged["scale"] == "nano"]
-    lines = ["| claim in the nano lab | of the paper's | ours [95 % interval] | seeds | verdict |", "|---|---|---|---|---|"]
+    lines = [f"{place}. {sentence}" for place, sentence in enumerate(conclusions(judged, tables, "nano"), 1)] if tables else []
+    lines += ["", "| claim in the nano lab | of the paper's | ours [95 % interval] | seeds | verdict |", "|---|---|---|---|---|"]
     for row in nano.to_dict("records"):
         seeds = "" if pd.isna(row["seeds"]) else f"{row['seeds']:.0f}"
         other = "" if pd.isna(row["counterpart"]) else row["counterpart"]

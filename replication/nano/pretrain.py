@@ -1,7 +1,7 @@
 """The nano base: a Qwen2 of under a million parameters, trained from scratch to stand where Qwen2-1.5B stood.
 
-Greedy it solves a bit under half of the word problems and few products, because the corpus shows hasty solutions beside careful ones;
-sampled it shows the careful ones often enough to be reinforced. The shipped weights were chosen by the criteria of
+Greedy it solves a bit under half of the word problems and few products, because the corpus shows hasty solutions beside careful
+ones; sampled it shows the careful ones often enough to be reinforced. The shipped weights were chosen by the criteria of
 ``base_report`` on validation items, before any reinforcement run on them.
 """
 

@@ -132,7 +132,7 @@ def say_spending(table: pd.DataFrame) -> list[str]:
             f"{METHOD_LABELS[method]} {span(values)} % as many"
             for method, values in shares.groupby("method", sort=False)[f"{name}_%_of_grpo"]
         ]
-        said += [f"Compared with GRPO's, a whole training has so many {words}, over the settings: {listing(parts)}."] if parts else []
+        said += [f"A whole training has so many {words}, compared with GRPO's: {listing(parts)}."] if parts else []
     return said or ["Nothing to compare with full-token GRPO."]
 
 

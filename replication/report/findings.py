@@ -128,7 +128,11 @@ def _still_rising(table: pd.DataFrame) -> str:
 def _tokens(table: pd.DataFrame) -> str:
     """The share of the tokens that the sparse methods learn from, and the gains on multiplication."""
     kept = table.groupby("method")["kept_fraction"].agg(lambda values: list(values.dropna()))
-    parts = [f"{METHOD_LABELS[name]} learns from {span(kept[name])} % of the tokens" for name in ("s_grpo", "t_spmo") if len(kept.get(name, []))]
+    parts = [
+        f"{METHOD_LABELS[name]} learns from {span(kept[name])} % of the tokens"
+        for name in ("s_grpo", "t_spmo")
+        if len(kept.get(name, []))
+    ]
     said = f"{listing(parts)}." if parts else "The share of the tokens learned from was not measured."
     gains = table[table["setting"] == "multiplication"].set_index("method").get("gain", pd.Series(dtype=float)).dropna()
     parts = [f"{METHOD_LABELS[name]} gains {number(gains[name])} points" for name in ("t_spmo", "grpo") if name in gains]

@@ -82,7 +82,7 @@ def _row(
     verdict, notes = _combine(claim, cases, _lost(claim, evidence, planned))
     if len(cases) > 1:
         side = "for" if claim.measure == "failing_cell" else "against"
-        notes.append(f"the row shows the case that speaks most {side} the claim, {shown.label}; all: " + ", ".join(map(_short, cases)))
+        notes.append(f"the row shows what speaks most {side} the claim, {shown.label}; all: " + ", ".join(map(_short, cases)))
     notes += dict.fromkeys(remark for case in cases for remark in case.remarks)
     if missing:
         notes.append("judged without what was not measured: " + ", ".join(missing))
