@@ -83,8 +83,8 @@ def draw_truth(tables: Tables, profile: str, table: pd.DataFrame) -> Figure:
         f"{p.about(profile)} The untrained base on {first['problems']:.0f} problems of each kind, {first['redraws']:.0f} groups "
         "each; bars: 95 % bootstrap over problems. Decisive by grammar: the digits of the operands and the operator; in products "
         "the last digit of the second factor. Left: projection of the decisive tokens' gradient on the whole one; it can leave "
-        "0 to 100. It can be small where the share of credit is large: a token that was rarely drawn has a large gradient, and T-SPMO "
-        "counts each distinct transition once."
+        "0 to 100. It can be small where the share of credit is large: a token that was rarely drawn has a large gradient, and "
+        "T-SPMO counts each distinct transition once."
     )
     return p.caption(figure, text)
 
