@@ -13,11 +13,22 @@ import numpy as np
 import pandas as pd
 
 from replication.names import HEADLINE, METHOD_LABELS, NEW_SEED, SETTING_LABELS, TUNING_SEED
-from replication.report.regimes import NORMALISED_UP_TO, overfitting_table, replayed
+from replication.report.regimes import overfitting_table, replayed
 from replication.report.select import by_seed, curves_of
 from replication.report.style import SELECTOR_LABELS
 from replication.report.wording import counted, interval, listing, number, percent
-from replication.statistics import Tables, at_best_rate, difference, end_of_grid, ended, in_order, mean_over_seeds, table, tuning
+from replication.statistics import (
+    NORMALISED_UP_TO,
+    Tables,
+    at_best_rate,
+    difference,
+    end_of_grid,
+    ended,
+    in_order,
+    mean_over_seeds,
+    table,
+    tuning,
+)
 
 #: A choice as good as the best is fewer points behind it than this, by its whole interval.
 MARGIN = 5.0
@@ -135,7 +146,7 @@ def _when_to_stop(tables: Tables, runs: pd.DataFrame, steps: float) -> Answer:
             name = METHOD_LABELS[row.method]
             starts.append(f"{name} {'no more than half of them' if change.high < 0 else 'all'}")
             words = f"{name}: other items {interval(change.value, change.low, change.high)} points in the second half; "
-            words += f"items trained on ahead by {interval(row.gap, row.gap_low, row.gap_high)} at the end"
+            words += f"items trained on ahead by {interval(row.ahead, row.ahead_low, row.ahead_high)} at the end"
             evidence.append(f"{words}; {counted(change.seeds, 'seed')}")
     return (listing(starts), ". ".join(evidence)) if starts else None
 

@@ -10,12 +10,10 @@ from replication.names import METHOD_LABELS, NEW_SEED, TRAINED
 from replication.report import style as p
 from replication.report.select import by_seed, curves_of, items_of
 from replication.report.wording import listing, number
-from replication.statistics import CELL, Tables, at_best_rate, difference, mean_over_seeds, runs_of
+from replication.statistics import CELL, Tables, at_best_rate, cell_name, difference, mean_over_seeds, runs_of
 
 #: The margins of the rule in docs/nano-lab.md, in points over the base.
 FAILS_UNDER, WORKS_ABOVE = 5.0, 20.0
-#: An eps beyond any standard deviation of rewards: the advantage is centred, and as good as not normalised.
-NORMALISED_UP_TO = 1.0
 
 
 def regime_table(tables: Tables, profile: str) -> pd.DataFrame:
@@ -30,8 +28,7 @@ def regime_table(tables: Tables, profile: str) -> pd.DataFrame:
     trained = runs[(runs["method"] != "base") & (runs["extra_splits"] == "never")]
     for (*cell, method, screening), own in trained.groupby([*CELL, "method", trained["seed"] < NEW_SEED], dropna=False, sort=True):
         best = at_best_rate(own)
-        row = dict(zip(CELL, cell, strict=True))
-        row = {"cell": _name(row), "method": method, "seeds_are": "screening" if screening else "new"}
+        row = {"cell": cell_name(*cell), "method": method, "seeds_are": "screening" if screening else "new"}
         row |= {"seeds": best["seed"].nunique(), "learning_rate": best["learning_rate"].iloc[0]}
         row |= {"rates_tried": own["learning_rate"].nunique(), "accuracy": 100 * best["accuracy"].mean()}
         row |= dict.fromkeys(("gain", "gain_low", "gain_high", "items"), float("nan"))
@@ -39,12 +36,6 @@ def regime_table(tables: Tables, profile: str) -> pd.DataFrame:
             row |= gain.scaled(100).columns("gain") | {"items": gain.items}
         rows.append(row | {"collapsed": int((own["status"] == "collapsed").sum())})
     return pd.DataFrame(rows)
-
-
-def _name(cell: dict[str, float]) -> str:
-    items = "all items" if pd.isna(cell["train_items"]) else f"{cell['train_items']:.0f} items"
-    advantage = "centred" if cell["eps"] > NORMALISED_UP_TO else "normalised"
-    return f"{cell['prompts_per_step']:.0f} × {cell['group_size']:.0f}, {advantage}, {items}"
 
 
 def draw_regimes(tables: Tables, profile: str, table: pd.DataFrame) -> Figure:
@@ -101,7 +92,7 @@ _SPLITS = {
 
 
 def overfitting_table(tables: Tables, profile: str) -> pd.DataFrame:
-    """Per training set and method: accuracy at the end on trained items, test items and held-out templates, in percent; the gap.
+    """Per training set and method: accuracy at the end on trained items, test items and held-out templates, in percent; ahead: of trained over test.
 
     epochs: how often a training item was seen. Of trained items and of held-out templates as many are evaluated as of validation
     items, of a smaller training set all.
@@ -113,8 +104,7 @@ def overfitting_table(tables: Tables, profile: str) -> pd.DataFrame:
         validation = items_of(own, "eval_items")
         row |= {"trained_items": np.minimum(items, validation), "items": items_of(own), "held_out_items": validation}
         row |= {name: 100 * own[name].mean() for name in ("train_accuracy", "accuracy", "held_out_accuracy")}
-        gap = mean_over_seeds(100 * (own["train_accuracy"] - own["accuracy"]))
-        row |= gap.columns("gap")
+        row |= mean_over_seeds(100 * (own["train_accuracy"] - own["accuracy"])).columns("ahead")
         kl = own["kl_to_base"].clip(lower=1e-9)
         rows.append(row | {"kl_to_base": float(np.exp(np.log(kl).mean())), "collapsed": int((own["status"] == "collapsed").sum())})
     return pd.DataFrame(rows)
@@ -148,7 +138,7 @@ def draw_overfitting(tables: Tables, profile: str, table: pd.DataFrame) -> Figur
 def say_overfitting(table: pd.DataFrame) -> list[str]:
     """The gap of each method on the smallest training set."""
     few = table[table["train_items"] == table["train_items"].min()]
-    gaps = [f"{METHOD_LABELS[row.method]} {number(row.gap)}" for row in few.itertuples()]
+    gaps = [f"{METHOD_LABELS[row.method]} {number(row.ahead)}" for row in few.itertuples()]
     size = few["train_items"].iloc[0]
     return [f"With {size} training items the accuracy on them exceeds that on test items by {listing(gaps)} points."]
 
@@ -171,7 +161,7 @@ def replay_table(tables: Tables, profile: str) -> pd.DataFrame:
         found = found.scaled(100)
         row = {"setting": setting, "seeds": found.seeds, "items": found.items}
         row |= {"without": 100 * without["accuracy"].mean(), "with": 100 * with_["accuracy"].mean()}
-        row |= {"difference": found.value, "low": found.low, "high": found.high}
+        row |= found.columns("difference")
         rows.append(row | {"tokens_with_over_without": with_["tokens_generated"].mean() / without["tokens_generated"].mean()})
     return pd.DataFrame(rows)
 
@@ -197,6 +187,7 @@ def say_replay(table: pd.DataFrame) -> list[str]:
     """The difference, and what the replays cost in tokens."""
     row = table.iloc[0]
     return [
-        f"Replays change T-SPMO's accuracy by {number(row['difference'])} points [{number(row['low'])}, {number(row['high'])}], "
+        f"Replays change T-SPMO's accuracy by {number(row['difference'])} points "
+        f"[{number(row['difference_low'])}, {number(row['difference_high'])}], "
         f"with {row['tokens_with_over_without']:.2f} times the tokens generated."
     ]

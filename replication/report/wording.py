@@ -25,6 +25,9 @@ _HEADS = {
     "forgiving": "rates about as good, highest / lowest", "narrowest": "of one seed, least", "widest": "of one seed, most",
     "tflop": "TFLOP", "tflop_%_of_grpo": "TFLOP % of grpo", "peak_memory_mb": "peak memory, MB",
     "peak_memory_mb_%_of_grpo": "peak memory % of grpo",
+    "ahead": "trained items ahead of test items, points", "train_accuracy": "trained items, %",
+    "kl_to_base": "KL to the base, nats a token", "difference": "difference, points",
+    "without": "without, %", "with": "with replays, %",
     "peak_low": "choices of single seeds, lowest", "peak_high": "highest",
 }  # fmt: skip
 #: Columns that drawing and sentences need and a reader does not.

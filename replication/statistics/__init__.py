@@ -37,7 +37,7 @@ from replication.statistics.intervals import (
     wilson,
 )
 from replication.statistics.judging import VERDICTS, verdicts
-from replication.statistics.measures import CELL, TUNED_WITHIN
+from replication.statistics.measures import CELL, NORMALISED_UP_TO, TUNED_WITHIN, cell_name
 from replication.statistics.paired import (
     CORRECTION,
     CREDIT,
@@ -54,6 +54,7 @@ __all__ = [
     "CELL",
     "CORRECTION",
     "CREDIT",
+    "NORMALISED_UP_TO",
     "SCALE_MODELS",
     "SPARSITY",
     "TUNED_WITHIN",
@@ -66,6 +67,7 @@ __all__ = [
     "at_best_rate",
     "best_rate",
     "bootstrap",
+    "cell_name",
     "compare_tables",
     "counts_for",
     "design_effect",

@@ -20,6 +20,8 @@ from replication.statistics.rates import at_best_rate, tuning
 TUNED_WITHIN = 0.02
 #: What tells the cells of the ablation regimes apart.
 CELL = ("prompts_per_step", "group_size", "eps", "train_items")
+#: An eps beyond any standard deviation of rewards: the advantage is centred, and as good as not normalised.
+NORMALISED_UP_TO = 1.0
 
 
 @dataclass(frozen=True)
@@ -130,10 +132,15 @@ def _failing_cells(claim: Claim, evidence: Evidence, setting: str, method: str) 
         margin = claim.fails_under or 0.0
         failed = True if fails.high < margin else False if fails.low >= margin else None
         holds = all_of([failed, claim.holds(works.low, works.high)])
-        named = ", ".join(f"{name} {value:g}" for name, value in zip(CELL, cell, strict=True) if pd.notna(value))
-        label = f"{METHOD_LABELS[method]} on {SETTING_LABELS[setting]} ({named})"
-        gain = f"{METHOD_LABELS[full]} ({named}) gains {fails.value:.1f} points [{fails.low:.1f}, {fails.high:.1f}]"
+        label = f"{METHOD_LABELS[method]} with {cell_name(*cell)}"
+        gain = f"{METHOD_LABELS[full]} gains {fails.value:.1f} points [{fails.low:.1f}, {fails.high:.1f}]"
         yield Case(label, works, holds, (gain, cells))
+
+
+def cell_name(prompts_per_step: float, group_size: float, eps: float, train_items: float) -> str:
+    """A cell of the ablation regimes in words: prompts × completions, advantage, training items."""
+    items = "all items" if pd.isna(train_items) else f"{train_items:.0f} items"
+    return f"{prompts_per_step:.0f} × {group_size:.0f}, {'centred' if eps > NORMALISED_UP_TO else 'normalised'}, {items}"
 
 
 def _screened(claim: Claim, evidence: Evidence, setting: str, base: pd.DataFrame) -> str:
