@@ -132,7 +132,8 @@ def test_a_new_critic_says_0_and_is_a_function_of_the_seed(random_base):
         return Critic(load_policy(config), config)
 
     one, same, other = new(0), new(0), new(1)
-    assert set(flat(one.values(grouped()))) == {0.0}
+    judged, _, _ = one.judge(grouped(), PPO().targets)
+    assert set(flat([group.values for group in judged])) == {0.0}
     names = [name for name in one.trainable if "lora_A" in name]
     assert names and all(torch.equal(one.trainable[name], same.trainable[name]) for name in names)
     assert not any(torch.equal(one.trainable[name], other.trainable[name]) for name in names)

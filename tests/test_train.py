@@ -19,10 +19,11 @@ from tiny_runs import HELPERS, TRAINED, lines, noisy_reward, noisy_rewards, outc
 from transformers import AutoModelForCausalLM
 
 from replication import groups, train
-from replication.config import METHODS, ExperimentConfig
+from replication.config import ExperimentConfig
 from replication.evaluate import accuracy, evaluate
 from replication.groups import training_batch
 from replication.models.load import Policy, load_policy
+from replication.names import METHODS
 from replication.randomness import stream
 from replication.runs import RunDirectory
 from replication.train import run

@@ -92,7 +92,9 @@ _SPLITS = {
 
 
 def overfitting_table(tables: Tables, profile: str) -> pd.DataFrame:
-    """Per training set and method: accuracy at the end on trained items, test items and held-out templates, in percent; ahead: of trained over test.
+    """Per training set and method: accuracy at the end on trained items, test items and held-out templates, in percent.
+
+    ahead: how far that on trained items is above that on test items, in points.
 
     epochs: how often a training item was seen. Of trained items and of held-out templates as many are evaluated as of validation
     items, of a smaller training set all.

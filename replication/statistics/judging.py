@@ -82,7 +82,7 @@ def _row(
     verdict, notes = _combine(claim, cases, _lost(claim, evidence, planned))
     if len(cases) > 1:
         side = "for" if claim.measure == "failing_cell" else "against"
-        notes.append(f"the row shows what speaks most {side} the claim, {shown.label}; all: " + ", ".join(map(_short, cases)))
+        notes.append(f"shown: {shown.label}, which speaks most {side} the claim; all: " + ", ".join(map(_short, cases)))
     notes += dict.fromkeys(remark for case in cases for remark in case.remarks)
     if missing:
         notes.append("judged without what was not measured: " + ", ".join(missing))
@@ -126,7 +126,7 @@ def _combine(claim: Claim, cases: Sequence[Case], lost: Sequence[str]) -> tuple[
     else:
         holds = all_of(case.holds for case in cases)
         if holds is False:
-            return "not supported", ["the lab was built to hold this, and on the test items it does not"] if claim.by_design else []
+            return "not supported", ["by design it should hold, and on the test items it does not"] if claim.by_design else []
         if claim.by_design:
             return "by design", []
     if lost:

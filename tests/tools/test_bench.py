@@ -160,6 +160,6 @@ def test_the_growth_names_the_ends_and_the_worst_point(tmp_path: Path):
         ]
     said = text.summary({"scaling": pd.DataFrame(rows)}, {})
     assert "| group size | 4 | 16 | 2.0 to 4.0 | 2.0 to 4.0 | 10.0 to 40.0 |" in said
-    assert "Least of all 3 points: GRPO 0.8 (group size 8), S-GRPO 0.8 (group size 8), T-SPMO 10.0 (group" in said
+    assert "GRPO 0.8 times (group size 8), S-GRPO 0.8 times (group size 8), T-SPMO 10.0 times (group" in said
     # What a stopped run did not reach has an empty panel.
     figures.scaling({"scaling": pd.DataFrame(rows)}).savefig(tmp_path / "partial.png")

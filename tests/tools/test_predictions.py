@@ -11,7 +11,7 @@ from replication.statistics import Estimate
 from tools.predictions import RULES, Rule, measured, verdict
 
 
-@pytest.mark.parametrize("low, high, expected", [(6, 9, "held"), (1, 4, "not"), (4, 9, "open"), (11, 12, "not")])
+@pytest.mark.parametrize("low, high, expected", [(6, 9, "held"), (1, 4, "did not hold"), (4, 9, "open"), (11, 12, "did not hold")])
 def test_the_whole_interval_decides(low, high, expected):
     rule = Rule("none", "grpo", "accuracy", 5, 10)
     assert verdict(rule, Estimate(low, low, high, 5, 0), set()) == expected
@@ -31,5 +31,5 @@ def test_accuracies_are_those_of_the_tables_and_what_was_not_run_stays_so():
     found = measured(tables, behind)
     assert found.value == pytest.approx(-12, abs=3) and verdict(behind, found, set()) == "held"
     gain = Rule("before", "t_spmo", "accuracy", 30, inf, ("before", "base"))
-    assert verdict(gain, measured(tables, gain), set()) == "not"
+    assert verdict(gain, measured(tables, gain), set()) == "did not hold"
     assert all(measured(tables, rule) is None for rule in RULES if rule.setting in ("none", "after"))
