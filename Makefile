@@ -84,10 +84,10 @@ smoke: $(STAMP) ## every notebook through papermill with a handful of training s
 	$(CLI) notebooks --profile smoke --out results/local/smoke
 
 test: $(STAMP) ## the quick tests
-	$(PYTEST) -n $(TEST_WORKERS) -m 'not slow and not browser and not gpu and not real' tests
+	$(PYTEST) -n $(TEST_WORKERS) --dist loadfile -m 'not slow and not browser and not gpu and not real' tests
 
 test-full: $(STAMP) ## all tests, also the slow ones
-	$(PYTEST) -n $(TEST_WORKERS) -m 'not browser and not gpu and not real' tests
+	$(PYTEST) -n $(TEST_WORKERS) --dist loadfile -m 'not browser and not gpu and not real' tests
 
 # Chromium comes from the system: installed where apt-get may, named where not.
 test-browser: $(STAMP) ## every notebook in a real JupyterLab in headless Chromium (installs the extra browser)

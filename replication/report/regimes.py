@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from replication.names import METHOD_LABELS, NEW_SEED, TRAINED
 from replication.report import style as p
 from replication.report.select import by_seed, curves_of, items_of
-from replication.report.wording import listing, number
+from replication.report.wording import listing, number, percent
 from replication.statistics import CELL, Tables, at_best_rate, cell_name, difference, mean_over_seeds, runs_of
 
 #: The margins of the rule in docs/nano-lab.md, in points over the base.
@@ -138,11 +138,16 @@ def draw_overfitting(tables: Tables, profile: str, table: pd.DataFrame) -> Figur
 
 
 def say_overfitting(table: pd.DataFrame) -> list[str]:
-    """The gap of each method on the smallest training set."""
+    """The gap of each method on the smallest training set, and where each method ends after the longest training."""
     few = table[table["train_items"] == table["train_items"].min()]
+    longest = table[table["steps"] == table["steps"].max()]
     gaps = [f"{METHOD_LABELS[row.method]} {number(row.ahead)}" for row in few.itertuples()]
-    size = few["train_items"].iloc[0]
-    return [f"With {size} training items the accuracy on them exceeds that on test items by {listing(gaps)} points."]
+    ends = [f"{METHOD_LABELS[row.method]} {percent(row.accuracy)}" for row in longest.itertuples()]
+    return [
+        f"With {few['train_items'].iloc[0]} training items the accuracy on them exceeds that on test items by {listing(gaps)} points.",
+        f"After {longest['steps'].iloc[0]} steps, the most of all runs, on {longest['train_items'].iloc[0]} items the accuracy on test "
+        f"items is {listing(ends)}.",
+    ]
 
 
 def replayed(runs: pd.DataFrame) -> pd.Series:

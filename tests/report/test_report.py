@@ -514,7 +514,7 @@ def test_a_table_merges_intervals_escapes_texts_and_leaves_out_what_was_not_meas
     assert "&lt;script&gt;" in made and "empty" not in made and "low" not in made
 
 
-def test_an_exhibit_in_a_notebook_becomes_a_file_that_its_page_refers_to(tables, tmp_path):
+def test_an_exhibit_in_a_notebook_becomes_a_file_that_its_page_refers_to(tables, folder, tmp_path):
     """Every page held each figure anew, 8 MB in all."""
     shown = EXHIBITS["full_vs_sparse"].show(tables, "nano")
     output = nbformat.v4.new_output("display_data", {"text/html": shown._repr_html_()})
@@ -524,10 +524,7 @@ def test_an_exhibit_in_a_notebook_becomes_a_file_that_its_page_refers_to(tables,
     stored = notebook_page(notebook, "a page", show_code=True, figures=tmp_path / "figures")
     Reader(stored)
     assert 'src="../figures/full_vs_sparse.png"' in stored and "data:image/png" not in stored
-    build_folder = tmp_path / "built"
-    write_tables(tables, build_folder, MANIFEST)
-    build(build_folder, "nano")
-    same = (build_folder / "figures/full_vs_sparse.png").read_bytes()
+    same = (folder / "figures/full_vs_sparse.png").read_bytes()
     assert (tmp_path / "figures/full_vs_sparse.png").read_bytes() == same, "one figure, one file"
 
 
