@@ -141,12 +141,13 @@ def say_overfitting(table: pd.DataFrame) -> list[str]:
     """The gap of each method on the smallest training set, and where each method ends after the longest training."""
     few = table[table["train_items"] == table["train_items"].min()]
     longest = table[table["steps"] == table["steps"].max()]
+    longest = longest[longest["train_items"] == longest["train_items"].max()]
     gaps = [f"{METHOD_LABELS[row.method]} {number(row.ahead)}" for row in few.itertuples()]
     ends = [f"{METHOD_LABELS[row.method]} {percent(row.accuracy)}" for row in longest.itertuples()]
+    items, steps = longest[["train_items", "steps"]].iloc[0]
     return [
         f"With {few['train_items'].iloc[0]} training items the accuracy on them exceeds that on test items by {listing(gaps)} points.",
-        f"After {longest['steps'].iloc[0]} steps, the most of all runs, on {longest['train_items'].iloc[0]} items the accuracy on test "
-        f"items is {listing(ends)}.",
+        f"After the longest training, {steps} steps on {items} items, the accuracy on test items is {listing(ends)}.",
     ]
 
 
