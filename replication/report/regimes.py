@@ -146,7 +146,7 @@ def say_overfitting(table: pd.DataFrame) -> list[str]:
     ends = [f"{METHOD_LABELS[row.method]} {percent(row.accuracy)}" for row in longest.itertuples()]
     items, steps = longest[["train_items", "steps"]].iloc[0]
     return [
-        f"With {few['train_items'].iloc[0]} training items the accuracy on them exceeds that on test items by {listing(gaps)} points.",
+        f"With {few['train_items'].iloc[0]} training items, accuracy on them exceeds that on test items by {listing(gaps)} points.",
         f"After the longest training, {steps} steps on {items} items, the accuracy on test items is {listing(ends)}.",
     ]
 
