@@ -170,9 +170,9 @@ def say_contrast(table: pd.DataFrame) -> list[str]:
                 shares = f" at {len(rows)} of {len(own)} points" if len(own) > 1 else ""
                 said[kind].append(f"{tokens} than {reference}{shares} (by {span(rows['gain'].abs())} points)")
         if all(rows.empty for rows in clear.values()):
-            said["open"].append(f"{tokens} minus {reference} ({span(own['gain'])} points)")
+            said["open"].append(f"{tokens} and {reference} ({span(own['gain'])} points)")
     rest = [f"Clearly {kind} are {'; '.join(said[kind])}." for kind in ("better", "worse") if said[kind]]
-    rest += [f"Left open, with 0 inside the interval: {'; '.join(said['open'])}."] if said["open"] else []
+    rest += [f"Left open, with 0 inside the interval, is the difference between {'; '.join(said['open'])}."] if said["open"] else []
     return [" ".join(part) for part in (credit, rest) if part]
 
 
