@@ -145,7 +145,7 @@ def least_gain(table: pd.DataFrame) -> str:
         f"{METHOD_LABELS[row.method]} {row.ratio:.1f} times ({GROWS[row.grows].removesuffix(' (tokens)')} {row.value:,})"
         for row in worst
     )
-    return f"In the worst of {len(trl)} cases TRL's update takes, of the time of ours: {least}. Below 1 ours is the slower one."
+    return f"Each method has a worst case among the {len(trl)}. There TRL's time over ours is: {least}. Below 1, ours is slower."
 
 
 def whole_runs(tables: Bench) -> list[str]:
