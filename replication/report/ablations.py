@@ -138,11 +138,11 @@ def say_rank(table: pd.DataFrame) -> list[str]:
     for (setting, method), own in table.groupby(["setting", "method"], sort=False):
         name = METHOD_LABELS[method] + several * f" on {SETTING_LABELS[setting]}"
         ends.append(f"{name} goes from {number(own.iloc[0]['accuracy'])} to {percent(own.iloc[-1]['accuracy'])}")
-        own = own[own["gap"].notna()]
+        own = own[own["gap"].notna() & (own["seeds"] > 1)]
         if len(own):
             behind, ahead = int((own["gap_high"] < 0).sum()), int((own["gap_low"] > 0).sum())
-            text = f"clearly behind GRPO at {behind} of {counted(len(own), 'rank')}" + (f" and ahead at {ahead}" if ahead else "")
-            gaps.append(f"{name} is {text} ({span(own['gap'])} points)")
+            text = f"clearly below 0 at {behind or 'none'}" + (f" and above 0 at {ahead}" if ahead else "")
+            gaps.append(f"{name} minus GRPO is {span(own['gap'])} points over {counted(len(own), 'rank')}, {text}")
     low, high = (f"rank {rank}" if rank else "full fine-tuning" for rank in table["rank"].iloc[[0, -1]])
     said = [f"From {low} to {high}, {listing(ends)}."]
-    return said + ([f"{'; '.join(gaps)}."] if gaps else [])
+    return said + ([f"{'; '.join(gaps)} (the seeds shown also chose the rates)."] if gaps else [])

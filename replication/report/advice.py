@@ -2,7 +2,8 @@
 
 The rule: the best choice is that of the highest mean test accuracy. A choice is as good if the 95 % interval of its paired
 difference to the best lies wholly above -5 points: what few runs leave open is not taken for equal. Start with the cheapest of the
-best and those as good, if it is cheaper by a tenth at least. See docs/which-setting.md.
+best and those as good, if it is cheaper by a tenth at least; otherwise with the best, and those whose interval holds 0 are named.
+See docs/which-setting.md.
 """
 
 from __future__ import annotations
@@ -69,7 +70,9 @@ def cheapest_as_good(tables: Tables, choices: Mapping[str, tuple[float, pd.DataF
     size = f"{counted(len(common), 'seed')}, {counted(min(gap.items for gap in gaps.values()), 'item')}"
     evidence = f"{best} {percent(means[best])}; differences to it in points: {behind}; {size}"
     worth_it = [name for name in as_good if name == best or choices[name][0] < CHEAPER * choices[best][0]]
-    return min(worth_it, key=lambda name: choices[name][0]), evidence
+    chosen = min(worth_it, key=lambda name: choices[name][0])
+    alike = [name for name, gap in gaps.items() if chosen == best and gap.high >= 0]
+    return chosen + (f" (not told apart from {listing(alike)})" if alike else ""), evidence
 
 
 def _method(tables: Tables, planned: pd.DataFrame) -> Answers:
@@ -117,7 +120,8 @@ def _rank(tables: Tables, planned: pd.DataFrame) -> Answers:
     for method, own in planned.groupby("method", sort=False):
         by_rank = {int(rank): at_best_rate(runs) for rank, runs in ended(own).groupby("lora_rank")}
         choices = {f"rank {rank}" if rank else "full fine-tuning": (rank or np.inf, runs) for rank, runs in by_rank.items()}
-        yield f"Which LoRA rank for {METHOD_LABELS[method]}", cheapest_as_good(tables, choices)
+        answer = None if own["status"].eq("pending").any() else cheapest_as_good(tables, choices)
+        yield f"Which LoRA rank for {METHOD_LABELS[method]}", answer and (answer[0], f"{answer[1]}, which also chose the rates")
 
 
 def _batch(tables: Tables, planned: pd.DataFrame) -> Answers:
@@ -125,7 +129,9 @@ def _batch(tables: Tables, planned: pd.DataFrame) -> Answers:
     runs, choices = runs[runs["train_items"].isna() & (runs["eps"] <= NORMALISED_UP_TO)], {}
     for (prompts, size), own in runs.groupby(["prompts_per_step", "group_size"]):
         choices[f"{prompts:g} × {size:g}"] = (float(prompts * size), at_best_rate(own))
-    yield "How many prompts a step × completions a prompt for GRPO", cheapest_as_good(tables, choices)
+    answer = cheapest_as_good(tables, choices)
+    answer = answer and (answer[0], f"{answer[1]}; the seed also chose the rates")
+    yield "How many prompts a step × completions a prompt for GRPO", answer
 
 
 def _few_items(tables: Tables, planned: pd.DataFrame) -> Answers:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,8 +13,8 @@ from matplotlib.figure import Figure
 from replication.names import HEADLINE, METHOD_LABELS, SETTING_LABELS, trained_in
 from replication.report import style as p
 from replication.report.select import by_seed, curves_of, items_of
-from replication.report.wording import counted, listing, number, span
-from replication.statistics import Tables, runs_of, table
+from replication.report.wording import counted, interval, listing, number, span
+from replication.statistics import Tables, mean_over_seeds, runs_of, table
 
 #: Sums over the steps, by the metrics of curves.csv that they are made of.
 _TOKENS = {"tokens_in_loss": ("tokens_in_loss",), "tokens_through_model": ("tokens_generated", "tokens_forwarded")}
@@ -129,10 +130,10 @@ def say_spending(table: pd.DataFrame) -> list[str]:
     for name, words in (("tokens_in_loss", "tokens in the loss"), ("tokens_through_model", "tokens through the model")):
         shares = table[(table["method"] != "grpo") & table[f"{name}_%_of_grpo"].notna()]
         parts = [
-            f"{METHOD_LABELS[method]} {span(values)} % as many"
+            f"{METHOD_LABELS[method]} {span(values)} %"
             for method, values in shares.groupby("method", sort=False)[f"{name}_%_of_grpo"]
         ]
-        said += [f"A whole training has so many {words}, compared with GRPO's: {listing(parts)}."] if parts else []
+        said += [f"Over a whole training, in percent of GRPO's {words}: {listing(parts)}."] if parts else []
     return said or ["Nothing to compare with full-token GRPO."]
 
 
@@ -178,14 +179,21 @@ def price_table(tables: Tables, profile: str) -> pd.DataFrame:
     """Per setting and method: the level, how many seeds reach it, and the median price over all seeds.
 
     A seed that never reaches the level counts as dearer than any that does, so the median is missing where half or more fail.
+    times_grpo: tokens through the model over GRPO's, the geometric mean over pairs of seeds with its t interval; empty where a
+    seed of either never reached the level.
     """
-    rows, runs = [], runs_of(tables, HEADLINE, profile)
-    for (setting, method), own in prices(tables, profile).groupby(["setting", "method"], sort=False):
+    rows, runs, spent = [], runs_of(tables, HEADLINE, profile), prices(tables, profile)
+    logs = np.log(spent.set_index(["setting", "method", "seed"])["tokens_through_model"])
+    for (setting, method), own in spent.groupby(["setting", "method"], sort=False):
         row = {"setting": setting, "method": method, "level": own["level"].iloc[0], "seeds": len(own)}
         row["validation_items"] = items_of(runs[runs["run_id"].isin(own["run_id"])], "eval_items")
         row["reached"] = own["step"].notna().sum()
-        medians = own[list(_LABELS)].fillna(np.inf).median()
-        rows.append(row | medians.replace(np.inf, np.nan).to_dict())
+        row |= own[list(_LABELS)].fillna(np.inf).median().replace(np.inf, np.nan).to_dict()
+        if method != "grpo" and (setting, "grpo") in logs.index:
+            both = (logs[setting, method] - logs[setting, "grpo"]).reindex(own["seed"])
+            ratio = mean_over_seeds(both.dropna() if logs[setting].loc[[method, "grpo"]].notna().all() else [])
+            row |= {name: math.exp(value) for name, value in ratio.columns("times_grpo").items()}
+        rows.append(row)
     return pd.DataFrame(rows)
 
 
@@ -231,16 +239,17 @@ def _price(axis: Axes, runs: pd.DataFrame, medians: pd.DataFrame, name: str, met
 
 
 def say_price(table: pd.DataFrame) -> list[str]:
-    """How many times GRPO's tokens through the model a sparse method takes (medians); and which seeds never got there."""
+    """How many times GRPO's tokens through the model a method takes, seeds in pairs; and which seeds never got there."""
     parts, missed = [], []
     for setting, own in table.groupby("setting", sort=False):
-        price = own.set_index("method")["tokens_through_model"]
-        sparse = [method for method in trained_in(own["method"]) if method != "grpo"]
-        times = {method: price[method] / price["grpo"] for method in sparse if {method, "grpo"} <= set(price.dropna().index)}
-        words = [f"{METHOD_LABELS[method]} {number(ratio)} times" for method, ratio in times.items()]
+        ratios = own[own["times_grpo"].notna()] if "times_grpo" in own else own.iloc[:0]
+        words = [
+            f"{METHOD_LABELS[row.method]} {interval(row.times_grpo, row.times_grpo_low, row.times_grpo_high)}"
+            for row in ratios.itertuples()
+        ]
         parts += [f"to {number(own['level'].iloc[0])} % on {SETTING_LABELS[setting]} {listing(words)}"] if words else []
         for row in own[own["reached"] < own["seeds"]].itertuples():
             count = f"{row.seeds - row.reached} of {counted(row.seeds, 'seed')}"
             missed.append(f"{METHOD_LABELS[row.method]} on {SETTING_LABELS[setting]} {count}")
-    said = [f"Tokens through the model until the level, against GRPO's (medians): {', '.join(parts)}."] if parts else []
+    said = [f"Tokens through the model until the level, as a multiple of GRPO's: {'; '.join(parts)}."] if parts else []
     return said + [f"Never got there: {', '.join(missed)}." if missed else "Every seed of every method got there."]

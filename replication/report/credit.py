@@ -10,7 +10,7 @@ from matplotlib.patches import Rectangle
 
 from replication.names import METHOD_LABELS, SETTING_LABELS, SETTINGS
 from replication.report import style as p
-from replication.report.wording import interval, listing, number, percent, points, span
+from replication.report.wording import listing, number, percent, points, span
 from replication.statistics import Tables, with_setting
 
 #: The selectors that are the methods themselves; the others are controls.
@@ -26,9 +26,11 @@ def truth_table(tables: Tables, profile: str) -> pd.DataFrame:
 
 
 def noise_table(tables: Tables, profile: str) -> pd.DataFrame:
-    """Per rule: signal to noise of an update's gradient and its cosine to full-token GRPO's, with their intervals."""
-    wide = [_wide(credit, _NOISE) for credit in _by_setting(tables, profile)]
-    return pd.DataFrame(max(wide, key=len, default=[]))  # where the controls were measured too
+    """Per setting and rule: signal to noise of an update's gradient and its cosine to full-token GRPO's, with their intervals.
+
+    The controls were measured in one setting, the methods in all.
+    """
+    return pd.DataFrame([row for credit in _by_setting(tables, profile) for row in _wide(credit, _NOISE)])
 
 
 def _by_setting(tables: Tables, profile: str) -> list[pd.DataFrame]:
@@ -96,24 +98,29 @@ def say_truth(table: pd.DataFrame) -> list[str]:
     if not both:
         return ["T-SPMO was not measured beside GRPO."]
     sparse, full = (wide.xs(method, level="method").loc[both] for method in ("t_spmo", "grpo"))
-    parts: dict[str, list[str]] = {"larger": [], "smaller": []}
-    for setting in both:
-        mine, its = sparse.loc[setting], full.loc[setting]
-        clear = mine["gradient_decisive_low"] > its["gradient_decisive_high"]
-        clear |= mine["gradient_decisive_high"] < its["gradient_decisive_low"]
-        numbers = f"{number(mine['gradient_decisive'])} against {percent(its['gradient_decisive'])}"
-        word = "larger" if mine["gradient_decisive"] > its["gradient_decisive"] else "smaller"
-        parts[word].append(f"{SETTING_LABELS[setting]} ({numbers}{'' if clear else ', the intervals overlap'})")
-    said = [f"{word} on {listing(settings)}" for word, settings in parts.items() if settings]
+    gradient = _against(sparse, full, "gradient_decisive", " %")
     return [
-        f"The share of decisive tokens in T-SPMO's gradient, against that in GRPO's, is {'; '.join(said)}.",
+        f"The share of decisive tokens in T-SPMO's gradient, against that in GRPO's, is {gradient}.",
         f"Their share of T-SPMO's credit is {span(sparse['credit_decisive'])} %, of GRPO's {span(full['credit_decisive'])} %; "
         "T-SPMO's is partly so by construction: its credit estimates how much a token changes the chance to be right.",
     ]
 
 
+def _against(sparse: pd.DataFrame, full: pd.DataFrame, name: str, unit: str = "") -> str:
+    """In which settings (the index) T-SPMO's number is larger than GRPO's, and in which smaller."""
+    parts: dict[str, list[str]] = {"larger": [], "smaller": []}
+    for setting, mine in sparse.iterrows():
+        its = full.loc[setting]
+        clear = mine[f"{name}_low"] > its[f"{name}_high"] or mine[f"{name}_high"] < its[f"{name}_low"]
+        numbers = f"{number(mine[name])} against {number(its[name])}{unit}"
+        word = "larger" if mine[name] > its[name] else "smaller"
+        parts[word].append(f"{SETTING_LABELS[str(setting)]} ({numbers}{'' if clear else ', the intervals overlap'})")
+    return "; ".join(f"{word} on {listing(settings)}" for word, settings in parts.items() if settings)
+
+
 def draw_noise(tables: Tables, profile: str, table: pd.DataFrame) -> Figure:
     """Signal-to-noise ratio of the gradient per update and per token in the loss, and its angle to full-token GRPO's."""
+    table = table[table["setting"] == table["setting"].mode()[0]].reset_index(drop=True)  # with the controls
     figure, axes = p.panels("How much of a gradient is signal?", 3, width=3.9, height=3.1)
     labels = {
         "snr_update": "signal / noise of an update (log scale)",
@@ -144,23 +151,20 @@ def draw_noise(tables: Tables, profile: str, table: pd.DataFrame) -> Figure:
 
 
 def say_noise(table: pd.DataFrame) -> list[str]:
-    """The most and the least signal of an update; then what differs from GRPO's direction."""
-    best, worst = (table.loc[table["snr_update"].agg(end)].to_dict() for end in ("idxmax", "idxmin"))
-    rows = {row["method"]: row for row in table[table["selector"].isin(_METHOD_OF)].to_dict("records")}
-    update = [f"{METHOD_LABELS[name]} {_snr(row, ends=True)}" for name, row in rows.items()]
-    cosine = [f"{METHOD_LABELS[name]} {_with_ends(row, 'cosine_with_grpo')}" for name, row in rows.items() if name != "grpo"]
-    return [
-        f"The signal-to-noise ratio of an update is {listing(update)}; of all rules it is highest for {best['rule']} "
-        f"({_snr(best)}) and lowest for {worst['rule']} ({_snr(worst)}).",
-        f"The cosine to GRPO's expected gradient is {listing(cosine)}: under 1 is bias, which more samples do not average out.",
-    ]
-
-
-def _snr(row: dict, ends: bool = False) -> str:
-    """The signal-to-noise ratio of an update in words; an estimate of 0 or less is no ratio."""
-    if row["snr_update"] <= 0:
-        return "not above noise"
-    return _with_ends(row, "snr_update") if ends else number(row["snr_update"])
+    """The signal of an update, T-SPMO's against GRPO's; then what differs from GRPO's direction."""
+    methods = table[table["selector"].isin(_METHOD_OF)].set_index(["setting", "method"])
+    sparse, full = (methods[methods.index.get_level_values("method") == name].droplevel("method") for name in ("t_spmo", "grpo"))
+    sparse = sparse[sparse.index.isin(full.index)]
+    ratio = _against(sparse, full, "snr_update")
+    said = [f"The signal-to-noise ratio of T-SPMO's update, against GRPO's, is {ratio}."] if ratio else []
+    cosines = methods["cosine_with_grpo"].dropna().groupby("method", sort=False).agg(list).drop("grpo", errors="ignore")
+    cosine = [f"{METHOD_LABELS[name]} {span(values)}" for name, values in cosines.items()]
+    said += (
+        [f"The cosine to GRPO's expected gradient is {listing(cosine)}: under 1 is bias, which more samples do not average out."]
+        if cosine
+        else []
+    )
+    return said or ["T-SPMO was not measured beside GRPO."]
 
 
 def _interval_dots(axis: Axes, table: pd.DataFrame, name: str) -> None:
@@ -168,10 +172,6 @@ def _interval_dots(axis: Axes, table: pd.DataFrame, name: str) -> None:
         colour, marker = p.SELECTOR_COLOURS[row["selector"]], p.SELECTOR_MARKERS[row["selector"]]
         axis.plot([row[f"{name}_low"], row[f"{name}_high"]], [place] * 2, color=colour, linewidth=2)
         axis.plot(row[name], place, marker, color=colour, markersize=7)
-
-
-def _with_ends(row: dict, name: str, unit: str = "") -> str:
-    return interval(row[name], row[f"{name}_low"], row[f"{name}_high"], unit)
 
 
 def _sample(table: pd.DataFrame, profile: str) -> str:

@@ -12,7 +12,7 @@ from replication.randomness import numpy_stream
 from replication.report import style as p
 from replication.report.select import by_seed, curves_of, items_of
 from replication.report.wording import counted, listing, number, percent, span
-from replication.statistics import Estimate, Tables, accuracy, answers, bootstrap, difference, runs_of, table
+from replication.statistics import Estimate, Tables, accuracy, answers, bootstrap, difference, mean_over_seeds, runs_of, table
 
 #: A method has levelled off if its validation accuracy rose by less than this many points in the last third of the steps.
 LEVEL = 1.0
@@ -131,7 +131,10 @@ def say_accuracy(table: pd.DataFrame) -> list[str]:
 
 
 def learning_table(tables: Tables, profile: str) -> pd.DataFrame:
-    """Per setting and method: validation accuracy before, at two thirds of the steps and at the end, in percent, mean of seeds."""
+    """Per setting and method: validation accuracy before, at two thirds of the steps and at the end, in percent, mean of seeds.
+
+    rise_low, rise_high: the t interval over seeds of the rise in the last third.
+    """
     runs = runs_of(tables, HEADLINE, profile)
     curves, rows = curves_of(tables, runs, "validation_accuracy"), []
     for setting, method in runs[["setting", "method"]].drop_duplicates().itertuples(index=False):
@@ -143,7 +146,10 @@ def learning_table(tables: Tables, profile: str) -> pd.DataFrame:
             own = runs[(runs["setting"] == setting) & (runs["method"] == method)]
             row["validation_items"] = items_of(own, "eval_items")
             row |= {"start": mean.iloc[0], "two_thirds": later, "end": mean.iloc[-1]}
-            rows.append(row | {"rise_in_last_third": mean.iloc[-1] - later})
+            own_rises = [of.iloc[-1] - np.interp(wide.index[-1] * 2 / 3, of.index, of) for _, of in wide.dropna(axis=1).items()]
+            rise = mean_over_seeds(own_rises)
+            row |= {"rise_in_last_third": mean.iloc[-1] - later, "rise_low": rise.low, "rise_high": rise.high}
+            rows.append(row)
     return pd.DataFrame(rows)
 
 
@@ -181,7 +187,10 @@ def say_learning(table: pd.DataFrame) -> list[str]:
         return [f"Every method has levelled off: none gains {LEVEL:g} point or more in the last third of its steps."]
     parts = []
     for setting, own in rising.groupby("setting", sort=False):
-        names = [f"{METHOD_LABELS[row.method]} by {number(row.rise_in_last_third)}" for row in own.itertuples()]
+        names = [
+            f"{METHOD_LABELS[row.method]} by {number(row.rise_in_last_third)}" + " (its interval holds 0)" * bool(row.rise_low <= 0)
+            for row in own.itertuples()
+        ]
         parts.append(f"on {SETTING_LABELS[setting]} {listing(names)} points")
     level = table[table["rise_in_last_third"] < LEVEL]
     others = f" {counted(len(level), 'other curve')} levelled off." if len(level) else ""

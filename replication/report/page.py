@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 
 
 _ADVICE = (
-    f"The cheapest of the choice with the highest mean test accuracy and those fewer than {MARGIN:g} points behind it by the whole "
-    "interval of the paired difference, if it is cheaper by a tenth. docs/which-setting.md states the rule and its limits."
+    f"The best choice has the highest mean test accuracy. Another is as good if the 95 % interval of its paired difference to the "
+    f"best lies above -{MARGIN:g} points. Start with the cheapest of these, if it saves at least a tenth "
+    "(docs/which-setting.md has the limits)."
 )
 _SPREAD = (
     "In percent: how much training under another seed changes the accuracy (sd, lowest and highest seed), and what another set of "

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from replication.names import METHOD_LABELS, NEW_SEED, TRAINED
 from replication.report import style as p
 from replication.report.select import by_seed, curves_of, items_of
-from replication.report.wording import listing, number, percent
+from replication.report.wording import counted, listing, number, percent
 from replication.statistics import CELL, Tables, at_best_rate, cell_name, difference, mean_over_seeds, runs_of
 
 #: The margins of the rule in docs/nano-lab.md, in points over the base.
@@ -71,17 +71,18 @@ def say_regimes(table: pd.DataFrame) -> list[str]:
         return ["No cell was screened, or its base was not run."]
     worst, best = screened.loc[screened["gain"].idxmin()], screened.loc[screened["gain"].idxmax()]
     first = (
-        f"Full-token GRPO gains {number(worst['gain'])} points in its worst of {len(screened)} cells ({worst['cell']}) and "
-        f"{number(best['gain'])} in its best ({best['cell']})."
+        f"With one seed, which also chose the rate, full-token GRPO gains {number(worst['gain'])} points in its worst of "
+        f"{len(screened)} cells ({worst['cell']}) and {number(best['gain'])} in its best ({best['cell']})."
     )
     new = table[table["seeds_are"] == "new"]
     if new.empty:
         return [first, "No cell was run again with new seeds."]
     failing = set(new.loc[(new["method"] == "grpo") & (new["gain_high"] < FAILS_UNDER), "cell"])
     working = set(new.loc[(new["method"] != "grpo") & (new["gain_low"] > WORKS_ABOVE), "cell"])
-    met = sorted(failing & working)
-    where = listing(met) if met else f"none of {new['cell'].nunique()} cells"
-    return [first, f"On new seeds GRPO fails while a sparse method works in {where}."]
+    met, cells = sorted(failing & working), new["cell"].nunique()
+    where = f"in {listing(met)}" if met else "in none of them"
+    again = f"{counted(cells, 'cell')} {'was' if cells == 1 else 'were'} run again with new seeds"
+    return [first, f"{again}: GRPO fails while a sparse method works {where}."]
 
 
 _SPLITS = {
@@ -147,7 +148,8 @@ def say_overfitting(table: pd.DataFrame) -> list[str]:
     items, steps = longest[["train_items", "steps"]].iloc[0]
     return [
         f"With {few['train_items'].iloc[0]} training items, accuracy on them exceeds that on test items by {listing(gaps)} points.",
-        f"After the longest training, {steps} steps on {items} items, the accuracy on test items is {listing(ends)}.",
+        f"After the longest training, {steps} steps on {items} items, the accuracy on test items is {listing(ends)} "
+        f"({counted(longest['seeds'].min(), 'seed')}).",
     ]
 
 

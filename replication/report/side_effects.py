@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from replication.names import HEADLINE, METHOD_LABELS, SETTING_LABELS
 from replication.report import style as p
 from replication.report.select import methods_of
-from replication.report.wording import counted, listing, number, points
-from replication.statistics import Estimate, Tables, mean_over_seeds, runs_of
+from replication.report.wording import listing, number, points
+from replication.statistics import Estimate, Tables, accuracy, difference, mean_over_seeds, runs_of
 
 #: No run of the headline sees an item twice, so the gap of trained and test items is no measure here: see ``regimes``.
 #: Column, label of the axis, word in a sentence, factor, and the direction that is better (0: neither).
@@ -40,6 +40,8 @@ def _mean(values: pd.Series, column: str) -> Estimate:
 def effects_table(tables: Tables, profile: str) -> pd.DataFrame:
     """Per setting, measure and method: mean over seeds with its t interval, and the difference to GRPO, seeds in pairs.
 
+    On held-out templates the interval is over seeds, templates and items.
+
     Of the KL to the base the mean is geometric, and ``times_grpo`` is the ratio to GRPO's. Items: those of the test split for KL
     and entropy, otherwise those of the split that is named. A measure that says nothing in a setting (not measured, or one value
     for the base and every run) is left out.
@@ -59,11 +61,16 @@ def effects_table(tables: Tables, profile: str) -> pd.DataFrame:
                     continue
                 row = {"setting": setting, "measure": name, "column": column, "better": better, "method": method}
                 row |= {"seeds": len(mine), "items": own[counted_in].min() if counted_in in own else np.nan}
-                row |= _mean(mine, column).columns("value")
                 full = seeds.get("grpo", mine.iloc[:0])
                 change = (mine / full if column == "kl_to_base" else mine - full).dropna()
+                value, against = _mean(mine, column), _mean(change, column)
+                if column == "held_out_accuracy":  # the same items for every seed, so that these count in the interval
+                    left, right = (own[(own["method"] == side) & own[column].notna()] for side in (method, "grpo"))
+                    of_items = accuracy(tables, left, "held_out"), difference(tables, left, right, "held_out")
+                    value, against = (new.scaled(100) if new else old for new, old in zip(of_items, (value, against), strict=True))
+                row |= value.columns("value")
                 if method not in ("base", "grpo") and len(change):
-                    row |= _mean(change, column).columns("times_grpo" if column == "kl_to_base" else "minus_grpo")
+                    row |= against.columns("times_grpo" if column == "kl_to_base" else "minus_grpo")
                 rows.append(row)
     return pd.DataFrame(rows)
 
@@ -126,14 +133,18 @@ def say_effects(table: pd.DataFrame) -> list[str]:
             compared, higher = compared + 1, row[against] > same
             if row[f"{against}_low"] > same or row[f"{against}_high"] < same:
                 change = f"{number(row[against])} times" if same else points(row[against])
-                names["better" if higher == (row["better"] > 0) else "worse"].append(f"{row['measure']} {change}")
+                names["better" if higher == (row["better"] > 0) else "worse"].append(f"{row['measure']} ({change})")
         for word in parts:
             if names[word]:
-                parts[word].append(f"{METHOD_LABELS[method]} trained on {SETTING_LABELS[setting]} ({listing(names[word])})")
+                measures = listing(names[word])
+                parts[word].append(f"{METHOD_LABELS[method]} trained on {SETTING_LABELS[setting]}, measured by {measures}")
     if not compared:
         return ["No sparse method was run under the same seeds as full-token GRPO."]
-    better, worse = ("; ".join(said) or "no sparse method in anything measured here" for said in parts.values())
     return [
-        f"Clearly better than GRPO (each interval alone, not corrected for {counted(compared, 'comparison')}) is {better}.",
-        f"Clearly worse is {worse}.",
+        " ".join(
+            f"Clearly {word} than GRPO: {'; '.join(said) or 'no sparse method in anything measured here'}."
+            for word, said in parts.items()
+        ),
+        f"Each of the {compared} intervals stands alone, not corrected for their number; on longer numbers and the task not "
+        "trained they are over seeds alone.",
     ]

@@ -97,14 +97,13 @@ def draw_fraction(tables: Tables, profile: str, table: pd.DataFrame) -> Figure:
 
 
 def say_fraction(table: pd.DataFrame) -> list[str]:
-    """Both ends of the range in each setting; then, in the first, how far apart the rules are at equally many tokens."""
+    """The fewest tokens, T-SPMO's and all in each setting; then, in one, how far apart the rules are at equally many tokens."""
     ends = []
     for setting, own in table.groupby("setting", sort=False):
-        least, most = own.iloc[0], own[(own["method"] == "grpo") & (own["selector"] == "all")]
-        text = f"on {SETTING_LABELS[setting]} with the fewest tokens ({least['tokens']}, {percent(least['kept_fraction'])}) "
-        text += percent(least["accuracy"])
-        ends.append(text + (f", with all of them {percent(most.iloc[0]['accuracy'])}" if len(most) else ""))
-    first = f"Test accuracy {'; '.join(ends)}."
+        shown = (own.index == own.index[0]) | own["selector"].isin(("trie", "all"))
+        texts = [f"{percent(row.accuracy)} with {percent(row.kept_fraction)} ({row.tokens})" for row in own[shown].itertuples()]
+        ends.append(f"on {SETTING_LABELS[setting]} {listing(texts)}")
+    first = f"Test accuracy by the share of the tokens: {'; '.join(ends)}."
     picked = table[table["share"].notna()]
     spreads = {key: own for key, own in picked.groupby(["setting", "share"]) if own["selector"].nunique() > 1}
     if not spreads:
@@ -113,8 +112,8 @@ def say_fraction(table: pd.DataFrame) -> list[str]:
     best, worst = (spreads[setting, share].loc[spreads[setting, share]["accuracy"].agg(end)] for end in ("idxmax", "idxmin"))
     return [
         first,
-        f"With {share:g} % of each completion on {SETTING_LABELS[setting]} it depends on which: "
-        f"{p.SELECTOR_LABELS[worst['selector']]} {percent(worst['accuracy'])}, "
+        f"Of the choices that keep {share:g} % of each completion on {SETTING_LABELS[setting]}, "
+        f"{p.SELECTOR_LABELS[worst['selector']]} reaches {percent(worst['accuracy'])} and "
         f"{p.SELECTOR_LABELS[best['selector']]} {percent(best['accuracy'])}.",
     ]
 
@@ -170,9 +169,10 @@ def say_contrast(table: pd.DataFrame) -> list[str]:
                 shares = f" at {len(rows)} of {len(own)} points" if len(own) > 1 else ""
                 said[kind].append(f"{tokens} than {reference}{shares} (by {span(rows['gain'].abs())} points)")
         if all(rows.empty for rows in clear.values()):
-            said["open"].append(f"{tokens} and {reference} ({span(own['gain'])} points)")
+            said["open"].append(f"{tokens} and {reference}")
     rest = [f"Clearly {kind} are {'; '.join(said[kind])}." for kind in ("better", "worse") if said[kind]]
-    rest += [f"Left open, with 0 inside the interval, is the difference between {'; '.join(said['open'])}."] if said["open"] else []
+    others = counted(len(said["open"]), "contrast")
+    rest += [f"In the other {others} the interval holds 0; the table has them."] if said["open"] else []
     return [" ".join(part) for part in (credit, rest) if part]
 
 

@@ -111,8 +111,8 @@ def headline_runs(tables: Tables, scale: str) -> pd.DataFrame:
     return ended(runs[runs["ablation"] == HEADLINE])
 
 
-def answers(tables: Tables, runs: pd.DataFrame) -> pd.DataFrame:
-    """Seeds × test items of the scores of some runs, one run for each seed, from items.csv and ablation_items.csv.
+def answers(tables: Tables, runs: pd.DataFrame, split: str = "test") -> pd.DataFrame:
+    """Seeds × items of a split of the scores of some runs, one run for each seed, from items.csv and ablation_items.csv.
 
     A score is 0 or 1, or a reward of one's own (see ``scores``).
 
@@ -128,7 +128,7 @@ def answers(tables: Tables, runs: pd.DataFrame) -> pd.DataFrame:
     for name in ("items", "ablation_items"):
         rows = table(tables, name, ("run_id", "item_id", "correct"))
         rows = rows[rows["run_id"].astype(str).isin(names)]
-        rows = rows[rows["split"] == "test"] if "split" in rows else rows
+        rows = rows[rows["split"] == split] if "split" in rows else rows
         rows = rows.assign(score=scores(rows))
         template = rows["template"].astype(object).fillna("") if "template" in rows else ""
         parts.append(rows[["run_id", "item_id"]].astype(str).assign(template=template, score=rows["score"]))
@@ -139,7 +139,7 @@ def answers(tables: Tables, runs: pd.DataFrame) -> pd.DataFrame:
     means = items.groupby("run_id")["score"].mean()
     for run_id, stated in zip(names, runs["accuracy"].astype(float), strict=True):
         # Tables keep six digits; a greater difference means that the files are of different runs.
-        if run_id in means.index and abs(means[run_id] - stated) > 1e-4:
+        if split == "test" and run_id in means.index and abs(means[run_id] - stated) > 1e-4:
             raise UserError(
                 f"run {run_id} has accuracy {stated:g} in runs.csv and {means[run_id]:g} in items.csv: rebuild the tables"
             )
@@ -165,17 +165,18 @@ def templates_of(matrix: pd.DataFrame) -> list[str]:
     return list(matrix.columns.get_level_values("template"))
 
 
-def accuracy(tables: Tables, runs: pd.DataFrame) -> Estimate | None:
-    """Test accuracy of some runs, one for each seed, a fraction with its interval; None without runs.
+def accuracy(tables: Tables, runs: pd.DataFrame, split: str = "test") -> Estimate | None:
+    """Accuracy of some runs, one for each seed, on a split: a fraction with its interval; None without runs.
 
     The bootstrap draws from a stream of these very runs, so that one accuracy has one interval wherever it is shown. Where the
     answers of a run are not in the tables, the t interval over seeds.
     """
     if runs.empty:
         return None
-    matrix = answers(tables, runs)
+    matrix = answers(tables, runs, split)
     if matrix.size == 0 or len(matrix) < runs["run_id"].nunique():
-        over_seeds = mean_over_seeds(runs.drop_duplicates("run_id")["accuracy"].astype(float))
+        column = "accuracy" if split == "test" else f"{split}_accuracy"
+        over_seeds = mean_over_seeds(runs.drop_duplicates("run_id")[column].astype(float))
         low, high = (float(np.clip(end, 0, 1)) for end in (over_seeds.low, over_seeds.high))
         return replace(over_seeds, low=low, high=high)
     rng = numpy_stream(0, "bootstrap", "accuracy", *sorted(set(runs["run_id"].astype(str))))

@@ -31,9 +31,9 @@ _TOKENS = {
 _GAP = ("seeds", "items", "gap", "low", "high", "equal_within", "design_effect")
 
 
-def pair(tables: Tables, left: pd.DataFrame, right: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+def pair(tables: Tables, left: pd.DataFrame, right: pd.DataFrame, split: str = "test") -> tuple[pd.DataFrame, pd.DataFrame]:
     """The answers of two sets of runs over the seeds and items that both have; the untrained base goes with every seed."""
-    a, b = answers(tables, left), answers(tables, right)
+    a, b = answers(tables, left, split), answers(tables, right, split)
     items = a.columns.intersection(b.columns)
     seeds_a, seeds_b = a.index, b.index
     if not ((left["method"] == "base").any() or (right["method"] == "base").any()):
@@ -41,8 +41,8 @@ def pair(tables: Tables, left: pd.DataFrame, right: pd.DataFrame) -> tuple[pd.Da
     return a.loc[seeds_a, items], b.loc[seeds_b, items]
 
 
-def difference(tables: Tables, left: pd.DataFrame, right: pd.DataFrame) -> Estimate | None:
-    """Test accuracy of the runs ``left`` minus ``right``, a fraction with its interval; None without seeds and items in common.
+def difference(tables: Tables, left: pd.DataFrame, right: pd.DataFrame, split: str = "test") -> Estimate | None:
+    """Accuracy of the runs ``left`` minus ``right`` on a split, a fraction with its interval; None where no seed or item is in both.
 
     The bootstrap draws from a stream of these very runs, so that one difference has one interval wherever it is shown.
 
@@ -51,7 +51,7 @@ def difference(tables: Tables, left: pd.DataFrame, right: pd.DataFrame) -> Estim
     """
     if left.empty or right.empty:
         return None
-    a, b = pair(tables, left, right)
+    a, b = pair(tables, left, right, split)
     if a.size == 0 or b.size == 0:
         return None
     names = [sorted(set(runs["run_id"].astype(str))) for runs in (left, right)]
