@@ -183,7 +183,7 @@ def price_table(tables: Tables, profile: str) -> pd.DataFrame:
     seed of either never reached the level.
     """
     rows, runs, spent = [], runs_of(tables, HEADLINE, profile), prices(tables, profile)
-    logs = np.log(spent.set_index(["setting", "method", "seed"])["tokens_through_model"])
+    logs = np.log(spent.set_index(["setting", "method", "seed"])["tokens_through_model"]).sort_index()
     for (setting, method), own in spent.groupby(["setting", "method"], sort=False):
         row = {"setting": setting, "method": method, "level": own["level"].iloc[0], "seeds": len(own)}
         row["validation_items"] = items_of(runs[runs["run_id"].isin(own["run_id"])], "eval_items")

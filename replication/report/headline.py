@@ -188,7 +188,7 @@ def say_learning(table: pd.DataFrame) -> list[str]:
     parts = []
     for setting, own in rising.groupby("setting", sort=False):
         names = [
-            f"{METHOD_LABELS[row.method]} by {number(row.rise_in_last_third)}" + " (its interval holds 0)" * bool(row.rise_low <= 0)
+            f"{METHOD_LABELS[row.method]} by {number(row.rise_in_last_third)}" + " (interval holds 0)" * bool(row.rise_low <= 0)
             for row in own.itertuples()
         ]
         parts.append(f"on {SETTING_LABELS[setting]} {listing(names)} points")
