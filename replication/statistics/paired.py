@@ -42,9 +42,9 @@ def pair(tables: Tables, left: pd.DataFrame, right: pd.DataFrame, split: str = "
 
 
 def difference(tables: Tables, left: pd.DataFrame, right: pd.DataFrame, split: str = "test") -> Estimate | None:
-    """Accuracy of the runs ``left`` minus ``right`` on a split, a fraction with its interval; None where no seed or item is in both.
+    """Accuracy of the runs ``left`` minus ``right`` on a split, a fraction with its interval; None where they share none.
 
-    """Accuracy of the runs ``left`` minus ``right`` on a split, a fraction with its interval; None where they share no seed or item.
+    The bootstrap draws from a stream of these very runs, so that one difference has one interval wherever it is shown.
 
     Args:
         left, right: rows of runs.csv, one for each seed.
