@@ -10,6 +10,8 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,10 @@ import pandas as pd
 
 from benchmarks import common, trl_side
 from benchmarks.common import IN_TRL, METHODS, SPARSE, TRL
+from replication.config import ExperimentConfig
+from replication.critic import Critic
+from replication.groups import Group
+from replication.models import Policy
 
 #: Processes for each case; two are enough where one takes longer than SLOW seconds, as little but the allocator differs.
 REPETITIONS = 3
@@ -30,7 +36,7 @@ CASES = [
     (TRL, "grpo"),
     (TRL + " with checkpointing", "grpo"),
     ("dense", "grpo"),
-    *(("packed", method) for method in METHODS),
+    *(("packed", method) for method in (*METHODS, "ppo")),  # ppo: with the pass and the step of its critic
 ]
 #: How likely the completions of a group go on alike: they part after some 5 tokens (the harder case for packing), or some 50.
 COMMON = (0.9, 0.99)
@@ -54,14 +60,32 @@ def measure(implementation: str, method: str, shape: dict[str, Any]) -> dict[str
         credit = config.build_method() if implementation == IN_TRL else None
         work = _trl_work(config, policy, small, groups, checkpointing=implementation not in (TRL, IN_TRL), credit=credit)
     else:
-        optimizer = common.optimizer_of(config, policy)
-        common.update(config, policy, optimizer, small)  # loads what is loaded once, and makes the optimizer's moments
+        update = _our_update(config, policy)
+        update(small)  # loads what is loaded once, and makes the optimizer's moments
 
         def work() -> None:
-            common.update(config, policy, optimizer, groups)
+            update(groups)
 
     peak = common.peak_bytes(work)
-    return {"peak_bytes": peak, "tokens_in_loss": sum(map(len, common.credits_of(config, groups)))}
+    judged = [replace(group, values=[[0.0] * len(tokens) for tokens in group.completions]) for group in groups]
+    return {"peak_bytes": peak, "tokens_in_loss": sum(map(len, common.credits_of(config, judged)))}
+
+
+def _our_update(config: ExperimentConfig, policy: Policy) -> Callable[[list[Group]], None]:
+    """An update of the policy, and of the critic where the method needs one."""
+    optimizer = common.optimizer_of(config, policy)
+    if config.method != "ppo":
+        return lambda groups: common.update(config, policy, optimizer, groups)
+    critic = Critic(policy, config)
+    its_optimizer = common.optimizer_of(config, critic)
+
+    def update(groups: list[Group]) -> None:
+        its_optimizer.zero_grad(set_to_none=True)
+        judged, _, _ = critic.judge(groups, config.build_method().targets)
+        common.update(config, policy, optimizer, judged)
+        its_optimizer.step()
+
+    return update
 
 
 def _trl_work(config, policy, small, groups, *, checkpointing: bool, credit: Any = None):
@@ -132,7 +156,7 @@ def _rows(measured: dict[tuple[float, str, str], dict[str, Any]], shape: dict[st
     for (likeness, implementation, method), facts in measured.items():
         peaks = {name: other["peak_bytes"] for (like, name, _), other in measured.items() if like == likeness}
         best = min(peak for name, peak in peaks.items() if name.startswith(TRL))
-        aim = AIMS[method] if implementation == "packed" else None
+        aim = AIMS.get(method) if implementation == "packed" else None
         row = {"implementation": implementation, "method": method, **shape, "common": likeness, **facts}
         row |= {"share_of_trl": facts["peak_bytes"] / peaks[TRL], "share_of_trl_at_its_best": facts["peak_bytes"] / best}
         rows.append(row | {"aim": aim, "met": None if aim is None else bool(row["share_of_trl_at_its_best"] <= aim)})

@@ -22,7 +22,8 @@ import torch
 from replication import train
 from replication.algorithms import TokenCredit
 from replication.config import ExperimentConfig, load_profile
-from replication.groups import Group
+from replication.critic import Critic
+from replication.groups import Group, credit_of
 from replication.models import Policy
 from replication.names import SCHEMA_VERSION, TRAINED
 from replication.randomness import numpy_stream, stream
@@ -137,7 +138,7 @@ def make_group(name: str, prompt: list[int], completions: list[list[int]], rewar
 
 def credits_of(config: ExperimentConfig, groups: Sequence[Group]) -> list[TokenCredit]:
     method = config.build_method()
-    return [method.assign(g.completions, g.rewards, stream(config.seed, "selection", g.problem.id)) for g in groups]
+    return [credit_of(method, group, stream(config.seed, "selection", group.problem.id)) for group in groups]
 
 
 def update(config: ExperimentConfig, policy: Policy, optimizer: torch.optim.Optimizer, groups: Sequence[Group]) -> float:
@@ -158,7 +159,7 @@ def tokens_forwarded(policy: Policy, config: ExperimentConfig, groups: Sequence[
         return score(policy.model, *batch, strategy=config.scoring).tokens_forwarded
 
 
-def optimizer_of(config: ExperimentConfig, policy: Policy) -> torch.optim.Optimizer:
+def optimizer_of(config: ExperimentConfig, policy: Policy | Critic) -> torch.optim.Optimizer:
     return torch.optim.AdamW(policy.trainable.values(), lr=config.learning_rate, weight_decay=0.0)
 
 
