@@ -23,7 +23,7 @@ from replication.algorithms import TokenCredit
 from replication.models import resolve_device
 from replication.objective import surrogate_loss
 from replication.rollout import generate
-from replication.scoring import gathered_log_softmax, score, token_log_probs, unwrapped
+from replication.scoring import gathered_log_softmax, prefix_states, score, token_log_probs, unwrapped
 
 SHAPES: dict[str, dict[str, Any]] = {
     "qwen2-1.5b": {
@@ -45,25 +45,14 @@ PROMPTS = 1
 
 
 def chunked_log_probs(model: nn.Module, prompts: Sequence, completions: Sequence, credits: Sequence[TokenCredit]) -> Tensor:
-    """What today's libraries do: every completion with its prompt, logits only in chunks, masked after they were computed."""
-    causal_lm = unwrapped(model)
-    device = next(causal_lm.parameters()).device
-    parts = []
-    for prompt, group, credit in zip(prompts, completions, credits, strict=True):
-        length = len(prompt) + max(map(len, group))
-        tokens = torch.zeros((len(group), length), dtype=torch.long)
-        mask = torch.zeros((len(group), length), dtype=torch.long)
-        for row, completion in enumerate(group):
-            tokens[row, : len(prompt) + len(completion)] = torch.tensor([*prompt, *completion])
-            mask[row, : len(prompt) + len(completion)] = 1
-        seen = {"input_ids": tokens.to(device), "attention_mask": mask.to(device)}
-        hidden = causal_lm.base_model(**seen, use_cache=False).last_hidden_state
-        column = credit.position + len(prompt)
-        source = credit.completion * length + column - 1
-        target = tokens[credit.completion, column]
-        distinct, which = torch.unique(source, return_inverse=True)
-        parts.append(gathered_log_softmax(causal_lm, hidden.flatten(0, 1)[distinct.to(device)], which, target, 1.0))
-    return torch.cat(parts)
+    """What today's libraries do: every completion goes through the model with its prompt, the output layer runs in chunks."""
+    states, _ = prefix_states(model, prompts, completions, credits, strategy="dense")
+    targets = torch.tensor([
+        group[row][place]
+        for group, credit in zip(completions, credits, strict=True)
+        for row, place in zip(credit.completion.tolist(), credit.position.tolist(), strict=True)
+    ])  # fmt: skip
+    return gathered_log_softmax(unwrapped(model), states, torch.arange(len(targets)), targets, 1.0)
 
 
 def measure(shape: str, device: torch.device, dtype: torch.dtype, repetitions: int) -> list[dict[str, Any]]:

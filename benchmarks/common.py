@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import functools
-import gc
 import json
 import os
 import time
@@ -28,7 +26,7 @@ from replication.models import Policy
 from replication.names import SCHEMA_VERSION, TRAINED
 from replication.randomness import numpy_stream, stream
 from replication.rollout import Completion
-from replication.runs import atomic_write, manifest, now, to_json
+from replication.runs import atomic_write, forget_peak_memory, manifest, now, peak_memory, to_json
 from replication.scoring import score
 from replication.tasks import Problem
 
@@ -185,23 +183,14 @@ def seconds(work: Callable[[], Any]) -> float:
 
 
 def peak_bytes(work: Callable[[], Any]) -> int:
-    """The most resident memory during ``work`` above what was held before it; once in a process, on Linux.
+    """The most resident memory during ``work`` above what was held before it, on Linux.
 
     The kernel's own high-water mark is reset first, so nothing between two samples can be missed.
     """
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # freed memory that the allocator keeps would count as held
-    Path("/proc/self/clear_refs").write_text("5")
-    before = _status("VmRSS")
+    forget_peak_memory()
+    before = peak_memory()["peak_rss_bytes"]
     work()
-    return _status("VmHWM") - before
-
-
-def _status(field: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError(f"/proc/self/status has no {field}")
+    return peak_memory()["peak_rss_bytes"] - before
 
 
 # ------------------------------------------------------------------------------------------------------------ tables

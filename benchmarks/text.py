@@ -86,7 +86,9 @@ def summary(tables: Bench, manifest: dict) -> str:
             lines += [f"{part}: stopped after {about['cases_done']} of {about['cases']} cases; the others were not run.", ""]
     missing = {name: f"`python -m benchmarks --parts {name}`" for name in ("scaling", "dense_vs_packed") if name not in tables}
     lines += [line for name, command in missing.items() for line in (f"{name}: not run. {command} measures it.", "")]
-    if "gpu" not in tables:
+    if "gpu" in tables:
+        lines += [*on_gpu(tables["gpu"]), ""]
+    else:
         lines += ["On a GPU: not run. With one at hand: `python -m benchmarks.bench_gpu --out results/bench`.", ""]
     return "\n".join(lines)
 
@@ -112,6 +114,26 @@ def in_trl(tables: Bench) -> list[str]:
             f"| {trainer} | {method} | {row.rollout_s:.3f} | {row.update_s:.3f} | {row.step_s:.3f} | "
             f"{row.tokens_forwarded:.0f} | {peak} |"
         )
+    return lines
+
+
+def on_gpu(table: pd.DataFrame) -> list[str]:
+    """A row for each rollout and each update; one that ran out of memory has that in place of its seconds."""
+    first = table.iloc[0]
+    lines = [
+        f"On a GPU ({first['device']}, {first['dtype']}, gpu.csv): the shape {first['shape']} with random weights, prompts of "
+        f"{first['prompt_length']} tokens, completions of {first['completion_length']}. Median seconds, quartiles in brackets; "
+        "peak memory above what is held before.",
+        "",
+        "| completions | part | scored by | method | seconds | peak (MB) |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in table.to_dict("records"):
+        done, update = row["status"] == "done", row["part"] == "update"
+        seconds = f"{row['seconds']:.3f} ({row['seconds_q1']:.3f} to {row['seconds_q3']:.3f})" if done else row["status"]
+        peak = f"{row['peak_bytes'] / 1e6:.0f}" if done and pd.notna(row["peak_bytes"]) else ""
+        way, method = (row["way"], row["method"]) if update else ("", "")
+        lines.append(f"| {row['group_size']} | {row['part']} | {way} | {method} | {seconds} | {peak} |")
     return lines
 
 

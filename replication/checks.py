@@ -48,17 +48,22 @@ def try_rule(name: str, rule: Any, problem: Problem, size: int) -> None:
     """Call a reader's own rule on ``size`` short completions, with rewards that differ and with equal ones.
 
     Raises:
-        UserError: it raised, or it did not return the credit of tokens in these completions.
+        UserError: it raised, or it did not return the credit of tokens in these completions, or targets for the critic that it needs.
     """
     tokens = [[[5, 6, 7], [5, 6, 8], [5, 9], [5, 6, 7, 3]][i % 4] for i in range(size)]
     samples = [Completion(row, [-0.5] * len(row), [0.5] * len(row), truncated=False) for row in tokens]
     for rewards in (torch.tensor([float(i % 4 in (0, 3)) for i in range(size)]), torch.zeros(size)):
-        group = Group(problem, [4], samples, [""] * size, rewards, values=[[0.5] * len(row) for row in tokens])
+        values = [[0.5] * len(row) for row in tokens]
+        group = Group(problem, [4], samples, [""] * size, rewards, [0] * size, values)
         try:
             credit = credit_of(rule, group, stream(0, "selection", 0, problem.id))
             if not isinstance(credit, TokenCredit):
                 raise TypeError(f"assign returned a {type(credit).__name__}, not a TokenCredit")
             credit.require_inside(tokens)
+            if "values" in getattr(rule, "needs", ()):
+                targets = rule.targets(tokens, rewards, values)
+                if list(map(len, targets)) != list(map(len, tokens)):
+                    raise ValueError("targets did not return one number for each generated token")
         except Exception as error:
             raise UserError(f"method {name} fails on {size} short completions ({reason(name, error)})") from None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -34,7 +34,7 @@ class Group:
     samples: list[Completion]
     texts: list[str]
     rewards: Tensor
-    replay_starts: list[int] = field(default_factory=list)
+    replay_starts: list[int]
     values: list[list[float]] | None = None
 
     @property

@@ -130,7 +130,8 @@ BAD = [
     ({"keep_probability": None}, "S-GRPO's rule needs cutoff and keep_probability"),
     ({"svamp_source": "a.json"}, "svamp_source is a setting of task svamp: leave it out for multiplication"),
     ({"device": "tpu"}, "device"),
-    ({"digits": 9}, "digits"),
+    ({"task": "multiplication", "digits": 1}, "digits"),
+    ({"task": "multiplication", "digits": 5}, "digits"),
     ({"max_kept_tokens": 0, "model": "a\nb"}, "max_kept_tokens"),
 ]
 

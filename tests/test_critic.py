@@ -24,7 +24,7 @@ def grouped(completions=COMPLETIONS, rewards=REWARDS) -> list[Group]:
     made = []
     for prompt, group, own in zip(PROMPTS, completions, rewards, strict=True):
         samples = [Completion(tokens, [0.0] * len(tokens), [0.0] * len(tokens), False, False) for tokens in group]
-        made.append(Group(Problem("p", "", "", {}), prompt, samples, [""] * len(group), own))
+        made.append(Group(Problem("p", "", "", {}), prompt, samples, [""] * len(group), own, [0] * len(group)))
     return made
 
 

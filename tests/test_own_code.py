@@ -14,6 +14,7 @@ from tiny_runs import tiny_config
 from replication import train
 from replication.__main__ import main
 from replication.ablations import PlannedRun, plan
+from replication.checks import try_rule
 from replication.config import load_profile
 from replication.errors import UserError
 from replication.groups import reward_under
@@ -24,7 +25,7 @@ from replication.tasks import Problem, get_task
 
 MINE = '''
 import hashlib
-from replication.algorithms import GRPO, TokenCredit
+from replication.algorithms import GRPO, PPO, TSPMO, TokenCredit
 
 def share(text, problem):
     """From 0 to 1 by the text alone."""
@@ -68,6 +69,22 @@ class FailsOnTies:
             raise ZeroDivisionError("no spread")
         return GRPO().assign(completions, rewards)
 
+class Trie(TSPMO):
+    pass
+
+class Judged(PPO):
+    pass
+
+class NoTargets:
+    needs = ("values",)
+
+    def assign(self, completions, rewards, generator=None, *, values):
+        return GRPO().assign(completions, rewards)
+
+class FewTargets(NoTargets):
+    def targets(self, completions, rewards, values):
+        return [[1.0] for _ in completions]
+
 class NeedsMore:
     def __init__(self, count):
         pass
@@ -108,6 +125,8 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixtur
         ("--method", "{}:Rows", "(TypeError: assign returned a list, not a TokenCredit)"),
         ("--method", "{}:Beyond", "(ValueError: the credit names a position outside its completion)"),
         ("--method", "{}:FailsOnTies", "(ZeroDivisionError: no spread, line"),
+        ("--method", "{}:NoTargets", "(AttributeError: 'NoTargets' object has no attribute 'targets')"),
+        ("--method", "{}:FewTargets", "(ValueError: targets did not return one number for each generated token)"),
         ("--data", "nowhere.jsonl", "cannot read the problems from nowhere.jsonl"),
     ],
 )
@@ -119,6 +138,13 @@ def test_what_cannot_be_used_is_one_line_and_nothing_is_written(mine, tmp_path, 
     err = capsys.readouterr().err
     assert said in err and err.startswith("error: ") and err.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("rule", ["FirstHalf", "Trie", "Judged"])
+def test_a_rule_may_need_whatever_the_methods_of_the_package_need(mine, rule):
+    """A subclass of T-SPMO was refused: the group that it was tried on had no replay starts."""
+    config = load_profile("smoke", task="jsonl", data="problems.jsonl", method=f"{mine}:{rule}")
+    try_rule(config.method, config.build_method(), LINE, config.group_size)
 
 
 def test_a_run_in_which_no_token_got_credit_says_so(mine, random_base, tmp_path, capsys):

@@ -81,6 +81,24 @@ def test_the_package_imports_nothing_but_its_pinned_dependencies():
         assert imported(path) <= provided | extra, f"{path}: {imported(path) - provided}"
 
 
+def test_nobody_outside_a_room_imports_past_its_door():
+    """A room is a folder of the package; its door is what its __init__ offers. Each module of integrations is a door of its own."""
+    rooms = {path.parent.name for path in (ROOT / "replication").glob("*/__init__.py")} - {"integrations"}
+    past = []
+    for path in (path for folder in ("replication", "tools", "benchmarks") for path in (ROOT / folder).rglob("*.py")):
+        home = path.relative_to(ROOT).parts[1]
+        # The corpus of the nano base is written with the grammar of the tasks.
+        closed = rooms - {home, "tasks" if home == "nano" else home}
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                start = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
+                for name in (start + alias.name for alias in node.names):
+                    inside = re.match(r"replication\.(\w+)\.(\w+)", name)
+                    if inside and inside[1] in closed and (ROOT / f"replication/{inside[1]}/{inside[2]}.py").exists():
+                        past.append(f"{path.relative_to(ROOT)}: {name}")
+    assert not past
+
+
 def test_make_installs_the_pinned_torch_by_plain_pip():
     makefile = (ROOT / "Makefile").read_text()
     torch = f"install --quiet torch=={pins()['torch']}\n"

@@ -17,8 +17,7 @@ from benchmarks.figures import read_tables as read_bench
 from replication.ablations import plan
 from replication.errors import UserError
 from replication.names import CLAIMS, RESULTS, ROOT
-from replication.report import advice_table, conclusions
-from replication.report.wording import interval
+from replication.report import advice_table, conclusions, interval
 from replication.runs import atomic_write
 from replication.statistics import verdicts
 from replication.tables import read_tables

@@ -10,11 +10,19 @@ import numpy as np
 import pandas as pd
 
 from replication.names import METHOD_LABELS, RESULTS
-from replication.report.headline import LEVEL, learning_table
-from replication.report.wording import interval, number
-from replication.statistics import Estimate, Tables, accuracy, difference, headline_runs, mean_over_seeds, per_seed, table
-from replication.statistics.drift import at_equal_accuracy
-from replication.statistics.rates import NEAR
+from replication.report import LEVEL, interval, learning_table, number
+from replication.statistics import (
+    NEAR,
+    Estimate,
+    Tables,
+    accuracy,
+    at_equal_accuracy,
+    difference,
+    headline_runs,
+    mean_over_seeds,
+    per_seed,
+    table,
+)
 from replication.tables import read_tables
 
 _SHORT = {"none": "word_problems none", "before": "word_problems before", "after": "word_problems after"}

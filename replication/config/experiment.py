@@ -61,7 +61,7 @@ class ExperimentConfig(BaseModel):
         None, description="where the chat of a word problem's answer stands (that task only); default there: after [R]"
     )
     train_items: int | None = Field(None, ge=1, description="train on the first so many problems alone; none = on all [R]")
-    digits: int = Field(2, ge=1, le=6, description="digits of each factor (multiplication only); 3 in the paper [S]")
+    digits: int = Field(2, ge=2, le=4, description="digits of each factor (multiplication only); 3 in the paper [S]")
     svamp_source: str | None = Field(
         None, min_length=1, description="path to the official SVAMP.json; none = download from the Hub"
     )

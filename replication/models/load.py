@@ -107,7 +107,9 @@ def load_policy(config: ExperimentConfig) -> Policy:
         frozen_copy, _ = load_base(config.model_path, config.revision, dtype)
         frozen_copy.to(device).requires_grad_(False)
     if config.activation_checkpointing:
-        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+        # gradient_checkpointing_enable in the first releases of transformers 5.
+        word = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
+        getattr(model, f"{word}_checkpointing_enable")(**{f"{word}_checkpointing_kwargs": {"use_reentrant": False}})
     model.eval()
     trainable = {name: parameter for name, parameter in sorted(model.named_parameters()) if parameter.requires_grad}
     return Policy(model, tokenizer, trainable, frozen_copy, _eos_token_ids(model, tokenizer), _pad_token_id(model, tokenizer))

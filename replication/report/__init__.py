@@ -11,6 +11,7 @@ from __future__ import annotations
 from replication.report.advice import advice_table
 from replication.report.exhibits import EXHIBITS, save_figures
 from replication.report.findings import conclusions, negative_results, power, verdict_rows, verdict_table
+from replication.report.headline import LEVEL, learning_table
 from replication.report.html import notebook_page, table_html, with_formulas
 from replication.report.page import build, find_tables, rebuild_tables, update_tables
 from replication.report.plan import plan_frame, plan_sentence, plan_table, state_table
@@ -26,10 +27,12 @@ from replication.report.style import (
     percent_axis,
     save_figure,
 )
+from replication.report.wording import interval, number
 
 __all__ = [
     "COLOURS",
     "EXHIBITS",
+    "LEVEL",
     "MARKERS",
     "advice_table",
     "build",
@@ -37,10 +40,13 @@ __all__ = [
     "conclusions",
     "figure_style",
     "find_tables",
+    "interval",
+    "learning_table",
     "legend_beside",
     "negative_results",
     "not_run",
     "notebook_page",
+    "number",
     "panels",
     "percent_axis",
     "plan_frame",

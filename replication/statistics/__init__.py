@@ -25,6 +25,7 @@ from replication.statistics.accuracies import (
 )
 from replication.statistics.agreement import compare_tables
 from replication.statistics.claims import Claim, load_claims
+from replication.statistics.drift import at_equal_accuracy
 from replication.statistics.intervals import (
     Estimate,
     bootstrap,
@@ -48,12 +49,13 @@ from replication.statistics.paired import (
     rank_gap_table,
     selection_gap_table,
 )
-from replication.statistics.rates import at_best_rate, best_rate, end_of_grid, tuning
+from replication.statistics.rates import NEAR, at_best_rate, best_rate, end_of_grid, tuning
 
 __all__ = [
     "CELL",
     "CORRECTION",
     "CREDIT",
+    "NEAR",
     "NORMALISED_UP_TO",
     "SCALE_MODELS",
     "SPARSITY",
@@ -65,6 +67,7 @@ __all__ = [
     "accuracy",
     "answers",
     "at_best_rate",
+    "at_equal_accuracy",
     "best_rate",
     "bootstrap",
     "cell_name",

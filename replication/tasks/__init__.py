@@ -57,8 +57,9 @@ def get_task(name: str, **options: object) -> Task:
 
 def completion_limit(name: str, digits: int = 2) -> int:
     """Tokens that a completion of a task may have, unless a config sets another limit; no problem is generated for it."""
-    limits = {"word_problems": word_problems.LONGEST_COMPLETION, "multiplication": multiplication.LONGEST_COMPLETION.get(digits)}
-    return limits.get(name) or (jsonl if name == "jsonl" else svamp).LONGEST_COMPLETION
+    if name == "multiplication":
+        return multiplication.LONGEST_COMPLETION[digits]
+    return {"word_problems": word_problems, "svamp": svamp, "jsonl": jsonl}[name].LONGEST_COMPLETION
 
 
 def decisive_positions(problem: Problem, completion_tokens: list[int], tokenizer) -> list[int]:

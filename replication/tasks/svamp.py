@@ -161,7 +161,8 @@ def _load_hub() -> Task:
         parts = {}
         for split in ("train", "test"):
             # JSON where there is one: parquet needs pyarrow, which nothing else here does.
-            found = sorted(n for n in names if split in Path(n).name and n.endswith((".json", ".parquet")))
+            found = [n for n in names if split in Path(n).name and n.endswith((".json", ".parquet"))]
+            found.sort(key=lambda name: (name.endswith(".parquet"), name))
             if not found:
                 raise UserError(f"the Hub's {HUB} has no {split} file in JSON or parquet: {_ADVICE}")
             parts[split] = _rows(hf_hub_download(HUB, found[0], repo_type="dataset", revision=info.sha))

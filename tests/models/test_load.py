@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_runs import make_base, tiny_config, tiny_tokenizer
 from torch import nn
+from transformers import PreTrainedModel
 
 from replication.errors import UserError
 from replication.models.load import load_base, load_policy, resolve_device
@@ -193,3 +194,16 @@ def test_decoding_leaves_out_what_ends_and_pads(random_base):
     assert (
         policy.decode([*tokens, tokenizer.eos_token_id]) == policy.decode([*tokens, tokenizer.pad_token_id]) == " We use 3 and 4."
     )
+
+
+@pytest.mark.parametrize("release", ["5.23", "5.0"])
+def test_activations_are_recomputed_under_every_release_of_transformers_5(random_base, monkeypatch, release):
+    """Only the newest one knows activation_checkpointing_enable: a run under an older one ended in an AttributeError."""
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs=None):
+        self._activation_checkpointing_enable(gradient_checkpointing_kwargs)
+
+    if release == "5.0":
+        monkeypatch.delattr(PreTrainedModel, "activation_checkpointing_enable")
+        monkeypatch.setattr(PreTrainedModel, "gradient_checkpointing_enable", gradient_checkpointing_enable)
+    policy = load_policy(tiny_config(random_base, activation_checkpointing=True))
+    assert any(getattr(module, "gradient_checkpointing", False) for module in policy.model.modules())

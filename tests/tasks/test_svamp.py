@@ -160,7 +160,9 @@ def test_the_hub_split_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
 
     class Info:
         sha = "0" * 40
-        siblings = (Sibling("README.md"), Sibling("data/train.json"), Sibling("data/test.json"))
+        # By its path a parquet file comes before the JSON beside it, and was taken for it.
+        siblings = tuple(Sibling(f"{split}.json") for split in ("train", "test"))
+        siblings += (Sibling("README.md"), *(Sibling(f"data/{split}-00000-of-00001.parquet") for split in ("train", "test")))
 
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda *_args, **_kwargs: Info)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda _repo, name, **_kwargs: str(tmp_path / Path(name).name))

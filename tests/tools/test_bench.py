@@ -23,6 +23,18 @@ def test_the_gpu_benchmark_at_a_tiny_shape(tmp_path: Path):
     updates = table[table["part"] == "update"]
     assert set(zip(updates["way"], updates["method"], strict=True)) == {(w, m) for w in bench_gpu.WAYS for m in common.METHODS}
     assert json.loads((tmp_path / "manifest.json").read_text())["gpu"]["device"] == "cpu"
+    said = text.summary(figures.read_tables(tmp_path), {})
+    assert said.count("\n| 4 | update |") == len(updates) and "On a GPU: not run" not in said
+
+
+def test_what_ran_out_of_memory_on_the_gpu_is_said():
+    """The table of the GPU was shown nowhere: once it was there, "not run" went and nothing came."""
+    shared = {"shape": "qwen2-1.5b", "device": "X", "dtype": "bfloat16", "prompt_length": 100, "completion_length": 300}
+    shared |= {"group_size": 16, "part": "update", "method": "grpo"}
+    fits = {"way": "packed", "status": "done", "seconds": 2.0, "seconds_q1": 1.5, "seconds_q3": 2.5, "peak_bytes": 12e6}
+    said = text.summary({"gpu": pd.DataFrame([{**shared, **fits}, {**shared, "way": "plain", "status": "out of memory"}])}, {})
+    assert "| 16 | update | packed | grpo | 2.000 (1.500 to 2.500) | 12 |" in said
+    assert "| 16 | update | plain | grpo | out of memory |  |" in said
 
 
 def test_the_three_ways_to_score_give_the_same_numbers():
