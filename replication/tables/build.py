@@ -139,7 +139,7 @@ def tables_manifest(planned: Sequence[PlannedRun], runs_dir: str | Path) -> dict
     """What the tables were made from: this machine and tree, and the commit, seed, seconds and memory of every finished run.
 
     A run counts as dirty if any of its starts was, and ``run_commits`` are those of every start; None = not known. What all
-    runs have in common of Python and packages stands once, as ``runs_python`` and ``runs_packages``.
+    runs have in common of Python, packages, CPU and GPU stands once, as ``runs_python`` and so on.
     """
     runs: dict[str, dict[str, Any]] = {}
     starts: dict[str, list[dict[str, Any]]] = {}
@@ -157,7 +157,7 @@ def tables_manifest(planned: Sequence[PlannedRun], runs_dir: str | Path) -> dict
         runs[run_id] |= {"dirty": _dirty(starts[run_id]), **({"earlier_starts": earlier} if earlier else {})}
         runs[run_id] |= {name: timing[name] for name in ("seconds", *PEAKS)}
     shared = {}
-    for name in ("python", "packages"):
+    for name in ("python", "packages", "cpu", "gpu"):
         values = [run[name] for run in runs.values()]
         if values and all(value == values[0] for value in values):
             shared[f"runs_{name}"] = values[0]
