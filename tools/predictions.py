@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from replication.names import METHOD_LABELS, RESULTS
+from replication.names import HEADLINE, METHOD_LABELS, RESULTS
 from replication.report.headline import LEVEL, learning_table
 from replication.report.wording import interval, number
-from replication.statistics import Estimate, Tables, accuracy, difference, headline_runs, mean_over_seeds, per_seed, table
+from replication.statistics import Estimate, Tables, accuracy, difference, mean_over_seeds, per_seed, runs_of, table
 from replication.statistics.drift import at_equal_accuracy
 from replication.statistics.rates import NEAR
 from replication.tables import read_tables
@@ -62,7 +62,7 @@ RULES = (
 
 def measured(tables: Tables, rule: Rule) -> Estimate | None:
     """The measure with its interval, accuracies in percent or points; None where it was not run."""
-    runs = headline_runs(tables, "nano")
+    runs = runs_of(tables, HEADLINE, "nano")
     places = [(rule.setting, rule.method), *([rule.other] if rule.other else [])]
     sides = [runs[(runs["setting"] == _SHORT.get(place, place)) & (runs["method"] == method)] for place, method in places]
     if rule.measure.startswith("highest rate"):

@@ -120,7 +120,7 @@ def _still_rising(table: pd.DataFrame) -> str:
         f"{_where([steepest['setting']], 1)} rose most, by {number(steepest['rise_in_last_third'])} points in the last third."
         + "".join(
             f" For {METHOD_LABELS[row.method]} {_where([row.setting], 1)} the interval of the rise holds 0."
-            for row in rising[rising["rise_low"] <= 0].itertuples()
+            for row in rising[rising["rise_in_last_third_low"] <= 0].itertuples()
         )
     )
 

@@ -36,7 +36,7 @@ def accuracy_table(tables: Tables, profile: str) -> pd.DataFrame:
         row = {"setting": setting, "method": method, "seeds": found.seeds, "items": items_of(own)}
         if method == "base" and (shared := _on_shared_items(tables, own, runs[runs["setting"] == setting])):
             found, row["items"] = shared.scaled(100), shared.items
-        row |= found.columns("accuracy")
+        row |= found.columns("accuracy") | dict.fromkeys(("gain", "gain_low", "gain_high"), np.nan)  # beside it for the base too
         if method != "base" and setting in base and (gain := difference(tables, own, base[setting])):
             row |= gain.scaled(100).columns("gain")
         row |= {name: 100 * own[name].mean() for name in _SHARES if name in own}
@@ -133,7 +133,7 @@ def say_accuracy(table: pd.DataFrame) -> list[str]:
 def learning_table(tables: Tables, profile: str) -> pd.DataFrame:
     """Per setting and method: validation accuracy before, at two thirds of the steps and at the end, in percent, mean of seeds.
 
-    rise_low, rise_high: the t interval over seeds of the rise in the last third.
+    rise_in_last_third has its t interval over seeds.
     """
     runs = runs_of(tables, HEADLINE, profile)
     curves, rows = curves_of(tables, runs, "validation_accuracy"), []
@@ -148,8 +148,8 @@ def learning_table(tables: Tables, profile: str) -> pd.DataFrame:
             row |= {"start": mean.iloc[0], "two_thirds": later, "end": mean.iloc[-1]}
             own_rises = [of.iloc[-1] - np.interp(wide.index[-1] * 2 / 3, of.index, of) for _, of in wide.dropna(axis=1).items()]
             rise = mean_over_seeds(own_rises)
-            row |= {"rise_in_last_third": mean.iloc[-1] - later, "rise_low": rise.low, "rise_high": rise.high}
-            rows.append(row)
+            # The value is of all seeds, the interval of those that were evaluated at every step.
+            rows.append(row | rise.columns("rise_in_last_third") | {"rise_in_last_third": mean.iloc[-1] - later})
     return pd.DataFrame(rows)
 
 
@@ -188,7 +188,8 @@ def say_learning(table: pd.DataFrame) -> list[str]:
     parts = []
     for setting, own in rising.groupby("setting", sort=False):
         names = [
-            f"{METHOD_LABELS[row.method]} by {number(row.rise_in_last_third)}" + " (interval holds 0)" * bool(row.rise_low <= 0)
+            f"{METHOD_LABELS[row.method]} by {number(row.rise_in_last_third)}"
+            + " (interval holds 0)" * bool(row.rise_in_last_third_low <= 0)
             for row in own.itertuples()
         ]
         parts.append(f"on {SETTING_LABELS[setting]} {listing(names)} points")

@@ -114,6 +114,7 @@ def _context(tables: Tables, judged: pd.DataFrame, manifest: Mapping[str, Any], 
     runs = table(tables, "runs", ("profile", "task"))
     runs = runs[runs["profile"] == profile]
     rewards = own_reward(tables, profile)
+    folded = _folded(tables, runs, profile, rewards)
     done = runs[runs["status"] == "done"] if len(runs) else runs
     return {
         "profile": profile,
@@ -124,7 +125,7 @@ def _context(tables: Tables, judged: pd.DataFrame, manifest: Mapping[str, Any], 
         "svamp_split": appendix.svamp_split(tables, profile),
         "negative": negative_results(judged),
         "not_run": appendix.ledger()["not_run"],
-        "folded": [(title, text, shown_table(one, rewards)) for title, text, one in _folded(tables, runs, profile) if len(one)],
+        "folded": [(title, text, shown_table(one, rewards)) for title, text, one in folded if len(one)],
         "plan": plan.plan_sentence(runs) if len(runs) else "Nothing was planned.",
         "provenance": appendix.provenance(manifest),
         "example": str(done.iloc[0]["command"]) if len(done) else "",
@@ -132,9 +133,10 @@ def _context(tables: Tables, judged: pd.DataFrame, manifest: Mapping[str, Any], 
     }
 
 
-def _folded(tables: Tables, runs: pd.DataFrame, profile: str) -> list[tuple[str, str, pd.DataFrame]]:
+def _folded(tables: Tables, runs: pd.DataFrame, profile: str, rewards: bool) -> list[tuple[str, str, pd.DataFrame]]:
     """Title, explanation and numbers of the tables that a click unfolds."""
-    spread, pairs = seed_spread(tables, profile), paired_tests(tables, profile)
+    spread = seed_spread(tables, profile)
+    pairs = pd.DataFrame(columns=["a"]) if rewards else paired_tests(tables, profile)  # a reward is not right or wrong
     fractions = ["mean", "seed_sd", "seed_min", "seed_max", "items_low", "items_high"]
     return [
         ("Which setting to start with", _ADVICE, advice_table(tables, profile)),

@@ -27,6 +27,8 @@ _HEADS = {
     "peak_memory_mb_%_of_grpo": "peak memory % of grpo",
     "ahead": "trained items ahead of test items, points", "train_accuracy": "trained items, %",
     "kl_to_base": "KL to the base, nats a token", "difference": "difference, points",
+    "gain": "gain over the base, points",
+    "rise_in_last_third": "rise in the last third, points",
     "without": "without, %", "with": "with replays, %",
     "peak_low": "choices of single seeds, lowest", "peak_high": "highest",
 }  # fmt: skip

@@ -105,12 +105,6 @@ def judged_runs(tables: Tables, scale: str) -> pd.DataFrame:
     return runs[keep].assign(accuracy=pd.to_numeric(runs.loc[keep, "accuracy"], errors="coerce"))
 
 
-def headline_runs(tables: Tables, scale: str) -> pd.DataFrame:
-    """The headline runs of a scale that ended."""
-    runs = judged_runs(tables, scale)
-    return ended(runs[runs["ablation"] == HEADLINE])
-
-
 def answers(tables: Tables, runs: pd.DataFrame, split: str = "test") -> pd.DataFrame:
     """Seeds × items of a split of the scores of some runs, one run for each seed, from items.csv and ablation_items.csv.
 
@@ -190,7 +184,7 @@ def per_seed(runs: pd.DataFrame, column: str) -> pd.Series:
     return pd.to_numeric(runs.set_index("seed")[column], errors="coerce").dropna()
 
 
-def seed_spread(tables: Tables, scale: str = "nano") -> pd.DataFrame:
+def seed_spread(tables: Tables, profile: str = "nano") -> pd.DataFrame:
     """Per setting and method, two kinds of uncertainty side by side instead of one undefined "±".
 
     Columns setting, method, seeds, items, mean, seed_sd, seed_min, seed_max (how much training under another seed changes the
@@ -198,7 +192,7 @@ def seed_spread(tables: Tables, scale: str = "nano") -> pd.DataFrame:
     policies: the t interval over templates and items of the items' means over seeds; one seed without templates: Wilson's),
     design_effect, diverged, collapsed (numbers of runs). All else in fractions.
     """
-    runs, rows = headline_runs(tables, scale), []
+    runs, rows = runs_of(tables, HEADLINE, profile), []
     for key, own in runs.groupby(["setting", "method"], sort=False):
         matrix = answers(tables, own)
         if matrix.size == 0:

@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from replication.names import METHOD_LABELS, TUNING_SEED
+from replication.names import HEADLINE, METHOD_LABELS, TUNING_SEED
 from replication.randomness import numpy_stream
-from replication.statistics.accuracies import Tables, answers, headline_runs, runs_of, templates_of
+from replication.statistics.accuracies import Tables, answers, runs_of, templates_of
 from replication.statistics.intervals import POWER, Estimate, bootstrap, holm, mcnemar
 from replication.statistics.rates import at_best_rate
 
@@ -59,20 +59,20 @@ def difference(tables: Tables, left: pd.DataFrame, right: pd.DataFrame, split: s
     return bootstrap(a, b, rng, templates=templates_of(a))
 
 
-def _by_setting(tables: Tables, scale: str) -> Iterator[tuple[str, dict[str, pd.DataFrame]]]:
+def _by_setting(tables: Tables, profile: str) -> Iterator[tuple[str, dict[str, pd.DataFrame]]]:
     """Each setting of the headline, and its runs by method, in the order of ``names``."""
-    for setting, own in headline_runs(tables, scale).groupby("setting", sort=False):
+    for setting, own in runs_of(tables, HEADLINE, profile).groupby("setting", sort=False):
         yield setting, dict(list(own.groupby("method", sort=False)))
 
 
-def paired_tests(tables: Tables, scale: str = "nano") -> pd.DataFrame:
+def paired_tests(tables: Tables, profile: str = "nano") -> pd.DataFrame:
     """Exact McNemar tests of every two methods in every setting, seed by seed, items in pairs; Holm within a setting and pair.
 
     Columns setting, a, b, seed, items, only_a, only_b, p, p_holm. A base run without a seed of its own is paired with every seed.
     The test takes the items of one policy as independent, which those of one template are not.
     """
     rows: list[dict[str, Any]] = []
-    for setting, methods in _by_setting(tables, scale):
+    for setting, methods in _by_setting(tables, profile):
         for a, b in combinations(methods, 2):
             left, right = pair(tables, methods[a], methods[b])
             if left.size == 0 or right.size == 0:
@@ -88,7 +88,7 @@ def paired_tests(tables: Tables, scale: str = "nano") -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["setting", "a", "b", "seed", "items", "only_a", "only_b", "p", "p_holm"])
 
 
-def detectable_differences(tables: Tables, scale: str = "nano") -> pd.DataFrame:
+def detectable_differences(tables: Tables, profile: str = "nano") -> pd.DataFrame:
     """The smallest difference of each sparse method to full-token GRPO that these seeds and items show four times in five.
 
     The half-width of the 95 % interval of the paired difference, times 1 + z(``POWER``) / z(0.975): a true difference of that size
@@ -96,7 +96,7 @@ def detectable_differences(tables: Tables, scale: str = "nano") -> pd.DataFrame:
     ``Estimate``), design_effect, detectable, in points.
     """
     rows = []
-    for setting, methods in _by_setting(tables, scale):
+    for setting, methods in _by_setting(tables, profile):
         for method in [method for method in ("s_grpo", "t_spmo") if method in methods and "grpo" in methods]:
             if gap := _gap(tables, methods[method], methods["grpo"]):
                 half = (gap["high"] - gap["low"]) / 2

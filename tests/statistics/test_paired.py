@@ -9,6 +9,7 @@ import synthetic_tables
 from scipy import stats
 
 from replication.errors import UserError
+from replication.names import HEADLINE
 from replication.randomness import numpy_stream
 from replication.statistics import (
     accuracy,
@@ -17,9 +18,9 @@ from replication.statistics import (
     best_rate,
     detectable_differences,
     difference,
-    headline_runs,
     mean_over_seeds,
     paired_tests,
+    runs_of,
     seed_spread,
     selection_gap_table,
     wilson,
@@ -41,6 +42,16 @@ def test_seed_spread_keeps_seeds_and_items_apart():
     assert (base["items_low"], base["items_high"]) == wilson(round(base["mean"] * 300), 300)
     assert np.isnan(spread.loc[("word_problems after", "base"), "seed_sd"])
     assert seed_spread({}).empty
+
+
+def test_the_runs_of_a_reader_are_shown_as_ours_are():
+    """Those of another model, of a smoke test or of a reward of one's own are evidence for no claim, and had no rows here."""
+    tables = synthetic_tables.headline(seeds=2, items=30)
+    runs = tables["runs"]
+    for field, value in {"model": "/a/folder", "profile": "smoke", "reward": "mine:share"}.items():
+        mine, profile = {**tables, "runs": runs.assign(**{field: value})}, value if field == "profile" else "nano"
+        for rows_of in (seed_spread, paired_tests, detectable_differences):
+            pd.testing.assert_frame_equal(rows_of(mine, profile), rows_of(tables, "nano"))
 
 
 def test_paired_tests_count_discordant_items_seed_by_seed():
@@ -85,7 +96,7 @@ def test_the_best_rate_is_judged_on_the_seeds_that_all_rates_share():
 
 
 def _runs(tables, task: str, method: str) -> pd.DataFrame:
-    runs = headline_runs(tables, "nano")
+    runs = runs_of(tables, HEADLINE, "nano")
     return runs[(runs["task"] == task) & (runs["method"] == method)]
 
 

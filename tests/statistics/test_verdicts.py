@@ -10,8 +10,8 @@ import pytest
 import synthetic_tables
 
 from replication.errors import UserError
-from replication.names import CLAIMS, ENDED, RESULTS, TRAINED
-from replication.statistics import VERDICTS, Claim, accuracy, difference, headline_runs, holm, load_claims, verdicts
+from replication.names import CLAIMS, ENDED, HEADLINE, RESULTS, TRAINED
+from replication.statistics import VERDICTS, Claim, accuracy, difference, holm, load_claims, runs_of, verdicts
 from replication.tables import read_tables
 
 CONTRACT = ["claim", "paper_value", "value", "low", "high", "seeds", "items", "verdict"]
@@ -424,7 +424,7 @@ def test_holm_runs_over_every_difference_that_a_scale_judges_shown_or_not():
     result = _judge(tables)
     judged = result[result["p"].notna()]
     assert judged.index.tolist() == ["N4", "N4m", "N7", "N9", "N9m"]
-    by_name = {key: own for key, own in headline_runs(tables, "nano").groupby(["task", "method"])}
+    by_name = {key: own for key, own in runs_of(tables, HEADLINE, "nano").groupby(["task", "method"])}
     pairs = [("word_problems", "grpo", "base"), ("multiplication", "grpo", "base"), ("multiplication", "t_spmo", "base")]
     pairs += [(task, sparse, "grpo") for task in ("word_problems", "multiplication") for sparse in ("s_grpo", "t_spmo")]
     every = [difference(tables, by_name[task, a], by_name[task, b]).p for task, a, b in pairs]
@@ -434,7 +434,7 @@ def test_holm_runs_over_every_difference_that_a_scale_judges_shown_or_not():
 
 def test_a_verdict_shows_the_interval_that_everybody_shows():
     tables = synthetic_tables.headline()
-    row, runs = _judge(tables, "N2").loc["N2"], headline_runs(tables, "nano")
+    row, runs = _judge(tables, "N2").loc["N2"], runs_of(tables, HEADLINE, "nano")
     found = accuracy(tables, runs[(runs["task"] == "word_problems") & (runs["method"] == "s_grpo")]).scaled(100)
     assert (row["value"], row["low"], row["high"]) == (found.value, found.low, found.high)
 
