@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from replication.names import HEADLINE, METHOD_LABELS, SETTING_LABELS
 from replication.report import style as p
-from replication.report.select import base_accuracy, items_of, methods_of
+from replication.report.select import base_accuracy, items_of, items_of_split, methods_of
 from replication.report.wording import counted, listing, number, percent, span
 from replication.statistics import Tables, best_rate, end_of_grid, in_order, rank_gap_table, runs_of, tuning
 
@@ -27,7 +27,7 @@ def rate_table(tables: Tables, profile: str) -> pd.DataFrame:
         return table
     table = in_order(table, "setting", "method", "learning_rate")
     table[["validation_accuracy", "accuracy"]] *= 100
-    counts = {key: (items_of(own, "eval_items"), items_of(own)) for key, own in runs.groupby(["setting", "method"])}
+    counts = {key: (items_of_split(tables, own, "validation"), items_of(own)) for key, own in runs.groupby(["setting", "method"])}
     table[["validation_items", "items"]] = [counts[key] for key in zip(table["setting"], table["method"], strict=True)]
     used = set(zip(headline["setting"], headline["method"], headline.get("learning_rate", []), strict=False))
     table["used"] = [row in used for row in table[["setting", "method", "learning_rate"]].itertuples(index=False, name=None)]

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from replication.names import HEADLINE, METHOD_LABELS, SETTING_LABELS, trained_in
 from replication.report import style as p
-from replication.report.select import by_seed, curves_of, items_of
+from replication.report.select import by_seed, curves_of, items_of_split
 from replication.report.wording import counted, interval, listing, number, span
 from replication.statistics import Tables, mean_over_seeds, runs_of, table
 
@@ -186,7 +186,7 @@ def price_table(tables: Tables, profile: str) -> pd.DataFrame:
     logs = np.log(spent.set_index(["setting", "method", "seed"])["tokens_through_model"]).sort_index()
     for (setting, method), own in spent.groupby(["setting", "method"], sort=False):
         row = {"setting": setting, "method": method, "level": own["level"].iloc[0], "seeds": len(own)}
-        row["validation_items"] = items_of(runs[runs["run_id"].isin(own["run_id"])], "eval_items")
+        row["validation_items"] = items_of_split(tables, runs[runs["run_id"].isin(own["run_id"])], "validation")
         row["reached"] = own["step"].notna().sum()
         row |= own[list(_LABELS)].fillna(np.inf).median().replace(np.inf, np.nan).to_dict()
         if method != "grpo" and (setting, "grpo") in logs.index:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from replication.names import HEADLINE, METHOD_LABELS, SETTING_LABELS, TASK_LABELS, trained_in
 from replication.randomness import numpy_stream
 from replication.report import style as p
-from replication.report.select import by_seed, curves_of, items_of
+from replication.report.select import by_seed, curves_of, items_of, items_of_split
 from replication.report.wording import counted, listing, number, percent, span
 from replication.statistics import Estimate, Tables, accuracy, answers, bootstrap, difference, mean_over_seeds, runs_of, table
 
@@ -144,7 +144,7 @@ def learning_table(tables: Tables, profile: str) -> pd.DataFrame:
             later = float(np.interp(mean.index[-1] * 2 / 3, mean.index, mean))
             row = {"setting": setting, "method": method, "seeds": wide.shape[1], "steps": mean.index[-1]}
             own = runs[(runs["setting"] == setting) & (runs["method"] == method)]
-            row["validation_items"] = items_of(own, "eval_items")
+            row["validation_items"] = items_of_split(tables, own, "validation")
             row |= {"start": mean.iloc[0], "two_thirds": later, "end": mean.iloc[-1]}
             own_rises = [of.iloc[-1] - np.interp(wide.index[-1] * 2 / 3, of.index, of) for _, of in wide.dropna(axis=1).items()]
             rise = mean_over_seeds(own_rises)

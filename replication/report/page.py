@@ -84,7 +84,7 @@ def update_tables(profile: str, results_dir: str | Path, *, variant: str = "defa
 def find_tables(profile: str, results_dir: str | Path) -> tuple[Tables, Path | None]:
     """The tables of ``results_dir``, or else those committed under results/<profile>, or else none at all; and where they lie."""
     for folder in (Path(results_dir), RESULTS / profile):
-        if any(folder.glob("*.csv")):
+        if any(folder.glob("runs.csv*")):  # `make prompts` and `diagnose` write others before anything is trained
             return read_tables(folder), folder
     return {}, None
 

@@ -310,6 +310,21 @@ def test_held_out_accuracy_has_its_own_number_of_items():
     assert counts["word_problems after", "grpo"] == 10 and pd.isna(counts["multiplication", "grpo"])
 
 
+def test_items_of_a_small_split_are_counted_and_not_taken_from_the_limit():
+    """Of 20 validation items of a reader's own, eval_items = 200 answered: every table said 200."""
+    tables = synthetic.tuned(synthetic.headline(items=60, seeds=2))
+    runs, items = tables["runs"].assign(eval_items=200, validation_accuracy=0.5), tables["items"]
+    small = items[items["item_id"].str.contains(r"-00[01]\d$")]
+    tables |= {"runs": runs, "items": pd.concat([items, small.assign(split="validation"), small.assign(split="train")])}
+    for name in ("learning_curves", "price_of_accuracy", "learning_rate"):
+        assert set(EXHIBITS[name].tabulate(tables, "nano")["validation_items"]) == {20}, name
+    tables["runs"] = runs.assign(train_accuracy=np.linspace(0, 1, len(runs)))
+    table = EXHIBITS["regularisation"].tabulate(tables, "nano").set_index("measure")["items"]
+    assert set(table["items trained on"]) == {20}
+    tables["items"] = items  # tables of before these were kept: the limit is all there is
+    assert set(EXHIBITS["learning_curves"].tabulate(tables, "nano")["validation_items"]) == {200}
+
+
 def test_collapsed_runs_are_counted_and_crossed(tables: dict[str, pd.DataFrame]):
     runs = tables["runs"].copy()
     one = (runs["ablation"] == "full_vs_sparse") & (runs["task"] == "multiplication") & (runs["method"] == "s_grpo")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from replication.report import (
     EXHIBITS,
     build,
     conclusions,
+    find_tables,
     negative_results,
     notebook_page,
     plan_sentence,
@@ -33,7 +35,7 @@ from replication.report.appendix import ledger, svamp_split
 from replication.report.html import formula
 from replication.report.wording import interval, number, percent, shown_table, span
 from replication.statistics import CREDIT, SPARSITY, detectable_differences, verdicts, with_setting
-from replication.tables import read_tables, write_tables
+from replication.tables import KINDS, frame, read_tables, write_tables
 
 MANIFEST = {
     "commit": "0" * 40,
@@ -176,6 +178,16 @@ def test_a_report_of_almost_nothing_says_not_run(tables, tmp_path):
 def test_without_tables_there_is_one_clear_line(tmp_path):
     with pytest.raises(UserError, match="no tables"):
         build(tmp_path, "nano")
+
+
+def test_prompts_alone_do_not_hide_the_committed_tables(folder, tmp_path, monkeypatch):
+    """After `make prompts` in a fresh clone the notebooks showed its one table, and "not run" for all else."""
+    monkeypatch.setattr("replication.report.page.RESULTS", tmp_path / "committed")
+    write_tables({"prompts": frame([], KINDS["prompts"], ["profile"])}, tmp_path / "own")
+    assert find_tables("nano", tmp_path / "own") == ({}, None)
+    shutil.copytree(folder, tmp_path / "committed" / "nano")
+    found, where = find_tables("nano", tmp_path / "own")
+    assert where == tmp_path / "committed" / "nano" and len(found["runs"])
 
 
 # Sentences -----------------------------------------------------------------------------------------------------------------
