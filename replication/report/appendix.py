@@ -149,7 +149,7 @@ def provenance(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Python", _of_the_runs(manifest, "python")),
         ("packages", _of_the_runs(manifest, "packages")),
         ("time of all runs, one after the other", f"{seconds / 60:.1f} min" if seconds else ""),
-        ("peak memory of one run", f"{memory / 1e9:.2f} GB" if memory else ""),
+        ("most memory that a process held", f"{memory / 1e9:.2f} GB" if memory else ""),
     ]
     return [(name, value) for name, value in rows if value]
 

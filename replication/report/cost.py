@@ -24,8 +24,6 @@ _LABELS = {
     "tflop": "TFLOP of training\n(sampling included)",
     "seconds": "seconds of training\n(sampling included)",
 }
-#: What spending_table has beside them, which no curve shows.
-_MEMORY = "peak_memory_mb"
 _SECONDS = ("rollout_s", "score_s", "update_s")
 _SECONDS_ARE = (
     "Seconds: of the machine that trained, other work on it included; divided evenly over a run's steps, although groups that tie "
@@ -67,21 +65,16 @@ def _flops_per_token(tables: Tables, profile: str) -> dict[str, float]:
 
 
 def spending_table(tables: Tables, profile: str) -> pd.DataFrame:
-    """Per setting and method: what a whole training spends, mean over seeds, and its share of what full-token GRPO spends.
-
-    peak_memory_mb: the most that the process held, in 10^6 bytes.
-    """
+    """Per setting and method: what a whole training spends, mean over seeds, and its share of what full-token GRPO spends."""
     runs, spent = _spent(tables, profile)
     if spent.empty:
         return pd.DataFrame()
     ends = runs.merge(spent.groupby("run_id").last().drop(columns="step"), on="run_id", suffixes=("_run", ""))
-    timings = table(tables, "timings", ("run_id", "peak_rss_bytes")).drop_duplicates("run_id").set_index("run_id")
-    ends[_MEMORY] = ends["run_id"].map(timings["peak_rss_bytes"]).astype(float) / 1e6
     rows = []
     for (setting, method), own in ends.groupby(["setting", "method"], sort=False):
         full = ends[(ends["setting"] == setting) & (ends["method"] == "grpo")]
         row = {"setting": setting, "method": method, "seeds": own["seed"].nunique()}
-        for name in (*_LABELS, _MEMORY):
+        for name in _LABELS:
             row |= {name: own[name].mean(), f"{name}_%_of_grpo": 100 * own[name].mean() / full[name].mean()}
         rows.append(row)
     return pd.DataFrame(rows)

@@ -17,7 +17,7 @@ from matplotlib.text import Text
 from PIL import Image
 
 from replication.report import COLOURS, EXHIBITS, MARKERS, figure_style, save_figure
-from replication.report.cost import price_table, prices, spending_table
+from replication.report.cost import price_table, prices
 from replication.statistics import with_setting
 
 #: What ``diagnose`` measures and made-up tables of runs do not hold.
@@ -151,7 +151,7 @@ def _prices(ends: tuple[float, ...] = (0.9,)) -> dict[str, pd.DataFrame]:
         curves += [(name, step, "validation_accuracy", value) for step, value in {0: 0.4, 25: 0.6, 50: 0.7, 75: end}.items()]
         for metric, each in (("tokens_in_loss", 50.0), ("tokens_generated", 8.0), ("tokens_forwarded", 2.0)):
             curves += [(name, step, metric, each) for step in range(1, 76)]
-        timings.append({"run_id": name, "rollout_s": 6.0, "score_s": 2.0, "update_s": 1.0, "peak_rss_bytes": np.nan})
+        timings.append({"run_id": name, "rollout_s": 6.0, "score_s": 2.0, "update_s": 1.0})
     frame = pd.DataFrame(curves, columns=["run_id", "step", "metric", "value"])
     return {"runs": pd.DataFrame(runs), "curves": frame, "timings": pd.DataFrame(timings)}
 
@@ -333,13 +333,6 @@ def test_collapsed_runs_are_counted_and_crossed(tables: dict[str, pd.DataFrame])
     counts = shown.table.set_index(["setting", "method"])["collapsed"]
     assert counts["multiplication", "s_grpo"] == 1 == counts.sum()
     assert "crossed: 1 collapsed" in _words(shown.figure)
-
-
-def test_the_memory_of_a_method_is_the_mean_of_its_processes_peaks():
-    tables = _prices((0.9, 0.8))
-    assert np.isnan(spending_table(tables, "nano")["peak_memory_mb"]).all(), "not measured is missing"
-    tables["timings"]["peak_rss_bytes"] = [800e6, 850e6]
-    assert spending_table(tables, "nano")["peak_memory_mb"].item() == pytest.approx(825)
 
 
 def test_flops_are_tokens_times_those_of_one():
