@@ -57,9 +57,8 @@ def _spent(tables: Tables, profile: str) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 def _flops_per_token(tables: Tables, profile: str) -> dict[str, float]:
     """FLOPs of a sampled and of an update's token by the metric of curves.csv that counts such tokens; empty if not measured."""
-    found = table(tables, "credit", ("profile", "policy", "quantity", "value"))
-    found = found[(found["profile"] == profile) & (found["policy"] == "base")].drop_duplicates("quantity")
-    found = found.set_index("quantity")["value"]
+    found = table(tables, "credit", ("profile", "quantity", "value"))
+    found = found[found["profile"] == profile].drop_duplicates("quantity").set_index("quantity")["value"]
     names = {"tokens_generated": "flops_sampled_token", "tokens_forwarded": "flops_updated_token"}
     return {metric: float(found[name]) for metric, name in names.items()} if set(names.values()) <= set(found.index) else {}
 

@@ -66,7 +66,7 @@ KINDS: dict[str, dict[str, str]] = {
     },
     # Optional: made by `diagnose`, from groups sampled afresh and not from runs.
     "credit": {
-        **dict.fromkeys(("profile", "task", "asides", "policy", "method", "selector", "quantity", "unit"), "str"),
+        **dict.fromkeys(("profile", "task", "asides", "method", "selector", "quantity", "unit"), "str"),
         **{"value": "float", "low": "float", "high": "float", "n": "int", "redraws": "int", "seed": "int"},
     },
     "worked_example": {

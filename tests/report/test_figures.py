@@ -339,7 +339,7 @@ def test_flops_are_tokens_times_those_of_one():
     tables = _prices()
     assert np.isnan(prices(tables, "nano")["tflop"]).all(), "not measured is missing"
     values = {"flops_sampled_token": 10.0, "flops_updated_token": 30.0}
-    row = {"profile": "nano", "task": "word_problems", "policy": "base", "method": "generated"}
+    row = {"profile": "nano", "task": "word_problems", "method": "generated"}
     tables["credit"] = pd.DataFrame([row | {"quantity": name, "value": value} for name, value in values.items()])
     (priced,) = prices(tables, "nano").to_dict("records")
     assert priced["tflop"] == pytest.approx(62.5 * (8 * 10 + 2 * 30) / 1e12)
