@@ -101,12 +101,14 @@ def build(results_dir: str | Path, profile: str) -> Path:
     tables = read_tables(results_dir)
     judged = verdicts(_claims(), tables)
     write_tables({"verdicts": judged}, results_dir)
-    exhibits = [exhibit.show(tables, profile) for exhibit in EXHIBITS.values()]
-    save_figures(exhibits, results_dir / "figures")
-    shown = [one.html(f"figures/{one.name}.png") for one in exhibits]
+    exhibits = {name: exhibit.show(tables, profile) for name, exhibit in EXHIBITS.items()}
+    save_figures(exhibits.values(), results_dir / "figures")
     manifest = read_json(results_dir / "manifest.json", "a manifest")
+    values = _context(tables, judged, manifest, results_dir, profile)
+    values["conclusions"] = conclusions(judged, tables, profile, exhibits["full_vs_sparse"].table)
+    values["exhibits"] = [one.html(f"figures/{one.name}.png") for one in exhibits.values()]
     page = results_dir / "report.html"
-    atomic_write(page, render("report.html", exhibits=shown, **_context(tables, judged, manifest, results_dir, profile)))
+    atomic_write(page, render("report.html", **values))
     return page
 
 
@@ -119,7 +121,6 @@ def _context(tables: Tables, judged: pd.DataFrame, manifest: Mapping[str, Any], 
     return {
         "profile": profile,
         "own_reward": listing(sorted(set(runs["reward"].dropna()))) if rewards else "",
-        "conclusions": conclusions(judged, tables, profile),
         "verdicts": verdict_table(judged),
         "power": power(tables, profile),
         "svamp_split": appendix.svamp_split(tables, profile),

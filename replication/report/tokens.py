@@ -124,8 +124,7 @@ def say_fraction(table: pd.DataFrame) -> list[str]:
 def contrast_table(tables: Tables, profile: str) -> pd.DataFrame:
     """What one way of picking tokens gains over another, in points, with its interval over seeds, templates and items in pairs."""
     table = selection_gap_table(tables, profile)
-    names = {"gap": "difference", "low": "difference_low", "high": "difference_high"}
-    return table[table["gap"].notna()].rename(columns=names).reset_index(drop=True)
+    return table[table["difference"].notna()].reset_index(drop=True)
 
 
 def draw_contrast(tables: Tables, profile: str, table: pd.DataFrame) -> Figure:

@@ -44,7 +44,6 @@ from replication.statistics.paired import (
     detectable_differences,
     difference,
     paired_tests,
-    rank_gap_table,
     selection_gap_table,
 )
 from replication.statistics.rates import at_best_rate, best_rate, end_of_grid, tuning
@@ -83,7 +82,6 @@ __all__ = [
     "mean_over_seeds",
     "paired_tests",
     "per_seed",
-    "rank_gap_table",
     "runs_of",
     "scores",
     "seed_spread",

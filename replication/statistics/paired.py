@@ -10,11 +10,10 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from replication.names import HEADLINE, METHOD_LABELS, TUNING_SEED
+from replication.names import HEADLINE, TUNING_SEED
 from replication.randomness import numpy_stream
 from replication.statistics.accuracies import Tables, answers, runs_of, templates_of
 from replication.statistics.intervals import POWER, Estimate, bootstrap, holm, mcnemar
-from replication.statistics.rates import at_best_rate
 
 #: For readers of the p-values and intervals.
 CORRECTION = (
@@ -28,7 +27,7 @@ _TOKENS = {
     "earliest": "the earliest tokens", "latest": "the latest tokens", "entropy": "the tokens of highest entropy",
     "low_entropy": "the tokens of lowest entropy", "prefix_cut": "a random prefix", "unbiased": "random tokens, weighed anew",
 }  # fmt: skip
-_GAP = ("seeds", "items", "gap", "low", "high", "equal_within", "design_effect")
+_GAP = ("seeds", "items", "difference", "difference_low", "difference_high", "equal_within", "design_effect")
 
 
 def pair(tables: Tables, left: pd.DataFrame, right: pd.DataFrame, split: str = "test") -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -92,37 +91,23 @@ def detectable_differences(tables: Tables, profile: str = "nano") -> pd.DataFram
     """The smallest difference of each sparse method to full-token GRPO that these seeds and items show four times in five.
 
     The half-width of the 95 % interval of the paired difference, times 1 + z(``POWER``) / z(0.975): a true difference of that size
-    has an interval without 0 so often. Columns setting, method, seeds, items, difference, low, high, equal_within (see
-    ``Estimate``), design_effect, detectable, in points.
+    has an interval without 0 so often. Columns setting, method, seeds, items, difference, difference_low, difference_high,
+    equal_within (see ``Estimate``), design_effect, detectable, in points.
     """
     rows = []
     for setting, methods in _by_setting(tables, profile):
         for method in [method for method in ("s_grpo", "t_spmo") if method in methods and "grpo" in methods]:
             if gap := _gap(tables, methods[method], methods["grpo"]):
-                half = (gap["high"] - gap["low"]) / 2
+                half = (gap["difference_high"] - gap["difference_low"]) / 2
                 gap["detectable"] = half * (1 + stats.norm.ppf(POWER) / stats.norm.ppf(0.975))
                 rows.append({"setting": setting, "method": method} | gap)
-    return pd.DataFrame(rows, columns=["setting", "method", *_GAP, "detectable"]).rename(columns={"gap": "difference"})
-
-
-def rank_gap_table(tables: Tables, profile: str) -> pd.DataFrame:
-    """Per setting, rank and sparse method: its accuracy minus that of full-token GRPO in points, each at its own best rate.
-
-    With the interval of the paired difference; that the rates were chosen is not part of it.
-    """
-    runs, out = runs_of(tables, "lora_rank", profile), []
-    for (setting, rank), own in runs.groupby(["setting", "lora_rank"], sort=False) if len(runs) else ():
-        at_best = {method: at_best_rate(mine) for method, mine in own.groupby("method")}
-        for method in [method for method in ("s_grpo", "t_spmo") if method in at_best and "grpo" in at_best]:
-            row = {"setting": setting, "rank": int(rank), "method": METHOD_LABELS[method]}
-            out.append(row | _gap(tables, at_best[method], at_best["grpo"]))
-    return pd.DataFrame(out, columns=["setting", "rank", "method", *_GAP])
+    return pd.DataFrame(rows, columns=["setting", "method", *_GAP, "detectable"])
 
 
 def selection_gap_table(tables: Tables, profile: str) -> pd.DataFrame:
     """How much it matters which tokens are credited, and with what credit: contrasts of the token fraction, in points.
 
-    Columns setting, tokens, reference, share (percent of the tokens) and the gap with the interval of the paired difference.
+    Columns setting, tokens, reference, share (percent of the tokens) and the paired difference with its interval.
     Credit without sparsity: GRPO with T-SPMO's credit added minus GRPO. Sparsity at the same credit: T-SPMO minus that. T-SPMO
     and S-GRPO's rule, each minus the random share nearest to its own, within a factor of two. S-GRPO's rule minus the same without
     the prefix that it always keeps (cutoff 0). Each other choice of tokens minus as many at random, and the highest entropy minus
@@ -178,5 +163,5 @@ def _gap(tables: Tables, left: pd.DataFrame, right: pd.DataFrame) -> dict[str, f
     if found is None:
         return {}
     found = found.scaled(100)
-    values = (found.seeds, found.items, found.value, found.low, found.high, found.equal_within, found.design_effect)
-    return dict(zip(_GAP, values, strict=True))
+    row = {"seeds": found.seeds, "items": found.items} | found.columns("difference")
+    return row | {"equal_within": found.equal_within, "design_effect": found.design_effect}

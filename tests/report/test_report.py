@@ -472,7 +472,7 @@ def test_power_is_two_sentences_and_calls_alike_only_what_is_within_five_points(
     said = power(tables, "nano")
     found = detectable_differences(tables, "nano")
     assert f"{span(found['detectable'])} points" in said and "3 seeds" in said and power({}, "nano") == "Not run."
-    alike = found[(found["low"] <= 0) & (found["high"] >= 0) & (found["equal_within"] < 5)]
+    alike = found[(found["difference_low"] <= 0) & (found["difference_high"] >= 0) & (found["equal_within"] < 5)]
     assert len(alike) == said.count(" points for ") > 0
     assert said.count(". ") == 1
     # Items of one template answered alike: fewer of them are independent, so the unpaired gap is larger.

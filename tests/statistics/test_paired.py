@@ -69,7 +69,7 @@ def test_paired_tests_count_discordant_items_seed_by_seed():
 def test_a_difference_of_the_detectable_size_is_found_four_times_in_five():
     few, many = (detectable_differences(synthetic_tables.headline(seeds=n)).set_index(["setting", "method"]) for n in (3, 10))
     assert list(few.index) == [(t, m) for t in ("word_problems after", "multiplication") for m in ("s_grpo", "t_spmo")]
-    half = (few["high"] - few["low"]) / 2
+    half = (few["difference_high"] - few["difference_low"]) / 2
     # A normal estimate with the true value at `detectable` has an interval of this half-width wholly above 0 in 80 %.
     z = numpy_stream(0, "bootstrap", "test", 18).normal(size=20_000)
     for name, row in few.iterrows():
@@ -213,12 +213,13 @@ def test_credit_and_sparsity_each_have_a_contrast_of_their_own():
         (81 - 69, 35.0),  # S-GRPO's rule minus many
         (81 - 67, 35.0),  # S-GRPO's rule minus bare
     ]
-    assert table["gap"].tolist() == pytest.approx([gap for gap, _ in by_hand])
+    assert table["difference"].tolist() == pytest.approx([gap for gap, _ in by_hand])
     assert table["share"].tolist() == pytest.approx([share for _, share in by_hand])
-    assert (table["low"] <= table["gap"]).all() and (table["gap"] <= table["high"]).all() and set(table["seeds"]) == {2}
+    assert (table["difference_low"] <= table["difference"]).all() and (table["difference"] <= table["difference_high"]).all()
+    assert set(table["seeds"]) == {2}
 
 
 def test_random_tokens_at_another_share_are_no_match_for_t_spmo():
     """The default plan has random tokens at S-GRPO's share alone, sixty times that of T-SPMO. What counts is what was kept."""
-    assert selection_gap_table(_token_choices("few"), "nano")["gap"].tolist() == pytest.approx([5, -12, 12, 14])
-    assert selection_gap_table(_token_choices("added", "few"), "nano")["gap"].tolist() == pytest.approx([12, 14])
+    assert selection_gap_table(_token_choices("few"), "nano")["difference"].tolist() == pytest.approx([5, -12, 12, 14])
+    assert selection_gap_table(_token_choices("added", "few"), "nano")["difference"].tolist() == pytest.approx([12, 14])
