@@ -5,7 +5,6 @@ A missing value is empty, never 0. What varies from machine to machine (seconds,
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -151,7 +150,7 @@ def tables_manifest(planned: Sequence[PlannedRun], runs_dir: str | Path) -> dict
         timing = _timing_row(run_id, folder)
         earlier = found.get("earlier_starts") or []
         starts[run_id] = [found, *earlier]
-        runs[run_id] = {"seed": config.seed, "config_sha256": hashlib.sha256(config.model_dump_json().encode()).hexdigest()}
+        runs[run_id] = {"seed": config.seed}
         origin = ("commit", "model_commit", "base_sha256", "task_version", "python", "packages", "cpu", "gpu", "finished")
         runs[run_id] |= {name: found.get(name) for name in origin}
         runs[run_id] |= {"dirty": _dirty(starts[run_id]), **({"earlier_starts": earlier} if earlier else {})}

@@ -31,8 +31,7 @@ def chosen(runs: pd.DataFrame) -> pd.Series:
 
 
 def test_the_peak_comes_with_the_rates_of_single_seeds():
-    # Means 0.55, 0.76, 0.80, 0.45: the peak is 4e-3, and 2e-3 is within 0.05 of it. The first seed alone peaks at 2e-3, the second at
-    # 4e-3.
+    # Means 0.55, 0.76, 0.80, 0.45: the peak is 4e-3, and 2e-3 is within 0.05 of it. Alone, the first seed peaks at 2e-3.
     row = chosen(tried(FIRST, SECOND))
     assert row["learning_rate"] == 4e-3 and row["forgiving"] == pytest.approx(2)
     assert row[ALONE].tolist() == pytest.approx([2e-3, 4e-3])
