@@ -50,7 +50,6 @@ def show_source(*things: Any) -> HTML:
 
     Each piece is named by its file. Colours are written into the HTML on a light ground, so that a dark theme can show them too.
     """
-    from IPython.display import HTML
     from pygments import highlight
     from pygments.formatters import HtmlFormatter
     from pygments.lexers import PythonLexer

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from replication.config import ExperimentConfig
 from replication.errors import UserError
 from replication.names import SCHEMA_VERSION
 from replication.runs import RunSummary, atomic_write, explained, make_folder, read_json, to_json
@@ -205,11 +206,7 @@ def _name(path: Path) -> str:
 
 
 def _kinds(name: str) -> dict[str, str]:
-    if name != "runs":
-        return KINDS.get(name, {})
-    from replication.config import ExperimentConfig
-
-    return run_columns(ExperimentConfig)
+    return run_columns(ExperimentConfig) if name == "runs" else KINDS.get(name, {})
 
 
 def _remedy(path: Path) -> str:

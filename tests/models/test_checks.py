@@ -276,7 +276,6 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     seen: list[str] = []
     for module in (credit, prompts):
         monkeypatch.setattr(module, "load_policy", lambda config: seen.append(config.model))
-    monkeypatch.setattr(prompts.measure_prompts, "__kwdefaults__", {"load": lambda config: seen.append(config.model)})
     return seen
 
 
