@@ -15,7 +15,6 @@ from replication.runs import read_json
 FOLDER = ROOT / "notebooks"
 
 
-
 def notebook_names(folder: Path = FOLDER) -> list[str]:
     """The notebooks in reading order, without their suffix."""
     return sorted(path.stem for path in folder.glob("[0-9]*.ipynb"))

@@ -24,6 +24,7 @@ from replication.report.style import (
     not_run,
     panels,
     percent_axis,
+    png,
     save_figure,
 )
 
@@ -46,6 +47,7 @@ __all__ = [
     "plan_frame",
     "plan_sentence",
     "plan_table",
+    "png",
     "power",
     "publish",
     "rebuild_tables",

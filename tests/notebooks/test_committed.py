@@ -101,7 +101,6 @@ def test_formulas_can_be_set_without_a_browser(name: str) -> None:
             with_formulas(cell["source"] if isinstance(cell["source"], str) else "".join(cell["source"]))
 
 
-
 @pytest.mark.parametrize("name", COMMITTED)
 def test_the_commands_that_a_notebook_names_exist(name: str) -> None:
     """The report once sent its readers to a target of make that does something else."""
