@@ -8,11 +8,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from replication.names import HEADLINE, METHOD_LABELS, SETTING_LABELS, TASK_LABELS, trained_in
-from replication.randomness import numpy_stream
 from replication.report import style as p
 from replication.report.select import by_seed, curves_of, items_of, items_of_split
 from replication.report.wording import counted, listing, number, percent, span
-from replication.statistics import Estimate, Tables, accuracy, answers, bootstrap, difference, mean_over_seeds, runs_of, table
+from replication.statistics import Tables, accuracy, difference, mean_over_seeds, runs_of, table
 
 #: A method has levelled off if its validation accuracy rose by less than this many points in the last third of the steps.
 LEVEL = 1.0
@@ -34,7 +33,8 @@ def accuracy_table(tables: Tables, profile: str) -> pd.DataFrame:
     for (setting, method), own in runs.groupby(["setting", "method"], sort=False):
         whole = found = accuracy(tables, own).scaled(100)
         row = {"setting": setting, "method": method, "seeds": found.seeds, "items": items_of(own)}
-        if method == "base" and (shared := _on_shared_items(tables, own, runs[runs["setting"] == setting])):
+        trained = runs[(runs["setting"] == setting) & (runs["method"] != "base")]
+        if method == "base" and len(trained) and (shared := accuracy(tables, own, shared_with=trained)):
             found, row["items"] = shared.scaled(100), shared.items
         row |= found.columns("accuracy") | dict.fromkeys(("gain", "gain_low", "gain_high"), np.nan)  # beside it for the base too
         if method != "base" and setting in base and (gain := difference(tables, own, base[setting])):
@@ -46,18 +46,6 @@ def accuracy_table(tables: Tables, profile: str) -> pd.DataFrame:
         of_all = whole.columns("accuracy_all_items") | {"all_items": items_of(own)}
         rows.append(row | (of_all if method == "base" else dict.fromkeys(of_all, np.nan)))
     return pd.DataFrame(rows)
-
-
-def _on_shared_items(tables: Tables, base: pd.DataFrame, runs: pd.DataFrame) -> Estimate | None:
-    """The base's accuracy over the test items that every trained run of its setting answered; None where there are none."""
-    matrix = answers(tables, base)
-    trained = [answers(tables, own) for method, own in runs.groupby("method", sort=False) if method != "base"]
-    for other in trained:
-        matrix = matrix[matrix.columns.intersection(other.columns)]
-    if not trained or matrix.size == 0:
-        return None
-    rng = numpy_stream(0, "bootstrap", "accuracy", "shared items", *sorted(base["run_id"].astype(str)))
-    return bootstrap(matrix, None, rng, templates=list(matrix.columns.get_level_values("template")))
 
 
 def _held_out_items(tables: Tables, runs: pd.DataFrame) -> pd.Series:

@@ -159,21 +159,32 @@ def templates_of(matrix: pd.DataFrame) -> list[str]:
     return list(matrix.columns.get_level_values("template"))
 
 
-def accuracy(tables: Tables, runs: pd.DataFrame, split: str = "test") -> Estimate | None:
+def accuracy(
+    tables: Tables, runs: pd.DataFrame, split: str = "test", *, shared_with: pd.DataFrame | None = None
+) -> Estimate | None:
     """Accuracy of some runs, one for each seed, on a split: a fraction with its interval; None without runs.
 
     The bootstrap draws from a stream of these very runs, so that one accuracy has one interval wherever it is shown. Where the
     answers of a run are not in the tables, the t interval over seeds.
+
+    Args:
+        shared_with: other runs, of any methods: only the items that every one of them answered too count; None if there are none.
     """
     if runs.empty:
         return None
-    matrix = answers(tables, runs, split)
-    if matrix.size == 0 or len(matrix) < runs["run_id"].nunique():
+    matrix, names = answers(tables, runs, split), sorted(set(runs["run_id"].astype(str)))
+    if shared_with is not None:
+        for _, others in shared_with.groupby("method"):
+            matrix = matrix[matrix.columns.intersection(answers(tables, others, split).columns)]
+        if matrix.size == 0:
+            return None
+        names = ["shared items", *names]
+    elif matrix.size == 0 or len(matrix) < runs["run_id"].nunique():
         column = "accuracy" if split == "test" else f"{split}_accuracy"
         over_seeds = mean_over_seeds(runs.drop_duplicates("run_id")[column].astype(float))
         low, high = (float(np.clip(end, 0, 1)) for end in (over_seeds.low, over_seeds.high))
         return replace(over_seeds, low=low, high=high)
-    rng = numpy_stream(0, "bootstrap", "accuracy", *sorted(set(runs["run_id"].astype(str))))
+    rng = numpy_stream(0, "bootstrap", "accuracy", *names)
     return bootstrap(matrix, None, rng, templates=templates_of(matrix))
 
 
