@@ -28,10 +28,9 @@ def gain_table(tables: Tables, profile: str) -> pd.DataFrame:
     the two answers nothing parsable its c does not exist, and the whole gain is one of form. Empty without ``parsed`` in the
     items, and under a reward of one's own.
     """
-    items = table(tables, "items", ("run_id", "item_id", "correct"))
-    items = items[items["split"] == "test"] if "split" in items else items
-    items = items.merge(runs_of(tables, HEADLINE, profile)[["run_id", "setting", "method"]], on="run_id")
-    if items.empty or "parsed" not in items or items[["parsed", "correct"]].isna().any(axis=None):
+    items = table(tables, "items", ("run_id", "split", "item_id", "correct", "truncated", "parsed"))
+    items = items[items["split"] == "test"].merge(runs_of(tables, HEADLINE, profile)[["run_id", "setting", "method"]], on="run_id")
+    if items.empty or items[["parsed", "correct"]].isna().any(axis=None):
         return pd.DataFrame()
     parsable = (items["parsed"] == 1) & (items["truncated"] == 0)
     items, rows = items.assign(parsable=parsable), []

@@ -1,4 +1,4 @@
-"""What exhibits take from the tables besides runs."""
+"""Small selections that several exhibits share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How sentences and table cells write numbers and names; every number in the report passes through here."""
+"""How the report writes numbers and names."""
 
 from __future__ import annotations
 

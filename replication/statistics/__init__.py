@@ -1,8 +1,8 @@
 """Intervals, paired comparisons, the choice of a learning rate, and a verdict for each claim.
 
 In: the tables. Out: numbers with intervals, and verdicts; nothing here draws. ``accuracy`` gives an accuracy with its interval,
-``difference`` a paired difference with its interval, and everything else is made of the two. Start with ``intervals`` for the
-mathematics, ``accuracies`` for what counts, ``judging`` for the verdicts.
+``difference`` a paired difference with its interval. Start with ``intervals`` for the mathematics, ``accuracies`` for what counts,
+``judging`` for the verdicts.
 """
 
 from __future__ import annotations
