@@ -84,9 +84,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     diagnose.add_argument("--problems", type=int, default=32, metavar="N", help="validation problems (default: 32)")
     diagnose.add_argument("--redraws", type=int, default=4, metavar="K", help="groups sampled for each problem (default: 4)")
-    diagnose.add_argument(
-        "--run", type=Path, action="append", default=[], metavar="DIR", help="also at the end of this finished run"
-    )
     diagnose.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="another value of a config field")
 
     prompts = command("prompts", "measure the base under each prompt template on the validation split; writes prompts.csv")

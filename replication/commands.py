@@ -161,10 +161,8 @@ def diagnose(options: argparse.Namespace) -> int:
     from replication.tables import write_tables
 
     _check_writable(out)
-    tables, took = measure(
-        options.profile, task=options.task, problems=options.problems, redraws=options.redraws, run_dirs=options.run,
-        **parse_settings(options.set),
-    )  # fmt: skip
+    size = {"problems": options.problems, "redraws": options.redraws}
+    tables, took = measure(options.profile, task=options.task, **size, **parse_settings(options.set))
     about = {**manifest(), **took, **peak_memory(), "made": now(), "tables": [f"{name}.csv" for name in tables]}
     write_tables(tables, out, notes={"diagnostics": about})
     say(f"{out / 'credit.csv'} and worked_example.csv, {took['seconds']} s")

@@ -118,7 +118,6 @@ BAD = {
     "nothing there": (["report", "--out", "/nonexistent-results"], "no tables in /nonexistent-results"),
     "no tables": (["figures", "--out", "/nonexistent-results"], "no tables in /nonexistent-results"),
     "no truth there": (["diagnose", "--task", "svamp"], "--task: invalid choice: 'svamp'"),
-    "no such run": (["diagnose", "--run", "/nonexistent-run"], "there is no finished run in /nonexistent-run"),
     "a path for a notebook": (["notebooks", "../notebooks/00_overview"], "a name without folder and suffix"),
     "threads nobody has": (["run", "--set", "threads=1000"], "threads: Input should be less than or equal to 256"),
     "unknown notebook": (["notebooks", "77_nothing", "--no-train"], "there is no notebook 77_nothing"),

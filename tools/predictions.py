@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from replication.names import METHOD_LABELS, RESULTS
+from replication.names import HEADLINE, METHOD_LABELS, RESULTS
 from replication.report import LEVEL, interval, learning_table, number
 from replication.statistics import (
     NEAR,
@@ -18,9 +18,9 @@ from replication.statistics import (
     accuracy,
     at_equal_accuracy,
     difference,
-    headline_runs,
     mean_over_seeds,
     per_seed,
+    runs_of,
     table,
 )
 from replication.tables import read_tables
@@ -70,7 +70,7 @@ RULES = (
 
 def measured(tables: Tables, rule: Rule) -> Estimate | None:
     """The measure with its interval, accuracies in percent or points; None where it was not run."""
-    runs = headline_runs(tables, "nano")
+    runs = runs_of(tables, HEADLINE, "nano")
     places = [(rule.setting, rule.method), *([rule.other] if rule.other else [])]
     sides = [runs[(runs["setting"] == _SHORT.get(place, place)) & (runs["method"] == method)] for place, method in places]
     if rule.measure.startswith("highest rate"):

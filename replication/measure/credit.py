@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,6 @@ import pandas as pd
 import torch
 
 from replication.algorithms import SELECTORS, build_trie
-from replication.base_files import base_fingerprint
 from replication.config import ExperimentConfig, load_profile
 from replication.errors import UserError
 from replication.groups import sample_groups
@@ -118,9 +116,7 @@ def measure(
     return measured
 
 
-def credit_table(
-    measured: _Measured, rules: Sequence[tuple[str, str]], config: ExperimentConfig, *, policy: str = "base"
-) -> list[dict[str, Any]]:
+def credit_table(measured: _Measured, rules: Sequence[tuple[str, str]], config: ExperimentConfig) -> list[dict[str, Any]]:
     """The rows of credit.csv: every quantity of every method with its 95 % percentile bootstrap interval over problems.
 
     Shares are ratios of sums over problems and redraws (tied groups have neither credit nor gradient), in percent.
@@ -132,14 +128,14 @@ def credit_table(
     cosine_with_grpo: between the true gradients of an update, corrected for noise, so that it can stray over 1 by chance.
     """
     problems, redraws = len(measured.credit), measured.redraws[0].count
-    rng = numpy_stream(config.seed, "bootstrap", "diagnostics", config.task, config.asides or "", policy)
+    rng = numpy_stream(config.seed, "bootstrap", "diagnostics", config.task, config.asides or "", "base")
     weights = np.concatenate([np.ones((1, problems)), rng.multinomial(problems, np.full(problems, 1 / problems), size=RESAMPLES)])
     rows: list[dict[str, Any]] = []
 
     def add(name: tuple[str, str], quantity: str, unit: str, draws: np.ndarray) -> None:
         finite = draws[1:][np.isfinite(draws[1:])]
         low, high = np.quantile(finite, [0.025, 0.975]) if len(finite) else (np.nan, np.nan)
-        row = {"profile": config.profile, "task": config.task, "asides": config.asides, "policy": policy}
+        row = {"profile": config.profile, "task": config.task, "asides": config.asides}
         row |= {"method": name[0], "selector": name[1]}
         row |= {"quantity": quantity, "unit": unit, "value": draws[0], "low": low, "high": high}
         rows.append(row | {"n": problems, "redraws": redraws, "seed": config.seed})
@@ -185,10 +181,9 @@ def diagnose(
     problems: int = PROBLEMS,
     redraws: int = REDRAWS,
     audit: int = AUDIT,
-    run_dirs: Sequence[Path] = (),
     **overrides: Any,
 ) -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:
-    """The tables ``credit`` and ``worked_example``, for the base in every setting and for the adapters of finished runs.
+    """The tables ``credit`` and ``worked_example``, for the base in every setting.
 
     The table credit also has the FLOPs of one token of the base (see ``flops_rows``). The problems are the first of the
     validation split; all chance comes from named streams of the profile's seed.
@@ -200,7 +195,7 @@ def diagnose(
         The tables, and what they took.
 
     Raises:
-        UserError: no such setting, too few problems or redraws for a variance, or a run directory without a fitting adapter.
+        UserError: no such setting, or too few problems or redraws for a variance.
     """
     settings = [s for s in SETTINGS if task in (None, s["task"]) and asides in (None, s["asides"])]
     if not settings:
@@ -209,7 +204,6 @@ def diagnose(
     first = configs[0]
     if redraws < 2 or problems < first.prompts_per_step:
         raise UserError(f"redraws must be 2 or more and problems {first.prompts_per_step} or more (an update's)")
-    saved = {run_dir: _config_of(run_dir, configs) for run_dir in run_dirs}  # before the base is measured for minutes
     torch.set_num_threads(first.threads)
     started = time.perf_counter()
     rows, example = [], []
@@ -217,47 +211,14 @@ def diagnose(
         generated = config.load_task()
         chosen = generated.validation[:problems]
         rules = contenders(profile, setting, controls=config is first)
-        trained = [run_dir for run_dir, own in saved.items() if (own.task, own.asides) == (config.task, config.asides)]
-        for run_dir in (None, *trained):
-            policy = load_policy(config) if run_dir is None else _trained(saved[run_dir], run_dir)
-            measured = measure(policy, config, generated, chosen, rules, redraws)
-            rows += credit_table(measured, list(rules), config, policy="base" if run_dir is None else Path(run_dir).name)
-            if run_dir is None and config is first:
-                rows += flops_rows(config, chosen)
-                methods = contenders(profile, setting, controls=False)
-                example = worked_example(policy, config, generated, chosen, methods, audit)
+        policy = load_policy(config)
+        rows += credit_table(measure(policy, config, generated, chosen, rules, redraws), list(rules), config)
+        if config is first:
+            rows += flops_rows(config, chosen)
+            methods = contenders(profile, setting, controls=False)
+            example = worked_example(policy, config, generated, chosen, methods, audit)
     tables = {
-        "credit": frame(rows, KINDS["credit"], ["task", "asides", "policy"]),
+        "credit": frame(rows, KINDS["credit"], ["task", "asides"]),
         "worked_example": frame(example, KINDS["worked_example"], ["task"]),
     }
     return tables, {"seconds": round(time.perf_counter() - started, 1), "problems": problems, "redraws": redraws, "audit": audit}
-
-
-def _config_of(run_dir: Path, configs: Sequence[ExperimentConfig]) -> ExperimentConfig:
-    """The config of a finished run whose adapter is whole and is one of this model, for one of these settings."""
-    from replication.runs import check_files, read_json, read_summary
-
-    if read_summary(run_dir) is None:
-        raise UserError(f"there is no finished run in {run_dir}: name another run")
-    saved = ExperimentConfig(**read_json(Path(run_dir) / "config.json", "a config"))
-    base = configs[0]
-    same_base = base_fingerprint(saved.model, saved.revision) == base_fingerprint(base.model, base.revision)
-    known = [(config.task, config.asides) for config in configs]
-    if not saved.lora_rank or (saved.task, saved.asides) not in known or not same_base:
-        raise UserError(f"{run_dir} holds no adapter of {base.model} for a task that is measured: name another run")
-    check_files(run_dir, ["adapter/adapter_model.safetensors"])
-    return saved
-
-
-def _trained(saved: ExperimentConfig, run_dir: Path) -> Policy:
-    """The policy at the end of a finished run."""
-    from peft import set_peft_model_state_dict
-    from safetensors.torch import load_file
-
-    from replication.runs import explained
-
-    policy = load_policy(saved)
-    file = Path(run_dir) / "adapter" / "adapter_model.safetensors"
-    with explained(file):
-        set_peft_model_state_dict(policy.model, load_file(file))
-    return policy

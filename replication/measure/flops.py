@@ -35,7 +35,7 @@ def flops_rows(config: ExperimentConfig, problems: Sequence[Problem]) -> list[di
     """Rows of credit.csv (method "generated"): flops_sampled_token and flops_updated_token, on prompts as long as these are."""
     policy = load_policy(config)
     tokens = max((policy.encode(problem.prompt) for problem in problems), key=len)
-    row = {"profile": config.profile, "task": config.task, "asides": config.asides, "policy": "base", "method": "generated"}
+    row = {"profile": config.profile, "task": config.task, "asides": config.asides, "method": "generated"}
     row |= {"selector": "generated", "unit": "FLOP", "n": len(tokens), "seed": config.seed}
     names = ("flops_sampled_token", "flops_updated_token")
     return [row | {"quantity": name, "value": value} for name, value in zip(names, flops_per_token(policy, tokens), strict=True)]

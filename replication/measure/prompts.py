@@ -7,7 +7,7 @@ ended by itself and holds a number, so that accuracy = parsable share × accurac
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import pandas as pd
 from replication.config import ExperimentConfig, load_profile, profile_plan
 from replication.errors import UserError
 from replication.evaluate import ItemResult, evaluate
-from replication.models import Policy, check_sizes, load_policy
+from replication.models import check_sizes, load_policy
 from replication.statistics import mean_over_items, wilson
 from replication.tables import KINDS, frame, read_tables, write_tables
 from replication.tasks import PROMPT_TEMPLATES as TEMPLATES
@@ -39,14 +39,7 @@ def configs(profile: str, task: str | None = None, **overrides: Any) -> list[Exp
     return listed
 
 
-def measure_prompts(
-    profile: str,
-    out: str | Path,
-    *,
-    task: str | None = None,
-    load: Callable[[ExperimentConfig], Policy] = load_policy,
-    **overrides: Any,
-):
+def measure_prompts(profile: str, out: str | Path, *, task: str | None = None, **overrides: Any) -> pd.DataFrame:
     """Evaluate the base under each template, write ``out``/prompts.csv after each, and return the table.
 
     A row that is there already for the same model, data and settings is kept. A template that the model does not have is in the
@@ -55,7 +48,6 @@ def measure_prompts(
     Args:
         profile: whose tasks, model and number of validation items (``eval_items``).
         task: only this one; a file of problems (``data``) means task jsonl.
-        load: how the model is loaded, once for all.
         overrides: other values of config fields.
     """
     planned = configs(profile, task, **overrides)
@@ -73,7 +65,7 @@ def measure_prompts(
         if row["run_id"] in earlier:
             rows.append(earlier[row["run_id"]] | {"chosen": row["chosen"]})
             continue
-        policy = policy or load(config)
+        policy = policy or load_policy(config)
         loaded = config.load_task()
         check_sizes(policy, config, loaded)
         rows.append(row | {"status": "done"} | shares(evaluate(policy, config, loaded, loaded.validation[: config.eval_items])))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import inspect
-import io
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from replication.names import CLAIMS, ROOT
-from replication.report import figure_style, negative_results, table_html, verdict_table
+from replication.report import negative_results, png, table_html, verdict_table
 from replication.statistics import Tables, load_claims, verdicts
 
 #: The stages of one training step, each with the package's name for it.
@@ -39,10 +38,7 @@ def readable(frame: pd.DataFrame) -> HTML:
 
 def picture(figure: Figure, alt: str = "figure") -> Image:
     """A figure as an image of its own size; the same figure gives the same bytes."""
-    data = io.BytesIO()
-    with figure_style():
-        figure.savefig(data, format="png", dpi=150, metadata={"Software": None})
-    return Image(data=data.getvalue(), format="png", width=round(100 * figure.get_figwidth()), alt=alt)
+    return Image(data=png(figure), format="png", width=round(100 * figure.get_figwidth()), alt=alt)
 
 
 def show_source(*things: Any) -> HTML:
@@ -50,7 +46,6 @@ def show_source(*things: Any) -> HTML:
 
     Each piece is named by its file. Colours are written into the HTML on a light ground, so that a dark theme can show them too.
     """
-    from IPython.display import HTML
     from pygments import highlight
     from pygments.formatters import HtmlFormatter
     from pygments.lexers import PythonLexer

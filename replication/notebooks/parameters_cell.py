@@ -13,15 +13,6 @@ from replication.names import ROOT
 from replication.runs import read_json
 
 FOLDER = ROOT / "notebooks"
-#: Parameters of notebooks that are no fields of ExperimentConfig.
-OPTIONS = {
-    "results_dir": "folder of run directories and tables, seen from notebooks/",
-    "variant": 'the plan: "default", or "full" with more seeds and finer grids',
-    "seeds": "seeds of the headline comparison; None = as many as the plan says",
-    "train": "run what is missing; False = only read the tables in results_dir",
-    "workers": "processes that train; None = one for each core",
-    "item": "which problem of the test split is looked at",
-}
 
 
 def notebook_names(folder: Path = FOLDER) -> list[str]:

@@ -1,7 +1,7 @@
 """Exhibits, verdicts and pages, from the tables alone: everything here can be made again without a model.
 
 In: the tables. Out: report.html, the figures, the pages of notebooks, and what the notebooks show.
-Start with ``exhibits``, the one list: ``EXHIBITS[name].show(tables, profile)`` is a figure, at most two sentences, and the table
+Start with ``exhibits``, the one list: ``EXHIBITS[name].show(tables, profile)`` is a figure, one or two paragraphs, and the table
 behind them. One module a topic holds how: headline, ablations, tokens, regimes, side_effects, cost, credit. ``advice`` says which
 setting to start with. ``style`` is what all figures share.
 """
@@ -25,6 +25,7 @@ from replication.report.style import (
     not_run,
     panels,
     percent_axis,
+    png,
     save_figure,
 )
 from replication.report.wording import interval, number
@@ -52,6 +53,7 @@ __all__ = [
     "plan_frame",
     "plan_sentence",
     "plan_table",
+    "png",
     "power",
     "publish",
     "rebuild_tables",

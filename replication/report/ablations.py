@@ -8,9 +8,9 @@ from matplotlib.figure import Figure
 
 from replication.names import HEADLINE, METHOD_LABELS, SETTING_LABELS
 from replication.report import style as p
-from replication.report.select import base_accuracy, items_of, methods_of
+from replication.report.select import base_accuracy, items_of, items_of_split, methods_of
 from replication.report.wording import counted, listing, number, percent, span
-from replication.statistics import Tables, best_rate, end_of_grid, in_order, rank_gap_table, runs_of, tuning
+from replication.statistics import Tables, at_best_rate, best_rate, difference, end_of_grid, in_order, runs_of, tuning
 
 # Learning rate -----------------------------------------------------------------------------------------------------------------
 
@@ -27,7 +27,7 @@ def rate_table(tables: Tables, profile: str) -> pd.DataFrame:
         return table
     table = in_order(table, "setting", "method", "learning_rate")
     table[["validation_accuracy", "accuracy"]] *= 100
-    counts = {key: (items_of(own, "eval_items"), items_of(own)) for key, own in runs.groupby(["setting", "method"])}
+    counts = {key: (items_of_split(tables, own, "validation"), items_of(own)) for key, own in runs.groupby(["setting", "method"])}
     table[["validation_items", "items"]] = [counts[key] for key in zip(table["setting"], table["method"], strict=True)]
     used = set(zip(headline["setting"], headline["method"], headline.get("learning_rate", []), strict=False))
     table["used"] = [row in used for row in table[["setting", "method", "learning_rate"]].itertuples(index=False, name=None)]
@@ -85,7 +85,8 @@ def say_rate(table: pd.DataFrame) -> list[str]:
 def rank_table(tables: Tables, profile: str) -> pd.DataFrame:
     """Per setting, method and rank, at the rate that validation chooses: test accuracy in percent, and the gap to GRPO in points.
 
-    Rank 0 is full fine-tuning. The gap has its interval over seeds, templates and items in pairs.
+    Rank 0 is full fine-tuning. The gap has its interval over seeds, templates and items in pairs; that the rates were chosen is
+    not part of it.
     """
     runs, rows = runs_of(tables, "lora_rank", profile), []
     for (setting, method, rank), own in runs.groupby(["setting", "method", "lora_rank"], sort=False) if len(runs) else ():
@@ -94,12 +95,14 @@ def rank_table(tables: Tables, profile: str) -> pd.DataFrame:
         row = {"setting": setting, "method": method, "rank": int(rank), "learning_rate": rate, "rates_tried": len(tried)}
         row |= {"edge": end_of_grid(rate, tried), "seeds": len(at_rate), "items": items_of(own)}
         row |= {"accuracy": at_rate.mean(), "lowest": at_rate.min(), "highest": at_rate.max()}
+        row |= dict.fromkeys(("gap", "gap_low", "gap_high"), np.nan)
+        full = runs[(runs["setting"] == setting) & (runs["lora_rank"] == rank) & (runs["method"] == "grpo")]
+        if method != "grpo" and len(full) and (gap := difference(tables, at_best_rate(own), at_best_rate(full))):
+            row |= gap.scaled(100).columns("gap")
         rows.append(row)
     if not rows:
         return pd.DataFrame()
-    gaps = rank_gap_table(tables, profile).rename(columns={"low": "gap_low", "high": "gap_high"})
-    gaps["method"] = gaps["method"].replace({label: name for name, label in METHOD_LABELS.items()})
-    table = pd.DataFrame(rows).merge(gaps[["setting", "rank", "method", "gap", "gap_low", "gap_high"]], how="left")
+    table = pd.DataFrame(rows)
     table = in_order(table.assign(size=table["rank"].replace(0, 10**9)), "setting", "method", "size")  # full fine-tuning is last
     return table.drop(columns="size")
 

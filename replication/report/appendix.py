@@ -28,10 +28,9 @@ def gain_table(tables: Tables, profile: str) -> pd.DataFrame:
     the two answers nothing parsable its c does not exist, and the whole gain is one of form. Empty without ``parsed`` in the
     items, and under a reward of one's own.
     """
-    items = table(tables, "items", ("run_id", "item_id", "correct"))
-    items = items[items["split"] == "test"] if "split" in items else items
-    items = items.merge(runs_of(tables, HEADLINE, profile)[["run_id", "setting", "method"]], on="run_id")
-    if items.empty or "parsed" not in items or items[["parsed", "correct"]].isna().any(axis=None):
+    items = table(tables, "items", ("run_id", "split", "item_id", "correct", "truncated", "parsed"))
+    items = items[items["split"] == "test"].merge(runs_of(tables, HEADLINE, profile)[["run_id", "setting", "method"]], on="run_id")
+    if items.empty or items[["parsed", "correct"]].isna().any(axis=None):
         return pd.DataFrame()
     parsable = (items["parsed"] == 1) & (items["truncated"] == 0)
     items, rows = items.assign(parsable=parsable), []
@@ -135,18 +134,29 @@ def _listed(value: Any) -> str:
 
 
 def provenance(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What a reader asks of manifest.json first: commits, seeds, machine, time; what it does not hold is left out."""
+    """What a reader asks of manifest.json first: commits, seeds, machine, time; what it does not hold is left out.
+
+    Machine and software are those that trained. The manifest's own are of the process that wrote the tables.
+    """
     seconds, memory = manifest.get("seconds_of_all_runs"), manifest.get("peak_rss_bytes")
     rows = [
         ("runs made from commit", ", ".join(manifest.get("run_commits") or [])),
         ("uncommitted changes", {True: "yes", False: "no"}.get(manifest.get("runs_dirty"), "")),
         ("seeds", ", ".join(map(str, manifest.get("seeds") or []))),
-        ("processor", f"{manifest.get('cpu') or ''}, {manifest.get('cores') or '?'} cores"),
-        ("GPU", manifest.get("gpu") or "none"),
-        ("system", manifest.get("platform") or ""),
-        ("Python", manifest.get("python") or ""),
-        ("packages", ", ".join(f"{name} {version}" for name, version in (manifest.get("packages") or {}).items())),
+        ("processor", _of_the_runs(manifest, "cpu")),
+        ("GPU", _of_the_runs(manifest, "gpu") or ("none" if manifest.get("runs") else "")),
+        ("Python", _of_the_runs(manifest, "python")),
+        ("packages", _of_the_runs(manifest, "packages")),
         ("time of all runs, one after the other", f"{seconds / 60:.1f} min" if seconds else ""),
-        ("peak memory of one run", f"{memory / 1e9:.2f} GB" if memory else ""),
+        ("most memory that a process held", f"{memory / 1e9:.2f} GB" if memory else ""),
     ]
     return [(name, value) for name, value in rows if value]
+
+
+def _of_the_runs(manifest: Mapping[str, Any], name: str) -> str:
+    """What all runs have of ``name``, from where it stands once or from each run; "" where none has it."""
+    values = [manifest.get(f"runs_{name}", run.get(name)) for run in manifest.get("runs", {}).values()]
+    if any(value != values[0] for value in values):
+        return "several, see manifest.json"
+    found = values[0] if values else None
+    return ", ".join(f"{key} {value}" for key, value in found.items()) if isinstance(found, dict) else found or ""

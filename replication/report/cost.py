@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from replication.names import HEADLINE, METHOD_LABELS, SETTING_LABELS, trained_in
 from replication.report import style as p
-from replication.report.select import by_seed, curves_of, items_of
+from replication.report.select import by_seed, curves_of, items_of_split
 from replication.report.wording import counted, interval, listing, number, span
 from replication.statistics import Tables, mean_over_seeds, runs_of, table
 
@@ -24,8 +24,6 @@ _LABELS = {
     "tflop": "TFLOP of training\n(sampling included)",
     "seconds": "seconds of training\n(sampling included)",
 }
-#: What spending_table has beside them, which no curve shows.
-_MEMORY = "peak_memory_mb"
 _SECONDS = ("rollout_s", "score_s", "update_s")
 _SECONDS_ARE = (
     "Seconds: of the machine that trained, other work on it included; divided evenly over a run's steps, although groups that tie "
@@ -59,29 +57,23 @@ def _spent(tables: Tables, profile: str) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 def _flops_per_token(tables: Tables, profile: str) -> dict[str, float]:
     """FLOPs of a sampled and of an update's token by the metric of curves.csv that counts such tokens; empty if not measured."""
-    found = table(tables, "credit", ("profile", "policy", "quantity", "value"))
-    found = found[(found["profile"] == profile) & (found["policy"] == "base")].drop_duplicates("quantity")
-    found = found.set_index("quantity")["value"]
+    found = table(tables, "credit", ("profile", "quantity", "value"))
+    found = found[found["profile"] == profile].drop_duplicates("quantity").set_index("quantity")["value"]
     names = {"tokens_generated": "flops_sampled_token", "tokens_forwarded": "flops_updated_token"}
     return {metric: float(found[name]) for metric, name in names.items()} if set(names.values()) <= set(found.index) else {}
 
 
 def spending_table(tables: Tables, profile: str) -> pd.DataFrame:
-    """Per setting and method: what a whole training spends, mean over seeds, and its share of what full-token GRPO spends.
-
-    peak_memory_mb: the most that the process held, in 10^6 bytes.
-    """
+    """Per setting and method: what a whole training spends, mean over seeds, and its share of what full-token GRPO spends."""
     runs, spent = _spent(tables, profile)
     if spent.empty:
         return pd.DataFrame()
     ends = runs.merge(spent.groupby("run_id").last().drop(columns="step"), on="run_id", suffixes=("_run", ""))
-    timings = table(tables, "timings", ("run_id", "peak_rss_bytes")).drop_duplicates("run_id").set_index("run_id")
-    ends[_MEMORY] = ends["run_id"].map(timings["peak_rss_bytes"]).astype(float) / 1e6
     rows = []
     for (setting, method), own in ends.groupby(["setting", "method"], sort=False):
         full = ends[(ends["setting"] == setting) & (ends["method"] == "grpo")]
         row = {"setting": setting, "method": method, "seeds": own["seed"].nunique()}
-        for name in (*_LABELS, _MEMORY):
+        for name in _LABELS:
             row |= {name: own[name].mean(), f"{name}_%_of_grpo": 100 * own[name].mean() / full[name].mean()}
         rows.append(row)
     return pd.DataFrame(rows)
@@ -186,7 +178,7 @@ def price_table(tables: Tables, profile: str) -> pd.DataFrame:
     logs = np.log(spent.set_index(["setting", "method", "seed"])["tokens_through_model"]).sort_index()
     for (setting, method), own in spent.groupby(["setting", "method"], sort=False):
         row = {"setting": setting, "method": method, "level": own["level"].iloc[0], "seeds": len(own)}
-        row["validation_items"] = items_of(runs[runs["run_id"].isin(own["run_id"])], "eval_items")
+        row["validation_items"] = items_of_split(tables, runs[runs["run_id"].isin(own["run_id"])], "validation")
         row["reached"] = own["step"].notna().sum()
         row |= own[list(_LABELS)].fillna(np.inf).median().replace(np.inf, np.nan).to_dict()
         if method != "grpo" and (setting, "grpo") in logs.index:

@@ -35,8 +35,8 @@ def noise_table(tables: Tables, profile: str) -> pd.DataFrame:
 
 def _by_setting(tables: Tables, profile: str) -> list[pd.DataFrame]:
     """The rows of credit.csv about the untrained base, a frame for each setting that was measured."""
-    credit = with_setting(tables.get("credit", pd.DataFrame(columns=["profile", "task", "policy"])))
-    credit = credit[(credit["profile"] == profile) & (credit["policy"] == "base")]
+    credit = with_setting(tables.get("credit", pd.DataFrame(columns=["profile", "task"])))
+    credit = credit[credit["profile"] == profile]
     return [credit[credit["setting"] == setting] for setting in SETTINGS if (credit["setting"] == setting).any()]
 
 

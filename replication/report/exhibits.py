@@ -1,4 +1,4 @@
-"""The one list of exhibits: each a question, a figure, at most two sentences, and the table of numbers behind both."""
+"""The one list of exhibits: each a question, a figure, one or two paragraphs, and the table of numbers behind both."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Shown:
 
     Attributes:
         table: the numbers behind figure and sentences, a frame without text formatting.
-        sentences: one or two, computed from ``table``; "Not run." where there is none.
+        sentences: one or two paragraphs, computed from ``table``; "Not run." where there is none.
         rewards: the runs had a reward of the reader's own: what is called accuracy elsewhere is a mean reward.
     """
 
@@ -59,7 +59,7 @@ class Exhibit:
     Attributes:
         tabulate: (tables, profile) -> the numbers; empty where nothing was run.
         draw: (tables, profile, numbers) -> the figure; the tables are for the dots of single seeds.
-        say: numbers -> at most two sentences.
+        say: numbers -> one or two paragraphs.
     """
 
     name: str
@@ -127,7 +127,7 @@ EXHIBITS = {exhibit.name: exhibit for exhibit in (
         side_effects.effects_table, side_effects.draw_effects, side_effects.say_effects,
     ),
     Exhibit(
-        "cost_to_reach", "Spending", "What has a method spent when it reaches an accuracy?",
+        "cost_to_reach", "Spending", "What does a whole training spend?",
         cost.spending_table, cost.draw_spending, cost.say_spending,
     ),
     Exhibit(

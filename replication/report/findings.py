@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pandas as pd
@@ -11,8 +11,9 @@ import yaml
 from replication.names import HEADLINE, METHOD_LABELS, NEGATIVE_RESULTS, SETTING_LABELS
 from replication.report.headline import LEVEL, accuracy_table, learning_table
 from replication.report.html import render
+from replication.report.select import items_of
 from replication.report.wording import counted, interval, listing, number, p_text, percent, span
-from replication.statistics import Estimate, Tables, detectable_differences, detectable_gap, difference, runs_of, seed_spread
+from replication.statistics import Tables, detectable_differences, detectable_gap, runs_of, seed_spread
 
 #: The setting that the claims on word problems are judged on.
 MAIN = "word_problems after"
@@ -28,15 +29,18 @@ _PHRASES = {
 }
 
 
-def conclusions(judged: pd.DataFrame, tables: Tables, profile: str) -> list[str]:
+def conclusions(judged: pd.DataFrame, tables: Tables, profile: str, table: pd.DataFrame | None = None) -> list[str]:
     """Five items for a reader who knows nothing yet: accuracy, whether GRPO improves, sparse against GRPO, speed, and tokens.
 
     One sentence where these runs judge no claim.
+
+    Args:
+        table: ``accuracy_table`` of these tables, where it is at hand: it takes a while.
     """
     own = judged[judged["scale"] == profile]
     if own.empty or (own["verdict"] == "not run").all():
         return ["These runs judge none of the claims."]
-    table, runs = accuracy_table(tables, profile), runs_of(tables, HEADLINE, profile)
+    table = accuracy_table(tables, profile) if table is None else table
     main = table[table["setting"] == (MAIN if MAIN in set(table["setting"]) else table["setting"].iloc[0])].set_index("method")
 
     def at(method: str) -> str:
@@ -48,59 +52,47 @@ def conclusions(judged: pd.DataFrame, tables: Tables, profile: str) -> list[str]
         f"Both learn from a part of the tokens. The paper reports over 70 % for both: {_verdict(own, 'C2', 'C3')}."
         + _under(table, 70),
         "The paper reports that GRPO with LoRA, which learns from every token, does not improve on SVAMP. "
-        + _improvement(_differences(tables, runs, "grpo", "base"))
+        + _improvement(table[(table["method"] == "grpo") & table["gain"].notna()])
         + (" The verdict stays open; its note says why." if _is_open(own, "C4") else ""),
-        _comparison({method: _differences(tables, runs, method, "grpo") for method in ("s_grpo", "t_spmo")}),
+        _comparison(detectable_differences(tables, profile)),
         _still_rising(learning_table(tables, profile)),
         _tokens(table),
     ]
 
 
-def _differences(tables: Tables, runs: pd.DataFrame, method: str, other: str) -> dict[str, Estimate]:
-    """By setting, the test accuracy of a method minus that of another, in points."""
-    found = {}
-    for setting, own in runs.groupby("setting", sort=False):
-        if gap := difference(tables, own[own["method"] == method], own[own["method"] == other]):
-            found[setting] = gap.scaled(100)
-    return found
-
-
-def _where(settings: Collection[str], of: int) -> str:
+def _where(settings: Iterable[str], of: int) -> str:
     """One setting by its name, several by their number."""
+    settings = set(settings)
     if len(settings) == 1:
-        return f"on {SETTING_LABELS[next(iter(settings))]}"
+        return f"on {SETTING_LABELS[settings.pop()]}"
     return f"in all {of} settings" if len(settings) == of else f"in {len(settings)} of {of} settings"
 
 
-def _improvement(gains: Mapping[str, Estimate]) -> str:
+def _improvement(gains: pd.DataFrame) -> str:
     """Whether GRPO gained over the base: where the whole interval is above 0."""
-    if not gains:
+    if gains.empty:
         return "Here it was not run."
-    up = {setting: gain.value for setting, gain in gains.items() if gain.low > 0}
-    rest = [gain.value for setting, gain in gains.items() if setting not in up]
-    if not up:
-        return f"Nor does it clearly here: its accuracy changes by {span(rest)} points {_where(gains, len(gains))}."
-    said = f"Here it does: it gains {span(up.values())} points {_where(up, len(gains))}"
-    return f"{said}; elsewhere, by {span(rest)} points, it does not clearly." if rest else f"{said}."
+    up, rest = gains[gains["gain_low"] > 0], gains[~(gains["gain_low"] > 0)]
+    if up.empty:
+        where = _where(rest["setting"], len(gains))
+        return f"Nor does it clearly here: its accuracy changes by {span(rest['gain'])} points {where}."
+    said = f"Here it does: it gains {span(up['gain'])} points {_where(up['setting'], len(gains))}"
+    return f"{said}; elsewhere, by {span(rest['gain'])} points, it does not clearly." if len(rest) else f"{said}."
 
 
-def _comparison(gaps: Mapping[str, Mapping[str, Estimate]]) -> str:
+def _comparison(gaps: pd.DataFrame) -> str:
     """Where a sparse method is clearly ahead of GRPO, and where clearly behind: by intervals that leave 0 out."""
-    if not any(gaps.values()):
+    if gaps.empty:
         return "In accuracy nothing can be said: the sparse methods and GRPO were not run with the same seeds."
-    said, clear = [], 0
-    for words, outside in (("more", lambda gap: gap.low > 0), ("less", lambda gap: gap.high < 0)):
-        found = {method: [name for name, gap in its.items() if outside(gap)] for method, its in gaps.items()}
-        clear += sum(map(len, found.values()))
+    said, ahead, behind = [], gaps[gaps["difference_low"] > 0], gaps[gaps["difference_high"] < 0]
+    for words, clear in (("more", ahead), ("less", behind)):
         said += [
-            f"{METHOD_LABELS[method]} is clearly {words} accurate than GRPO {_where(settings, len(gaps[method]))}, "
-            f"by {span(abs(gaps[method][name].value) for name in settings)} points."
-            for method, settings in found.items()
-            if settings
+            f"{METHOD_LABELS[method]} is clearly {words} accurate than GRPO "
+            f"{_where(own['setting'], (gaps['method'] == method).sum())}, by {span(own['difference'].abs())} points."
+            for method, own in clear.groupby("method")
         ] or [f"No sparse method is clearly {words} accurate than GRPO."]
-    compared = sum(map(len, gaps.values()))
-    said += ["Elsewhere the intervals leave it open."] if clear < compared else []
-    return " ".join([*said, f"(Each of the {compared} intervals stands alone, not corrected for their number.)"])
+    said += ["Elsewhere the intervals leave it open."] if len(ahead) + len(behind) < len(gaps) else []
+    return " ".join([*said, f"(Each of the {len(gaps)} intervals stands alone, not corrected for their number.)"])
 
 
 def _still_rising(table: pd.DataFrame) -> str:
@@ -112,7 +104,7 @@ def _still_rising(table: pd.DataFrame) -> str:
         return f"Every method had levelled off when training stopped, to less than {LEVEL:g} point in the last third."
     steepest = rising.loc[rising["rise_in_last_third"].idxmax()]
     parts = [
-        f"for {METHOD_LABELS[method]} {_where(set(own['setting']), int((table['method'] == method).sum()))}"
+        f"for {METHOD_LABELS[method]} {_where(own['setting'], int((table['method'] == method).sum()))}"
         for method, own in rising.groupby("method", sort=False)
     ]
     return (
@@ -120,7 +112,7 @@ def _still_rising(table: pd.DataFrame) -> str:
         f"{_where([steepest['setting']], 1)} rose most, by {number(steepest['rise_in_last_third'])} points in the last third."
         + "".join(
             f" For {METHOD_LABELS[row.method]} {_where([row.setting], 1)} the interval of the rise holds 0."
-            for row in rising[rising["rise_low"] <= 0].itertuples()
+            for row in rising[rising["rise_in_last_third_low"] <= 0].itertuples()
         )
     )
 
@@ -218,10 +210,10 @@ def negative_results(judged: pd.DataFrame) -> list[dict[str, Any]]:
 
 def power(tables: Tables, profile: str) -> str:
     """Which difference the test set can show at all, so that "inconclusive" can be read."""
-    table = accuracy_table(tables, profile)
-    if table.empty:
+    runs = runs_of(tables, HEADLINE, profile)
+    if runs.empty:
         return "Not run."
-    items = int(table["items"].min())
+    items = int(items_of(runs))
     spread = seed_spread(tables, profile)
     effects = spread.loc[spread["method"] != "base", "design_effect"].dropna()
     unpaired = [100 * detectable_gap(0.7, items) * effect**0.5 for effect in (effects if len(effects) else [1.0])]
@@ -233,10 +225,10 @@ def power(tables: Tables, profile: str) -> str:
     differences = detectable_differences(tables, profile)
     if differences.empty:
         return text
-    alike = differences[(differences["low"] <= 0) & (differences["high"] >= 0) & (differences["equal_within"] < EQUAL_WITHIN)]
+    open_ = differences[(differences["difference_low"] <= 0) & (differences["difference_high"] >= 0)]
     within = [
         f"{number(row.equal_within)} points for {METHOD_LABELS[row.method]} on {SETTING_LABELS[row.setting]}"
-        for row in alike.itertuples()
+        for row in open_[open_["equal_within"] < EQUAL_WITHIN].itertuples()
     ]
     return (
         f"{text} With items in pairs and {counted(differences['seeds'].min(), 'seed')}, a difference to GRPO shows so often from "

@@ -8,11 +8,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from replication.names import HEADLINE, METHOD_LABELS, SETTING_LABELS, TASK_LABELS, trained_in
-from replication.randomness import numpy_stream
 from replication.report import style as p
-from replication.report.select import by_seed, curves_of, items_of
+from replication.report.select import by_seed, curves_of, items_of, items_of_split
 from replication.report.wording import counted, listing, number, percent, span
-from replication.statistics import Estimate, Tables, accuracy, answers, bootstrap, difference, mean_over_seeds, runs_of, table
+from replication.statistics import Tables, accuracy, difference, mean_over_seeds, runs_of, table
 
 #: A method has levelled off if its validation accuracy rose by less than this many points in the last third of the steps.
 LEVEL = 1.0
@@ -34,9 +33,10 @@ def accuracy_table(tables: Tables, profile: str) -> pd.DataFrame:
     for (setting, method), own in runs.groupby(["setting", "method"], sort=False):
         whole = found = accuracy(tables, own).scaled(100)
         row = {"setting": setting, "method": method, "seeds": found.seeds, "items": items_of(own)}
-        if method == "base" and (shared := _on_shared_items(tables, own, runs[runs["setting"] == setting])):
+        trained = runs[(runs["setting"] == setting) & (runs["method"] != "base")]
+        if method == "base" and len(trained) and (shared := accuracy(tables, own, shared_with=trained)):
             found, row["items"] = shared.scaled(100), shared.items
-        row |= found.columns("accuracy")
+        row |= found.columns("accuracy") | dict.fromkeys(("gain", "gain_low", "gain_high"), np.nan)  # beside it for the base too
         if method != "base" and setting in base and (gain := difference(tables, own, base[setting])):
             row |= gain.scaled(100).columns("gain")
         row |= {name: 100 * own[name].mean() for name in _SHARES if name in own}
@@ -46,18 +46,6 @@ def accuracy_table(tables: Tables, profile: str) -> pd.DataFrame:
         of_all = whole.columns("accuracy_all_items") | {"all_items": items_of(own)}
         rows.append(row | (of_all if method == "base" else dict.fromkeys(of_all, np.nan)))
     return pd.DataFrame(rows)
-
-
-def _on_shared_items(tables: Tables, base: pd.DataFrame, runs: pd.DataFrame) -> Estimate | None:
-    """The base's accuracy over the test items that every trained run of its setting answered; None where there are none."""
-    matrix = answers(tables, base)
-    trained = [answers(tables, own) for method, own in runs.groupby("method", sort=False) if method != "base"]
-    for other in trained:
-        matrix = matrix[matrix.columns.intersection(other.columns)]
-    if not trained or matrix.size == 0:
-        return None
-    rng = numpy_stream(0, "bootstrap", "accuracy", "shared items", *sorted(base["run_id"].astype(str)))
-    return bootstrap(matrix, None, rng, templates=list(matrix.columns.get_level_values("template")))
 
 
 def _held_out_items(tables: Tables, runs: pd.DataFrame) -> pd.Series:
@@ -133,7 +121,7 @@ def say_accuracy(table: pd.DataFrame) -> list[str]:
 def learning_table(tables: Tables, profile: str) -> pd.DataFrame:
     """Per setting and method: validation accuracy before, at two thirds of the steps and at the end, in percent, mean of seeds.
 
-    rise_low, rise_high: the t interval over seeds of the rise in the last third.
+    rise_in_last_third has its t interval over seeds.
     """
     runs = runs_of(tables, HEADLINE, profile)
     curves, rows = curves_of(tables, runs, "validation_accuracy"), []
@@ -144,12 +132,12 @@ def learning_table(tables: Tables, profile: str) -> pd.DataFrame:
             later = float(np.interp(mean.index[-1] * 2 / 3, mean.index, mean))
             row = {"setting": setting, "method": method, "seeds": wide.shape[1], "steps": mean.index[-1]}
             own = runs[(runs["setting"] == setting) & (runs["method"] == method)]
-            row["validation_items"] = items_of(own, "eval_items")
+            row["validation_items"] = items_of_split(tables, own, "validation")
             row |= {"start": mean.iloc[0], "two_thirds": later, "end": mean.iloc[-1]}
             own_rises = [of.iloc[-1] - np.interp(wide.index[-1] * 2 / 3, of.index, of) for _, of in wide.dropna(axis=1).items()]
             rise = mean_over_seeds(own_rises)
-            row |= {"rise_in_last_third": mean.iloc[-1] - later, "rise_low": rise.low, "rise_high": rise.high}
-            rows.append(row)
+            # The value is of all seeds, the interval of those that were evaluated at every step.
+            rows.append(row | rise.columns("rise_in_last_third") | {"rise_in_last_third": mean.iloc[-1] - later})
     return pd.DataFrame(rows)
 
 
@@ -188,7 +176,8 @@ def say_learning(table: pd.DataFrame) -> list[str]:
     parts = []
     for setting, own in rising.groupby("setting", sort=False):
         names = [
-            f"{METHOD_LABELS[row.method]} by {number(row.rise_in_last_third)}" + " (interval holds 0)" * bool(row.rise_low <= 0)
+            f"{METHOD_LABELS[row.method]} by {number(row.rise_in_last_third)}"
+            + " (interval holds 0)" * bool(row.rise_in_last_third_low <= 0)
             for row in own.itertuples()
         ]
         parts.append(f"on {SETTING_LABELS[setting]} {listing(names)} points")

@@ -25,7 +25,7 @@ _FORMULA = re.compile(r"(`+[^`]*`+)|\$\$(.+?)\$\$|\$([^$\n]+?)\$", re.S)
 _NOTEBOOK_LINK = re.compile(r'href="(\w+)\.ipynb"')
 #: The picture of an exhibit in a notebook's output.
 _EXHIBIT = re.compile(r'data-figure="(\w+)" src="data:image/png;base64,([^"]+)"')
-_HTML_REPRESENTATIONS = ("text/html", "image/svg+xml", "image/png", "text/markdown", "text/plain")
+_HTML_REPRESENTATIONS = ("text/html", "image/png", "text/markdown", "text/plain")
 
 
 @functools.cache
@@ -137,8 +137,6 @@ def _stored(html: str, figures: Path) -> str:
 def _output(output: Any, ansi2html: Any, figures: Path | None) -> Markup | None:
     if output.output_type == "stream":
         return Markup("<pre>{}</pre>").format(Markup(ansi2html(output.text)))
-    if output.output_type == "error":
-        return Markup('<pre class="error">{}</pre>').format(Markup(ansi2html("\n".join(output.traceback))))
     kind = next((kind for kind in _HTML_REPRESENTATIONS if kind in output.data), None)
     if kind is None:
         return None
@@ -153,8 +151,6 @@ def _output(output: Any, ansi2html: Any, figures: Path | None) -> Markup | None:
         address = "data:image/png;base64," + "".join(text.split())
         image = Markup('<img class="figure scaled" style="--wide: {}px" alt="{}" src="{}">').format(wide, alt, address)
         return Markup('<div class="wide">{}</div>').format(image)
-    if kind == "image/svg+xml":
-        return Markup('<img class="figure" alt="figure" src="{}">').format(data_uri(text.encode(), "image/svg+xml"))
     if kind == "text/markdown":
         from nbconvert.filters import markdown2html
 

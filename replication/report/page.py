@@ -84,7 +84,7 @@ def update_tables(profile: str, results_dir: str | Path, *, variant: str = "defa
 def find_tables(profile: str, results_dir: str | Path) -> tuple[Tables, Path | None]:
     """The tables of ``results_dir``, or else those committed under results/<profile>, or else none at all; and where they lie."""
     for folder in (Path(results_dir), RESULTS / profile):
-        if any(folder.glob("*.csv")):
+        if any(folder.glob("runs.csv*")):  # `make prompts` and `diagnose` write others before anything is trained
             return read_tables(folder), folder
     return {}, None
 
@@ -101,12 +101,14 @@ def build(results_dir: str | Path, profile: str) -> Path:
     tables = read_tables(results_dir)
     judged = verdicts(_claims(), tables)
     write_tables({"verdicts": judged}, results_dir)
-    exhibits = [exhibit.show(tables, profile) for exhibit in EXHIBITS.values()]
-    save_figures(exhibits, results_dir / "figures")
-    shown = [one.html(f"figures/{one.name}.png") for one in exhibits]
+    exhibits = {name: exhibit.show(tables, profile) for name, exhibit in EXHIBITS.items()}
+    save_figures(exhibits.values(), results_dir / "figures")
     manifest = read_json(results_dir / "manifest.json", "a manifest")
+    values = _context(tables, judged, manifest, results_dir, profile)
+    values["conclusions"] = conclusions(judged, tables, profile, exhibits["full_vs_sparse"].table)
+    values["exhibits"] = [one.html(f"figures/{one.name}.png") for one in exhibits.values()]
     page = results_dir / "report.html"
-    atomic_write(page, render("report.html", exhibits=shown, **_context(tables, judged, manifest, results_dir, profile)))
+    atomic_write(page, render("report.html", **values))
     return page
 
 
@@ -114,17 +116,17 @@ def _context(tables: Tables, judged: pd.DataFrame, manifest: Mapping[str, Any], 
     runs = table(tables, "runs", ("profile", "task"))
     runs = runs[runs["profile"] == profile]
     rewards = own_reward(tables, profile)
+    folded = _folded(tables, runs, profile, rewards)
     done = runs[runs["status"] == "done"] if len(runs) else runs
     return {
         "profile": profile,
         "own_reward": listing(sorted(set(runs["reward"].dropna()))) if rewards else "",
-        "conclusions": conclusions(judged, tables, profile),
         "verdicts": verdict_table(judged),
         "power": power(tables, profile),
         "svamp_split": appendix.svamp_split(tables, profile),
         "negative": negative_results(judged),
         "not_run": appendix.ledger()["not_run"],
-        "folded": [(title, text, shown_table(one, rewards)) for title, text, one in _folded(tables, runs, profile) if len(one)],
+        "folded": [(title, text, shown_table(one, rewards)) for title, text, one in folded if len(one)],
         "plan": plan.plan_sentence(runs) if len(runs) else "Nothing was planned.",
         "provenance": appendix.provenance(manifest),
         "example": str(done.iloc[0]["command"]) if len(done) else "",
@@ -132,9 +134,10 @@ def _context(tables: Tables, judged: pd.DataFrame, manifest: Mapping[str, Any], 
     }
 
 
-def _folded(tables: Tables, runs: pd.DataFrame, profile: str) -> list[tuple[str, str, pd.DataFrame]]:
+def _folded(tables: Tables, runs: pd.DataFrame, profile: str, rewards: bool) -> list[tuple[str, str, pd.DataFrame]]:
     """Title, explanation and numbers of the tables that a click unfolds."""
-    spread, pairs = seed_spread(tables, profile), paired_tests(tables, profile)
+    spread = seed_spread(tables, profile)
+    pairs = pd.DataFrame(columns=["a"]) if rewards else paired_tests(tables, profile)  # a reward is not right or wrong
     fractions = ["mean", "seed_sd", "seed_min", "seed_max", "items_low", "items_high"]
     return [
         ("Which setting to start with", _ADVICE, advice_table(tables, profile)),

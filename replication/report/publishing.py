@@ -28,7 +28,6 @@ def publish(profile: str, source: Path, target: Path) -> list[Path]:
     """
     tables = read_tables(source)
     manifest = read_json(source / "manifest.json", "a manifest")
-    manifest = manifest if isinstance(manifest, dict) else {}
     runs = tables.get("runs")
     if runs is None or set(runs["profile"]) != {profile}:
         raise UserError(f"{source} does not hold runs of profile {profile} alone: name another folder with --out")

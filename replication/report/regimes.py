@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from replication.names import METHOD_LABELS, NEW_SEED, TRAINED
 from replication.report import style as p
-from replication.report.select import by_seed, curves_of, items_of
+from replication.report.select import by_seed, curves_of, items_of, items_of_split
 from replication.report.wording import counted, listing, number, percent
 from replication.statistics import CELL, Tables, at_best_rate, cell_name, difference, mean_over_seeds, runs_of
 
@@ -104,7 +104,7 @@ def overfitting_table(tables: Tables, profile: str) -> pd.DataFrame:
     for (items, steps, method), own in runs.groupby(["train_items", "steps", "method"], sort=True) if len(runs) else ():
         row = {"train_items": int(items), "steps": int(steps), "method": method, "seeds": own["seed"].nunique()}
         row["epochs"] = steps * own["prompts_per_step"].iloc[0] / items
-        validation = items_of(own, "eval_items")
+        validation = items_of_split(tables, own, "validation")
         row |= {"trained_items": np.minimum(items, validation), "items": items_of(own), "held_out_items": validation}
         row |= {name: 100 * own[name].mean() for name in ("train_accuracy", "accuracy", "held_out_accuracy")}
         row |= mean_over_seeds(100 * (own["train_accuracy"] - own["accuracy"])).columns("ahead")

@@ -1,7 +1,8 @@
-"""What exhibits take from the tables besides runs."""
+"""Small selections that several exhibits share."""
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 
 from replication.names import HEADLINE, trained_in
@@ -32,8 +33,18 @@ def by_seed(curves: pd.DataFrame, metric: str, setting: str, method: str) -> pd.
     return own.pivot(index="step", columns="seed", values="value").sort_index()
 
 
-def items_of(runs: pd.DataFrame, column: str = "n_items") -> float:
-    """How many test items (``eval_items``: validation items) each of some runs answered, the fewest where they differ; NaN where
-    the tables do not say.
+def items_of(runs: pd.DataFrame) -> float:
+    """How many test items each of some runs answered, the fewest where they differ; NaN where the tables do not say."""
+    return runs["n_items"].min() if "n_items" in runs else float("nan")
+
+
+def items_of_split(tables: Tables, runs: pd.DataFrame, split: str) -> float:
+    """How many items of another split each of some runs answered, the fewest where they differ; NaN where the tables do not say.
+
+    ``eval_items`` is the most that it can be: a small split has fewer. So they are counted in items.csv, which has them of the
+    headline runs alone; the ablations in the same settings evaluate the same items.
     """
-    return runs[column].min() if column in runs else float("nan")
+    every, items = table(tables, "runs", ("run_id", "profile", "task")), table(tables, "items", ("run_id", "split"))
+    alike = every[every["setting"].isin(runs["setting"]) & every["profile"].isin(runs["profile"])]
+    counts = items.loc[(items["split"] == split) & items["run_id"].isin(alike["run_id"]), "run_id"].value_counts()
+    return float(np.fmin(runs["eval_items"].min() if "eval_items" in runs else np.nan, counts.min()))

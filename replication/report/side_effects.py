@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from replication.names import HEADLINE, METHOD_LABELS, SETTING_LABELS
 from replication.report import style as p
-from replication.report.select import methods_of
+from replication.report.select import items_of, items_of_split, methods_of
 from replication.report.wording import listing, number, points
 from replication.statistics import Estimate, Tables, accuracy, difference, mean_over_seeds, runs_of
 
@@ -54,13 +54,14 @@ def effects_table(tables: Tables, profile: str) -> pd.DataFrame:
                 continue
             if column == "kl_to_base":  # the base's is rounding, which a logarithmic axis would be stretched by
                 values = values.where((values > 0) & (own["method"] != "base"))
-            counted_in = "n_items" if column in ("kl_to_base", "entropy") else "eval_items"
+            split = column.removesuffix("_accuracy")
+            items = items_of(own) if split == column else items_of_split(tables, own, split)
             seeds = {method: values[its.index].set_axis(its["seed"]).dropna() for method, its in own.groupby("method", sort=False)}
             for method, mine in seeds.items():
                 if mine.empty:
                     continue
                 row = {"setting": setting, "measure": name, "column": column, "better": better, "method": method}
-                row |= {"seeds": len(mine), "items": own[counted_in].min() if counted_in in own else np.nan}
+                row |= {"seeds": len(mine), "items": items}
                 full = seeds.get("grpo", mine.iloc[:0])
                 change = (mine / full if column == "kl_to_base" else mine - full).dropna()
                 value, against = _mean(mine, column), _mean(change, column)

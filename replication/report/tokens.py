@@ -124,12 +124,11 @@ def say_fraction(table: pd.DataFrame) -> list[str]:
 def contrast_table(tables: Tables, profile: str) -> pd.DataFrame:
     """What one way of picking tokens gains over another, in points, with its interval over seeds, templates and items in pairs."""
     table = selection_gap_table(tables, profile)
-    names = {"gap": "gain", "low": "gain_low", "high": "gain_high"}
-    return table[table["gap"].notna()].rename(columns=names).reset_index(drop=True)
+    return table[table["difference"].notna()].reset_index(drop=True)
 
 
 def draw_contrast(tables: Tables, profile: str, table: pd.DataFrame) -> Figure:
-    """A row for each contrast: the gain in points with its interval, left of 0 a loss."""
+    """A row for each contrast: the difference in points with its interval, left of 0 a loss."""
     figure, axes = p.panels("Is it how many tokens, or which?", 1, width=8.4, height=max(0.24 * len(table) + 0.6, 2.0))
     axis = axes[0, 0]
     several = table["setting"].nunique() > 1
@@ -138,10 +137,10 @@ def draw_contrast(tables: Tables, profile: str, table: pd.DataFrame) -> Figure:
         for row in table.itertuples()
     ]
     for place, row in enumerate(table.itertuples()):
-        clear = row.gain_low > 0 or row.gain_high < 0
-        colour = p.POSITIVE if row.gain_low > 0 else p.NEGATIVE if row.gain_high < 0 else "#777777"
-        axis.plot([row.gain_low, row.gain_high], [place] * 2, color=colour, linewidth=2)
-        axis.plot(row.gain, place, "o", color=colour, markerfacecolor=colour if clear else "white", markersize=6)
+        clear = row.difference_low > 0 or row.difference_high < 0
+        colour = p.POSITIVE if row.difference_low > 0 else p.NEGATIVE if row.difference_high < 0 else "#777777"
+        axis.plot([row.difference_low, row.difference_high], [place] * 2, color=colour, linewidth=2)
+        axis.plot(row.difference, place, "o", color=colour, markerfacecolor=colour if clear else "white", markersize=6)
     axis.axvline(0, color="black", linewidth=1)
     p.rows_axis(axis, names)
     axis.set_xlabel("difference in test accuracy (points)")
@@ -163,11 +162,11 @@ def say_contrast(table: pd.DataFrame) -> list[str]:
     for (tokens, reference), own in pairs:
         if (tokens, reference) in asked:
             continue
-        clear = {"better": own[own["gain_low"] > 0], "worse": own[own["gain_high"] < 0]}
+        clear = {"better": own[own["difference_low"] > 0], "worse": own[own["difference_high"] < 0]}
         for kind, rows in clear.items():
             if len(rows):
                 shares = f" at {len(rows)} of {len(own)} points" if len(own) > 1 else ""
-                said[kind].append(f"{tokens} than {reference}{shares} (by {span(rows['gain'].abs())} points)")
+                said[kind].append(f"{tokens} than {reference}{shares} (by {span(rows['difference'].abs())} points)")
         if all(rows.empty for rows in clear.values()):
             said["open"].append(f"{tokens} and {reference}")
     rest = [f"Clearly {kind} are {'; '.join(said[kind])}." for kind in ("better", "worse") if said[kind]]
@@ -179,5 +178,6 @@ def say_contrast(table: pd.DataFrame) -> list[str]:
 def _changes(own: pd.DataFrame) -> str:
     """The change of one contrast in each setting."""
     return listing([
-        f"{interval(row.gain, row.gain_low, row.gain_high, ' points')} on {SETTING_LABELS[row.setting]}" for row in own.itertuples()
+        f"{interval(row.difference, row.difference_low, row.difference_high, ' points')} on {SETTING_LABELS[row.setting]}"
+        for row in own.itertuples()
     ])  # fmt: skip

@@ -1,4 +1,4 @@
-"""How sentences and table cells write numbers and names; every number in the report passes through here."""
+"""How the report writes numbers and names."""
 
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ _HEADS = {
     "kept_share_all": "% of all groups", "start": "start, %", "end": "end, %", "lowest": "lowest seed, %",
     "highest": "highest seed, %", "gap": "minus GRPO, points", "worth": "changed the chance by, points", "level": "level, %",
     "minus_grpo": "minus GRPO, seeds in pairs", "share": "share of tokens, %", "seed_sd": "sd over seeds", "p_holm": "p, Holm",
-    "forgiving": "rates about as good, highest / lowest", "narrowest": "of one seed, least", "widest": "of one seed, most",
-    "tflop": "TFLOP", "tflop_%_of_grpo": "TFLOP % of grpo", "peak_memory_mb": "peak memory, MB",
-    "peak_memory_mb_%_of_grpo": "peak memory % of grpo",
+    "forgiving": "rates about as good, highest / lowest",
+    "tflop": "TFLOP", "tflop_%_of_grpo": "TFLOP % of grpo",
     "ahead": "trained items ahead of test items, points", "train_accuracy": "trained items, %",
     "kl_to_base": "KL to the base, nats a token", "difference": "difference, points",
+    "gain": "gain over the base, points",
+    "rise_in_last_third": "rise in the last third, points",
     "without": "without, %", "with": "with replays, %",
-    "peak_low": "choices of single seeds, lowest", "peak_high": "highest",
+    "peak_low": "choices of single seeds, lowest", "peak_high": "choices of single seeds, highest",
 }  # fmt: skip
 #: Columns that drawing and sentences need and a reader does not.
 _HIDDEN = ("schema_version", "selector", "column", "better")

@@ -1,8 +1,8 @@
 """Intervals, paired comparisons, the choice of a learning rate, and a verdict for each claim.
 
 In: the tables. Out: numbers with intervals, and verdicts; nothing here draws. ``accuracy`` gives an accuracy with its interval,
-``difference`` a paired difference with its interval, and everything else is made of the two. Start with ``intervals`` for the
-mathematics, ``accuracies`` for what counts, ``judging`` for the verdicts.
+``difference`` a paired difference with its interval. Start with ``intervals`` for the mathematics, ``accuracies`` for what counts,
+``judging`` for the verdicts.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from replication.statistics.accuracies import (
     answers,
     counts_for,
     ended,
-    headline_runs,
     in_order,
     per_seed,
     runs_of,
@@ -46,7 +45,6 @@ from replication.statistics.paired import (
     detectable_differences,
     difference,
     paired_tests,
-    rank_gap_table,
     selection_gap_table,
 )
 from replication.statistics.rates import NEAR, at_best_rate, best_rate, end_of_grid, tuning
@@ -79,7 +77,6 @@ __all__ = [
     "difference",
     "end_of_grid",
     "ended",
-    "headline_runs",
     "holm",
     "in_order",
     "load_claims",
@@ -88,7 +85,6 @@ __all__ = [
     "mean_over_seeds",
     "paired_tests",
     "per_seed",
-    "rank_gap_table",
     "runs_of",
     "scores",
     "seed_spread",

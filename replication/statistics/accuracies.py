@@ -105,12 +105,6 @@ def judged_runs(tables: Tables, scale: str) -> pd.DataFrame:
     return runs[keep].assign(accuracy=pd.to_numeric(runs.loc[keep, "accuracy"], errors="coerce"))
 
 
-def headline_runs(tables: Tables, scale: str) -> pd.DataFrame:
-    """The headline runs of a scale that ended."""
-    runs = judged_runs(tables, scale)
-    return ended(runs[runs["ablation"] == HEADLINE])
-
-
 def answers(tables: Tables, runs: pd.DataFrame, split: str = "test") -> pd.DataFrame:
     """Seeds × items of a split of the scores of some runs, one run for each seed, from items.csv and ablation_items.csv.
 
@@ -165,21 +159,32 @@ def templates_of(matrix: pd.DataFrame) -> list[str]:
     return list(matrix.columns.get_level_values("template"))
 
 
-def accuracy(tables: Tables, runs: pd.DataFrame, split: str = "test") -> Estimate | None:
+def accuracy(
+    tables: Tables, runs: pd.DataFrame, split: str = "test", *, shared_with: pd.DataFrame | None = None
+) -> Estimate | None:
     """Accuracy of some runs, one for each seed, on a split: a fraction with its interval; None without runs.
 
     The bootstrap draws from a stream of these very runs, so that one accuracy has one interval wherever it is shown. Where the
     answers of a run are not in the tables, the t interval over seeds.
+
+    Args:
+        shared_with: other runs, of any methods: only the items that every one of them answered too count; None if there are none.
     """
     if runs.empty:
         return None
-    matrix = answers(tables, runs, split)
-    if matrix.size == 0 or len(matrix) < runs["run_id"].nunique():
+    matrix, names = answers(tables, runs, split), sorted(set(runs["run_id"].astype(str)))
+    if shared_with is not None:
+        for _, others in shared_with.groupby("method"):
+            matrix = matrix[matrix.columns.intersection(answers(tables, others, split).columns)]
+        if matrix.size == 0:
+            return None
+        names = ["shared items", *names]
+    elif matrix.size == 0 or len(matrix) < runs["run_id"].nunique():
         column = "accuracy" if split == "test" else f"{split}_accuracy"
         over_seeds = mean_over_seeds(runs.drop_duplicates("run_id")[column].astype(float))
         low, high = (float(np.clip(end, 0, 1)) for end in (over_seeds.low, over_seeds.high))
         return replace(over_seeds, low=low, high=high)
-    rng = numpy_stream(0, "bootstrap", "accuracy", *sorted(set(runs["run_id"].astype(str))))
+    rng = numpy_stream(0, "bootstrap", "accuracy", *names)
     return bootstrap(matrix, None, rng, templates=templates_of(matrix))
 
 
@@ -190,7 +195,7 @@ def per_seed(runs: pd.DataFrame, column: str) -> pd.Series:
     return pd.to_numeric(runs.set_index("seed")[column], errors="coerce").dropna()
 
 
-def seed_spread(tables: Tables, scale: str = "nano") -> pd.DataFrame:
+def seed_spread(tables: Tables, profile: str = "nano") -> pd.DataFrame:
     """Per setting and method, two kinds of uncertainty side by side instead of one undefined "±".
 
     Columns setting, method, seeds, items, mean, seed_sd, seed_min, seed_max (how much training under another seed changes the
@@ -198,7 +203,7 @@ def seed_spread(tables: Tables, scale: str = "nano") -> pd.DataFrame:
     policies: the t interval over templates and items of the items' means over seeds; one seed without templates: Wilson's),
     design_effect, diverged, collapsed (numbers of runs). All else in fractions.
     """
-    runs, rows = headline_runs(tables, scale), []
+    runs, rows = runs_of(tables, HEADLINE, profile), []
     for key, own in runs.groupby(["setting", "method"], sort=False):
         matrix = answers(tables, own)
         if matrix.size == 0:

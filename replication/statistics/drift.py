@@ -31,7 +31,7 @@ def at_equal_accuracy(tables: Tables, runs: pd.DataFrame) -> pd.DataFrame:
     wide = wide.dropna().sort_index().reset_index()
     if not set(runs["run_id"]) <= set(wide["run_id"]):
         return empty
-    # In whole percents of a percent, so that 0.55 is not under eleven times 0.05.
+    # Rounded first: 0.55 / 0.05 must not be just under 11.
     best = wide.groupby("run_id")["validation_accuracy"].max().min()
     level = STEP * np.floor(round(best / STEP, 6))
     reached = wide[wide["validation_accuracy"] >= level - 1e-9].groupby("run_id").first()

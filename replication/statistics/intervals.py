@@ -30,7 +30,6 @@ class Estimate:
 
     Attributes:
         p: two-sided p-value of no difference at all, for a difference (see ``bootstrap``); NaN for anything else.
-        templates: among which the items fall; 0 where they are not known, and items then count as independent.
         design_effect: see ``design_effect``; NaN where templates are not known.
     """
 
@@ -40,7 +39,6 @@ class Estimate:
     seeds: int
     items: int
     p: float = np.nan
-    templates: int = 0
     design_effect: float = np.nan
 
     @property
@@ -146,7 +144,7 @@ def bootstrap(
         return Estimate(np.nan, np.nan, np.nan, seeds, 0)
     groups = _groups(templates, items)
     known = bool(groups.max() > 0)
-    about = {"templates": int(groups.max()) + 1, "design_effect": design_effect(answers.mean(axis=0), groups)} if known else {}
+    effect = design_effect(answers.mean(axis=0), groups) if known else np.nan
     value = float(answers.mean())
     if b is None and seeds == 1 and not known:
         return Estimate(value, *wilson(round(answers.sum()), items), 1, items)
@@ -159,7 +157,7 @@ def bootstrap(
         components = [(float(answers.mean(axis=1).var(ddof=1)) / seeds, seeds - 1), *components]
     draws = value + np.einsum("bs,si,bi->b", weight_seeds, answers - value, weight_items, optimize=True)
     if np.ptp(draws) < 1e-12:
-        low, high = _no_spread(value, about.get("templates", items), difference=b is not None)
+        low, high = _no_spread(value, int(groups.max()) + 1 if known else items, difference=b is not None)
         p = 1.0
     else:
         stretched = value + _t(components) / stats.norm.ppf(0.5 + LEVEL / 2) * (draws - value)
@@ -168,7 +166,7 @@ def bootstrap(
         p = min(1.0, 2 * (int(beyond) + 1) / (resamples + 1))
     least = 0.0 if b is None else -1.0
     p = p if b is not None else np.nan
-    return Estimate(value, max(float(low), least), min(float(high), 1.0), seeds, items, p, **about)
+    return Estimate(value, max(float(low), least), min(float(high), 1.0), seeds, items, p, effect)
 
 
 def design_effect(values: ArrayLike, templates: Sequence[Any]) -> float:

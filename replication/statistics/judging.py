@@ -23,7 +23,7 @@ VERDICTS = ("supported", "not supported", "inconclusive", "not run", "by design"
 _DTYPES = {
     "claim": object, "paper_value": object, "value": float, "low": float, "high": float, "seeds": "Int64", "items": "Int64",
     "verdict": object, "text": object, "scale": object, "mark": object, "counterpart": object, "unit": object, "rule": object,
-    "p": float, "p_holm": float, "p_at_floor": bool, "design_effect": float, "diverged": "Int64", "note": object,
+    "p": float, "p_holm": float, "p_at_floor": bool, "note": object,
 }  # fmt: skip
 
 
@@ -36,8 +36,8 @@ def verdicts(claims: str | PathLike[str] | Mapping[str, Any] | Sequence[Any], ta
 
     Returns:
         Columns claim, paper_value, value, low, high, seeds, items, verdict; then text, scale, mark, counterpart, unit, rule,
-        p, p_holm, p_at_floor (no resample was on the other side, so p is an upper bound), design_effect (of the items; NaN
-        where they have no templates), diverged, note. Values are in ``unit``; what was not measured is NaN or NA, never 0.
+        p, p_holm, p_at_floor (no resample was on the other side, so p is an upper bound), note. Values are in ``unit``; what was
+        not measured is NaN or NA, never 0.
 
     Raises:
         UserError: for unreadable claims, a missing column, another schema_version, or tables that contradict each other.
@@ -92,8 +92,7 @@ def _row(
     return row | {
         "value": estimate.value, "low": estimate.low, "high": estimate.high, "seeds": estimate.seeds,
         "items": estimate.items or pd.NA, "verdict": verdict, "p": estimate.p, "p_holm": adjusted[id(shown)],
-        "p_at_floor": bool(estimate.p <= P_FLOOR), "design_effect": estimate.design_effect,
-        "diverged": int((planned["status"] == "diverged").sum()), "note": "; ".join(notes),
+        "p_at_floor": bool(estimate.p <= P_FLOOR), "note": "; ".join(notes),
     }  # fmt: skip
 
 

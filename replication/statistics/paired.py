@@ -10,11 +10,10 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from replication.names import METHOD_LABELS, TUNING_SEED
+from replication.names import HEADLINE, TUNING_SEED
 from replication.randomness import numpy_stream
-from replication.statistics.accuracies import Tables, answers, headline_runs, runs_of, templates_of
+from replication.statistics.accuracies import Tables, answers, runs_of, templates_of
 from replication.statistics.intervals import POWER, Estimate, bootstrap, holm, mcnemar
-from replication.statistics.rates import at_best_rate
 
 #: For readers of the p-values and intervals.
 CORRECTION = (
@@ -28,7 +27,7 @@ _TOKENS = {
     "earliest": "the earliest tokens", "latest": "the latest tokens", "entropy": "the tokens of highest entropy",
     "low_entropy": "the tokens of lowest entropy", "prefix_cut": "a random prefix", "unbiased": "random tokens, weighed anew",
 }  # fmt: skip
-_GAP = ("seeds", "items", "gap", "low", "high", "equal_within", "design_effect")
+_GAP = ("seeds", "items", "difference", "difference_low", "difference_high", "equal_within", "design_effect")
 
 
 def pair(tables: Tables, left: pd.DataFrame, right: pd.DataFrame, split: str = "test") -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -59,20 +58,20 @@ def difference(tables: Tables, left: pd.DataFrame, right: pd.DataFrame, split: s
     return bootstrap(a, b, rng, templates=templates_of(a))
 
 
-def _by_setting(tables: Tables, scale: str) -> Iterator[tuple[str, dict[str, pd.DataFrame]]]:
+def _by_setting(tables: Tables, profile: str) -> Iterator[tuple[str, dict[str, pd.DataFrame]]]:
     """Each setting of the headline, and its runs by method, in the order of ``names``."""
-    for setting, own in headline_runs(tables, scale).groupby("setting", sort=False):
+    for setting, own in runs_of(tables, HEADLINE, profile).groupby("setting", sort=False):
         yield setting, dict(list(own.groupby("method", sort=False)))
 
 
-def paired_tests(tables: Tables, scale: str = "nano") -> pd.DataFrame:
+def paired_tests(tables: Tables, profile: str = "nano") -> pd.DataFrame:
     """Exact McNemar tests of every two methods in every setting, seed by seed, items in pairs; Holm within a setting and pair.
 
     Columns setting, a, b, seed, items, only_a, only_b, p, p_holm. A base run without a seed of its own is paired with every seed.
     The test takes the items of one policy as independent, which those of one template are not.
     """
     rows: list[dict[str, Any]] = []
-    for setting, methods in _by_setting(tables, scale):
+    for setting, methods in _by_setting(tables, profile):
         for a, b in combinations(methods, 2):
             left, right = pair(tables, methods[a], methods[b])
             if left.size == 0 or right.size == 0:
@@ -88,41 +87,27 @@ def paired_tests(tables: Tables, scale: str = "nano") -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["setting", "a", "b", "seed", "items", "only_a", "only_b", "p", "p_holm"])
 
 
-def detectable_differences(tables: Tables, scale: str = "nano") -> pd.DataFrame:
+def detectable_differences(tables: Tables, profile: str = "nano") -> pd.DataFrame:
     """The smallest difference of each sparse method to full-token GRPO that these seeds and items show four times in five.
 
     The half-width of the 95 % interval of the paired difference, times 1 + z(``POWER``) / z(0.975): a true difference of that size
-    has an interval without 0 so often. Columns setting, method, seeds, items, difference, low, high, equal_within (see
-    ``Estimate``), design_effect, detectable, in points.
+    has an interval without 0 so often. Columns setting, method, seeds, items, difference, difference_low, difference_high,
+    equal_within (see ``Estimate``), design_effect, detectable, in points.
     """
     rows = []
-    for setting, methods in _by_setting(tables, scale):
+    for setting, methods in _by_setting(tables, profile):
         for method in [method for method in ("s_grpo", "t_spmo") if method in methods and "grpo" in methods]:
             if gap := _gap(tables, methods[method], methods["grpo"]):
-                half = (gap["high"] - gap["low"]) / 2
+                half = (gap["difference_high"] - gap["difference_low"]) / 2
                 gap["detectable"] = half * (1 + stats.norm.ppf(POWER) / stats.norm.ppf(0.975))
                 rows.append({"setting": setting, "method": method} | gap)
-    return pd.DataFrame(rows, columns=["setting", "method", *_GAP, "detectable"]).rename(columns={"gap": "difference"})
-
-
-def rank_gap_table(tables: Tables, profile: str) -> pd.DataFrame:
-    """Per setting, rank and sparse method: its accuracy minus that of full-token GRPO in points, each at its own best rate.
-
-    With the interval of the paired difference; that the rates were chosen is not part of it.
-    """
-    runs, out = runs_of(tables, "lora_rank", profile), []
-    for (setting, rank), own in runs.groupby(["setting", "lora_rank"], sort=False) if len(runs) else ():
-        at_best = {method: at_best_rate(mine) for method, mine in own.groupby("method")}
-        for method in [method for method in ("s_grpo", "t_spmo") if method in at_best and "grpo" in at_best]:
-            row = {"setting": setting, "rank": int(rank), "method": METHOD_LABELS[method]}
-            out.append(row | _gap(tables, at_best[method], at_best["grpo"]))
-    return pd.DataFrame(out, columns=["setting", "rank", "method", *_GAP])
+    return pd.DataFrame(rows, columns=["setting", "method", *_GAP, "detectable"])
 
 
 def selection_gap_table(tables: Tables, profile: str) -> pd.DataFrame:
     """How much it matters which tokens are credited, and with what credit: contrasts of the token fraction, in points.
 
-    Columns setting, tokens, reference, share (percent of the tokens) and the gap with the interval of the paired difference.
+    Columns setting, tokens, reference, share (percent of the tokens) and the paired difference with its interval.
     Credit without sparsity: GRPO with T-SPMO's credit added minus GRPO. Sparsity at the same credit: T-SPMO minus that. T-SPMO
     and S-GRPO's rule, each minus the random share nearest to its own, within a factor of two. S-GRPO's rule minus the same without
     the prefix that it always keeps (cutoff 0). Each other choice of tokens minus as many at random, and the highest entropy minus
@@ -178,5 +163,5 @@ def _gap(tables: Tables, left: pd.DataFrame, right: pd.DataFrame) -> dict[str, f
     if found is None:
         return {}
     found = found.scaled(100)
-    values = (found.seeds, found.items, found.value, found.low, found.high, found.equal_within, found.design_effect)
-    return dict(zip(_GAP, values, strict=True))
+    row = {"seeds": found.seeds, "items": found.items} | found.columns("difference")
+    return row | {"equal_within": found.equal_within, "design_effect": found.design_effect}

@@ -13,7 +13,7 @@ from replication.statistics.accuracies import RUN_COLUMNS, Tables, table
 NEAR = 0.05
 _JUDGED = ("seeds", "diverged", "validation_accuracy", "accuracy", "chosen")
 #: On the row of the chosen rate alone.
-_PEAK = ("forgiving", "narrowest", "widest", "peak_low", "peak_high")
+_PEAK = ("forgiving", "peak_low", "peak_high")
 
 
 def tuning(tables: Tables) -> pd.DataFrame:
@@ -22,9 +22,8 @@ def tuning(tables: Tables) -> pd.DataFrame:
     Columns setting, method, learning_rate, seeds, diverged, validation_accuracy, accuracy (means over seeds, fractions), chosen
     (see ``best_rate``). Diverged runs count at their last finite checkpoint; points without any validation accuracy cannot be
     chosen. The row of the chosen rate also has forgiving: highest divided by lowest rate of the unbroken stretch of the grid
-    around the chosen one that stays within ``NEAR`` of it on validation. With two seeds or more at every rate it has what each of
-    these seeds would say alone: narrowest and widest (the least and greatest of their ``forgiving``), peak_low and peak_high (the
-    lowest and highest rate that one of them would choose).
+    around the chosen one that stays within ``NEAR`` of it on validation. With two seeds or more at every rate it has peak_low and
+    peak_high: the lowest and highest rate that one of these seeds would choose alone.
     """
     runs = table(tables, "runs", (*RUN_COLUMNS, "learning_rate", "validation_accuracy"))
     runs = runs[(runs["ablation"] == "learning_rate") & runs["status"].isin(ENDED)]
@@ -45,10 +44,9 @@ def tuning(tables: Tables) -> pd.DataFrame:
             best = group.index[group["learning_rate"] == rate][0]
             points.loc[best, "chosen"] = True
             points.loc[best, "forgiving"] = _forgiving(group.set_index("learning_rate")["validation_accuracy"], rate)
-            alone = pd.DataFrame(_seed_by_seed(own), columns=["rate", "forgiving"])
+            alone = _seed_by_seed(own)
             if len(alone) > 1:
-                ends = alone.agg(["min", "max"])
-                points.loc[best, list(_PEAK[1:])] = [*ends["forgiving"], *ends["rate"]]
+                points.loc[best, ["peak_low", "peak_high"]] = [min(alone), max(alone)]
     return points[[*keys, "learning_rate", *_JUDGED, *_PEAK]]
 
 
@@ -61,13 +59,12 @@ def _forgiving(accuracies: pd.Series, rate: float) -> float:
     return float(rates.max() / rates.min())
 
 
-def _seed_by_seed(runs: pd.DataFrame) -> list[tuple[float, float]]:
-    """What each seed that every rate was run under would choose alone, and how forgiving that choice is."""
+def _seed_by_seed(runs: pd.DataFrame) -> list[float]:
+    """The rate that each seed which every rate was run under would choose alone."""
     found = []
     for _, own in runs.groupby("seed"):
-        accuracies = own.groupby("learning_rate")["validation_accuracy"].mean()
-        if len(accuracies) == runs["learning_rate"].nunique() and accuracies.notna().any():
-            found.append((best_rate(own), _forgiving(accuracies, best_rate(own))))
+        if own["learning_rate"].nunique() == runs["learning_rate"].nunique() and own["validation_accuracy"].notna().any():
+            found.append(best_rate(own))
     return found
 
 

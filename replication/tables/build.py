@@ -5,7 +5,6 @@ A missing value is empty, never 0. What varies from machine to machine (seconds,
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -139,7 +138,7 @@ def tables_manifest(planned: Sequence[PlannedRun], runs_dir: str | Path) -> dict
     """What the tables were made from: this machine and tree, and the commit, seed, seconds and memory of every finished run.
 
     A run counts as dirty if any of its starts was, and ``run_commits`` are those of every start; None = not known. What all
-    runs have in common of Python and packages stands once, as ``runs_python`` and ``runs_packages``.
+    runs have in common of Python, packages, CPU and GPU stands once, as ``runs_python`` and so on.
     """
     runs: dict[str, dict[str, Any]] = {}
     starts: dict[str, list[dict[str, Any]]] = {}
@@ -151,13 +150,13 @@ def tables_manifest(planned: Sequence[PlannedRun], runs_dir: str | Path) -> dict
         timing = _timing_row(run_id, folder)
         earlier = found.get("earlier_starts") or []
         starts[run_id] = [found, *earlier]
-        runs[run_id] = {"seed": config.seed, "config_sha256": hashlib.sha256(config.model_dump_json().encode()).hexdigest()}
+        runs[run_id] = {"seed": config.seed}
         origin = ("commit", "model_commit", "base_sha256", "task_version", "python", "packages", "cpu", "gpu", "finished")
         runs[run_id] |= {name: found.get(name) for name in origin}
         runs[run_id] |= {"dirty": _dirty(starts[run_id]), **({"earlier_starts": earlier} if earlier else {})}
         runs[run_id] |= {name: timing[name] for name in ("seconds", *PEAKS)}
     shared = {}
-    for name in ("python", "packages"):
+    for name in ("python", "packages", "cpu", "gpu"):
         values = [run[name] for run in runs.values()]
         if values and all(value == values[0] for value in values):
             shared[f"runs_{name}"] = values[0]

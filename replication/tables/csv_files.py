@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from replication.config import ExperimentConfig
 from replication.errors import UserError
 from replication.names import SCHEMA_VERSION
 from replication.runs import RunSummary, atomic_write, explained, make_folder, read_json, to_json
@@ -66,7 +67,7 @@ KINDS: dict[str, dict[str, str]] = {
     },
     # Optional: made by `diagnose`, from groups sampled afresh and not from runs.
     "credit": {
-        **dict.fromkeys(("profile", "task", "asides", "policy", "method", "selector", "quantity", "unit"), "str"),
+        **dict.fromkeys(("profile", "task", "asides", "method", "selector", "quantity", "unit"), "str"),
         **{"value": "float", "low": "float", "high": "float", "n": "int", "redraws": "int", "seed": "int"},
     },
     "worked_example": {
@@ -205,11 +206,7 @@ def _name(path: Path) -> str:
 
 
 def _kinds(name: str) -> dict[str, str]:
-    if name != "runs":
-        return KINDS.get(name, {})
-    from replication.config import ExperimentConfig
-
-    return run_columns(ExperimentConfig)
+    return run_columns(ExperimentConfig) if name == "runs" else KINDS.get(name, {})
 
 
 def _remedy(path: Path) -> str:

@@ -128,7 +128,7 @@ def test_diagnose_on_the_shipped_base_is_the_same_twice_and_agrees_with_what_the
     size = {"problems": 2, "redraws": 2, "audit": 128, "prompts_per_step": 2, "asides": "after"}
     tables, took = credit_module.diagnose("smoke", **size)
     credit = tables["credit"].set_index(["method", "quantity"])["value"]
-    assert took["problems"] == 2 and set(tables["credit"]["policy"]) == {"base"}
+    assert took["problems"] == 2
     assert set(tables["credit"]["asides"]) == {"after"}
     for kept in ("kept_fraction", "distinct_transitions_in_loss"):
         assert credit["grpo", kept] == 100 > credit["s_grpo", kept].max() > 0

@@ -276,26 +276,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     seen: list[str] = []
     for module in (credit, prompts):
         monkeypatch.setattr(module, "load_policy", lambda config: seen.append(config.model))
-    monkeypatch.setattr(prompts.measure_prompts, "__kwdefaults__", {"load": lambda config: seen.append(config.model)})
     return seen
-
-
-@pytest.mark.parametrize("wrong", ["missing", "another model", "unfinished", "damaged"])
-def test_diagnose_looks_at_its_runs_before_it_measures_the_base(random_base, tmp_path, monkeypatch, capsys, wrong):
-    """It measured the base for a minute, and then found that the run was not there."""
-    noisy_rewards(monkeypatch)
-    folder = tmp_path / "run"
-    if wrong == "unfinished":
-        folder.mkdir()
-    elif wrong != "missing":
-        train.run(tiny_config(random_base, task="word_problems", steps=1), folder)
-    if wrong == "damaged":
-        (folder / "adapter/adapter_model.safetensors").write_bytes(b"cut off")
-    seen = started(monkeypatch)
-    model = [] if wrong == "another model" else ["--set", f"model={random_base}"]
-    assert main(["diagnose", "--profile", "smoke", "--run", str(folder), *model, "--out", str(tmp_path / "out")]) == 2
-    error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert str(folder) in error and not seen
 
 
 @pytest.mark.parametrize("command", ["diagnose", "prompts"])

@@ -19,10 +19,12 @@ from replication.__main__ import main
 from replication.config import ExperimentConfig
 from replication.names import ROOT
 from replication.notebooks import notebook_names, parameters
-from replication.notebooks.parameters_cell import FOLDER, OPTIONS
+from replication.notebooks.parameters_cell import FOLDER
 from replication.report import with_formulas
 
 COMMITTED = notebook_names()
+#: Parameters of notebooks that are no fields of ExperimentConfig.
+OPTIONS = {"results_dir", "variant", "seeds", "train", "workers", "item"}
 
 
 def code_cells(name: str) -> list[str]:
@@ -67,7 +69,7 @@ def test_committed_notebooks_are_stripped(name: str) -> None:
 @pytest.mark.parametrize("name", COMMITTED)
 def test_parameters_are_fields_or_documented_options(name: str) -> None:
     found = parameters(name)
-    assert set(found) <= set(ExperimentConfig.model_fields) | set(OPTIONS)
+    assert set(found) <= set(ExperimentConfig.model_fields) | OPTIONS
     assert "profile" in found and len(found) <= 15
     source = code_cells(name)[0]
     assert all("#" in line for line in source.strip().splitlines()), "each parameter needs a comment that says what it is"
@@ -97,7 +99,6 @@ def test_formulas_can_be_set_without_a_browser(name: str) -> None:
     for cell in json.loads((FOLDER / f"{name}.ipynb").read_text())["cells"]:
         if cell["cell_type"] == "markdown":
             with_formulas(cell["source"] if isinstance(cell["source"], str) else "".join(cell["source"]))
-
 
 
 @pytest.mark.parametrize("name", COMMITTED)

@@ -10,7 +10,7 @@ import synthetic_tables as synthetic
 
 from replication.config import ExperimentConfig
 from replication.report import build
-from replication.report.appendix import gain_table, prompt_table
+from replication.report.appendix import gain_table, prompt_table, provenance
 from replication.tables import KINDS, frame, write_tables
 
 
@@ -91,3 +91,17 @@ def test_a_gain_is_split_over_the_items_that_both_answered():
     tables = items({"base": [RIGHT, WRONG, NOTHING, CUT, RIGHT, RIGHT], "grpo": [RIGHT, RIGHT, WRONG, WRONG]})
     (row,) = gain_table(tables, "nano").to_dict("records")
     assert (row["items"], row["gain"], row["gain_of_form"]) == (4, pytest.approx(25.0), pytest.approx(25.0))
+
+
+def test_the_machine_named_is_the_one_that_trained():
+    """Tables made again on a laptop named the laptop, with its GPU and its packages, as the place where the numbers come from."""
+    here = {"cpu": "a laptop", "cores": 8, "gpu": "a small one", "platform": "its system", "python": "3.14", "packages": {}}
+    there = {"cpu": "a server", "gpu": None, "python": "3.11", "packages": {"torch": "2", "peft": "1"}}
+    shown = {"processor": "a server", "GPU": "none", "Python": "3.11", "packages": "torch 2, peft 1"}
+    once = {f"runs_{name}": value for name, value in there.items()}
+    assert dict(provenance({**here, **once, "runs": {"a": {}, "b": {}}})) == shown
+    assert dict(provenance({**here, "runs": {"a": there, "b": there}})) == shown  # as older manifests have it
+    assert dict(provenance({**here, "runs": {"a": there, "b": there | {"cpu": "another"}}})) == shown | {
+        "processor": "several, see manifest.json"
+    }
+    assert not provenance(here)  # tables of no runs

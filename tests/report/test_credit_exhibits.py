@@ -20,7 +20,7 @@ def tables() -> dict[str, pd.DataFrame]:
     rows = []
     values = iter(np.linspace(0.5, 0.9, 200).round(4))
     for place, (task, asides) in enumerate(SETTINGS):
-        base = {"profile": "nano", "task": task, "asides": asides, "policy": "base", "n": 32.0, "redraws": 4.0}
+        base = {"profile": "nano", "task": task, "asides": asides, "n": 32.0, "redraws": 4.0}
         rows.append(base | {"method": "generated", "selector": "generated", "quantity": "tokens_decisive", "value": 10.0 + place})
         for method, selector in [*RULES.items(), *([("s_grpo", "latest")] if asides == "after" else [])]:
             for quantity in NOISE if selector == "latest" else (*SHARES, *NOISE):

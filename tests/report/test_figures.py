@@ -17,7 +17,7 @@ from matplotlib.text import Text
 from PIL import Image
 
 from replication.report import COLOURS, EXHIBITS, MARKERS, figure_style, save_figure
-from replication.report.cost import price_table, prices, spending_table
+from replication.report.cost import price_table, prices
 from replication.statistics import with_setting
 
 #: What ``diagnose`` measures and made-up tables of runs do not hold.
@@ -151,7 +151,7 @@ def _prices(ends: tuple[float, ...] = (0.9,)) -> dict[str, pd.DataFrame]:
         curves += [(name, step, "validation_accuracy", value) for step, value in {0: 0.4, 25: 0.6, 50: 0.7, 75: end}.items()]
         for metric, each in (("tokens_in_loss", 50.0), ("tokens_generated", 8.0), ("tokens_forwarded", 2.0)):
             curves += [(name, step, metric, each) for step in range(1, 76)]
-        timings.append({"run_id": name, "rollout_s": 6.0, "score_s": 2.0, "update_s": 1.0, "peak_rss_bytes": np.nan})
+        timings.append({"run_id": name, "rollout_s": 6.0, "score_s": 2.0, "update_s": 1.0})
     frame = pd.DataFrame(curves, columns=["run_id", "step", "metric", "value"])
     return {"runs": pd.DataFrame(runs), "curves": frame, "timings": pd.DataFrame(timings)}
 
@@ -310,6 +310,21 @@ def test_held_out_accuracy_has_its_own_number_of_items():
     assert counts["word_problems after", "grpo"] == 10 and pd.isna(counts["multiplication", "grpo"])
 
 
+def test_items_of_a_small_split_are_counted_and_not_taken_from_the_limit():
+    """Of 20 validation items of a reader's own, eval_items = 200 answered: every table said 200."""
+    tables = synthetic.tuned(synthetic.headline(items=60, seeds=2))
+    runs, items = tables["runs"].assign(eval_items=200, validation_accuracy=0.5), tables["items"]
+    small = items[items["item_id"].str.contains(r"-00[01]\d$")]
+    tables |= {"runs": runs, "items": pd.concat([items, small.assign(split="validation"), small.assign(split="train")])}
+    for name in ("learning_curves", "price_of_accuracy", "learning_rate"):
+        assert set(EXHIBITS[name].tabulate(tables, "nano")["validation_items"]) == {20}, name
+    tables["runs"] = runs.assign(train_accuracy=np.linspace(0, 1, len(runs)))
+    table = EXHIBITS["regularisation"].tabulate(tables, "nano").set_index("measure")["items"]
+    assert set(table["items trained on"]) == {20}
+    tables["items"] = items  # tables of before these were kept: the limit is all there is
+    assert set(EXHIBITS["learning_curves"].tabulate(tables, "nano")["validation_items"]) == {200}
+
+
 def test_collapsed_runs_are_counted_and_crossed(tables: dict[str, pd.DataFrame]):
     runs = tables["runs"].copy()
     one = (runs["ablation"] == "full_vs_sparse") & (runs["task"] == "multiplication") & (runs["method"] == "s_grpo")
@@ -320,18 +335,11 @@ def test_collapsed_runs_are_counted_and_crossed(tables: dict[str, pd.DataFrame])
     assert "crossed: 1 collapsed" in _words(shown.figure)
 
 
-def test_the_memory_of_a_method_is_the_mean_of_its_processes_peaks():
-    tables = _prices((0.9, 0.8))
-    assert np.isnan(spending_table(tables, "nano")["peak_memory_mb"]).all(), "not measured is missing"
-    tables["timings"]["peak_rss_bytes"] = [800e6, 850e6]
-    assert spending_table(tables, "nano")["peak_memory_mb"].item() == pytest.approx(825)
-
-
 def test_flops_are_tokens_times_those_of_one():
     tables = _prices()
     assert np.isnan(prices(tables, "nano")["tflop"]).all(), "not measured is missing"
     values = {"flops_sampled_token": 10.0, "flops_updated_token": 30.0}
-    row = {"profile": "nano", "task": "word_problems", "policy": "base", "method": "generated"}
+    row = {"profile": "nano", "task": "word_problems", "method": "generated"}
     tables["credit"] = pd.DataFrame([row | {"quantity": name, "value": value} for name, value in values.items()])
     (priced,) = prices(tables, "nano").to_dict("records")
     assert priced["tflop"] == pytest.approx(62.5 * (8 * 10 + 2 * 30) / 1e12)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from replication.report import (
     EXHIBITS,
     build,
     conclusions,
+    find_tables,
     negative_results,
     notebook_page,
     plan_sentence,
@@ -31,9 +33,9 @@ from replication.report import (
 )
 from replication.report.appendix import ledger, svamp_split
 from replication.report.html import formula
-from replication.report.wording import interval, number, percent, span
+from replication.report.wording import interval, number, percent, shown_table, span
 from replication.statistics import CREDIT, SPARSITY, detectable_differences, verdicts, with_setting
-from replication.tables import read_tables, write_tables
+from replication.tables import KINDS, frame, read_tables, write_tables
 
 MANIFEST = {
     "commit": "0" * 40,
@@ -161,7 +163,8 @@ def test_building_twice_gives_the_same_bytes(folder, page):
 def test_smoke_numbers_are_called_what_they_are(tables, tmp_path):
     smoke = {**tables, "runs": tables["runs"].assign(profile="smoke")}
     write_tables(smoke, tmp_path, MANIFEST)
-    assert "None of them is a result" in build(tmp_path, "smoke").read_text()
+    text = build(tmp_path, "smoke").read_text()
+    assert "None of them is a result" in text and "Two kinds of uncertainty" in text
     assert set(read_tables(tmp_path)["verdicts"]["verdict"]) == {"not run"}
 
 
@@ -175,6 +178,16 @@ def test_a_report_of_almost_nothing_says_not_run(tables, tmp_path):
 def test_without_tables_there_is_one_clear_line(tmp_path):
     with pytest.raises(UserError, match="no tables"):
         build(tmp_path, "nano")
+
+
+def test_prompts_alone_do_not_hide_the_committed_tables(folder, tmp_path, monkeypatch):
+    """After `make prompts` in a fresh clone the notebooks showed its one table, and "not run" for all else."""
+    monkeypatch.setattr("replication.report.page.RESULTS", tmp_path / "committed")
+    write_tables({"prompts": frame([], KINDS["prompts"], ["profile"])}, tmp_path / "own")
+    assert find_tables("nano", tmp_path / "own") == ({}, None)
+    shutil.copytree(folder, tmp_path / "committed" / "nano")
+    found, where = find_tables("nano", tmp_path / "own")
+    assert where == tmp_path / "committed" / "nano" and len(found["runs"])
 
 
 # Sentences -----------------------------------------------------------------------------------------------------------------
@@ -366,11 +379,11 @@ def test_a_choice_of_tokens_says_with_which_rates_and_seeds_it_was_tuned():
 
 def test_contrasts_are_drawn_and_said_as_their_intervals_are():
     shown = EXHIBITS["which_tokens"].show(_fraction_tables(), "nano")
-    gains = shown.table["gain"].tolist()
+    gains = shown.table["difference"].tolist()
     assert len(gains) >= 4 and sorted(gains)[-1] == pytest.approx(35), "the highest entropy minus random, two seeds in pairs"
     drawn = [line.get_xdata()[0] for line in shown.figure.axes[0].lines if line.get_marker() == "o"]
     assert drawn == pytest.approx(gains)
-    said, clear = " ".join(shown.sentences), shown.table[(shown.table["gain_low"] > 0) | (shown.table["gain_high"] < 0)]
+    said, clear = " ".join(shown.sentences), shown.table[(shown.table["difference_low"] > 0) | (shown.table["difference_high"] < 0)]
     for (tokens, reference), own in shown.table.groupby(["tokens", "reference"]):
         words = f"{tokens} than {reference}" if len(own.merge(clear)) else f"{tokens} and {reference}"
         assert words in said
@@ -387,7 +400,7 @@ def test_the_control_with_branches_is_not_taken_for_all_tokens():
     both = {name: pd.concat([tables[name], more[name]], ignore_index=True) for name in tables}
     tabulate = EXHIBITS["which_tokens"].tabulate
     table = tabulate(both, "nano")
-    assert table.loc[0, ["tokens", "reference"]].tolist() == list(CREDIT) and table.loc[0, "gain"] == 0
+    assert table.loc[0, ["tokens", "reference"]].tolist() == list(CREDIT) and table.loc[0, "difference"] == 0
     pd.testing.assert_frame_equal(table[1:].reset_index(drop=True), tabulate(tables, "nano"))
 
 
@@ -395,7 +408,7 @@ def test_what_credit_and_sparsity_change_is_said_first():
     row = {"setting": "word_problems after", "share": 1.0, "seeds": 3, "items": 100}
     names = [("the latest tokens", "random ones"), CREDIT, SPARSITY]
     gains = [(-9.1, -12.0, -6.0), (1.2, -0.5, 3.1), (-6.4, -9.0, -4.0)]
-    ends = [dict(zip(("gain", "gain_low", "gain_high"), values, strict=True)) for values in gains]
+    ends = [dict(zip(("difference", "difference_low", "difference_high"), values, strict=True)) for values in gains]
     rows = [row | {"tokens": a, "reference": b} | found for (a, b), found in zip(names, ends, strict=True)]
     first, second = EXHIBITS["which_tokens"].say(pd.DataFrame(rows))
     assert re.findall(r"-?\d+\.\d", first) == ["1.2", "-0.5", "3.1", "-6.4", "-9.0", "-4.0"]
@@ -459,7 +472,7 @@ def test_power_is_two_sentences_and_calls_alike_only_what_is_within_five_points(
     said = power(tables, "nano")
     found = detectable_differences(tables, "nano")
     assert f"{span(found['detectable'])} points" in said and "3 seeds" in said and power({}, "nano") == "Not run."
-    alike = found[(found["low"] <= 0) & (found["high"] >= 0) & (found["equal_within"] < 5)]
+    alike = found[(found["difference_low"] <= 0) & (found["difference_high"] >= 0) & (found["equal_within"] < 5)]
     assert len(alike) == said.count(" points for ") > 0
     assert said.count(". ") == 1
     # Items of one template answered alike: fewer of them are independent, so the unpaired gap is larger.
@@ -512,6 +525,14 @@ def test_a_table_merges_intervals_escapes_texts_and_leaves_out_what_was_not_meas
     made = table_html(pd.DataFrame([row | {"empty": float("nan")}]))
     assert ">S-GRPO<" in made and ">80.2 [75.0, 84.0]<" in made and ">3<" in made
     assert "&lt;script&gt;" in made and "empty" not in made and "low" not in made
+
+
+def test_a_gain_stands_beside_the_accuracy_that_it_is_a_part_of(tables):
+    """It was the last column of the headline table, since the base in its first row has none; and a rise was three columns."""
+    heads = {name: [text for text, _ in shown_table(EXHIBITS[name].tabulate(tables, "nano"))["heads"]] for name in EXHIBITS}
+    at = heads["full_vs_sparse"].index("test accuracy, %")
+    assert heads["full_vs_sparse"][at + 1].startswith("gain over the base")
+    assert not [head for its in heads.values() for head in its if head.endswith((" low", " high"))]
 
 
 def test_an_exhibit_in_a_notebook_becomes_a_file_that_its_page_refers_to(tables, folder, tmp_path):

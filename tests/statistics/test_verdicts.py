@@ -10,8 +10,8 @@ import pytest
 import synthetic_tables
 
 from replication.errors import UserError
-from replication.names import CLAIMS, ENDED, RESULTS, TRAINED
-from replication.statistics import VERDICTS, Claim, accuracy, difference, headline_runs, holm, load_claims, verdicts
+from replication.names import CLAIMS, ENDED, HEADLINE, RESULTS, TRAINED
+from replication.statistics import VERDICTS, Claim, accuracy, difference, holm, load_claims, runs_of, verdicts
 from replication.tables import read_tables
 
 CONTRACT = ["claim", "paper_value", "value", "low", "high", "seeds", "items", "verdict"]
@@ -115,7 +115,7 @@ def test_columns_and_words_of_the_contract():
 def test_without_runs_every_claim_reads_not_run_and_no_number(tables: dict[str, pd.DataFrame]):
     result = verdicts(CLAIMS, tables)
     assert set(result["verdict"]) == {"not run"}
-    assert result[["value", "low", "high", "seeds", "items", "p", "p_holm", "diverged"]].isna().all(axis=None)
+    assert result[["value", "low", "high", "seeds", "items", "p", "p_holm"]].isna().all(axis=None)
 
 
 def test_nano_tables_say_nothing_about_qwen_and_the_other_way_round():
@@ -348,7 +348,7 @@ def test_diverged_runs_count_at_their_last_checkpoint():
     runs.loc[runs["run_id"] == name, ["status", "accuracy"]] = ["diverged", 0.0]
     items.loc[items["run_id"] == name, "correct"] = 0
     row = _judge(tables, "N3").loc["N3"]
-    assert row["diverged"] == 1 and row["seeds"] == 3
+    assert row["seeds"] == 3
     assert row["value"] < before["value"] - 20 and row["verdict"] != "supported"
 
 
@@ -360,7 +360,7 @@ def test_a_diverged_run_without_a_checkpoint_cannot_be_left_out_for_a_better_mea
     runs.loc[runs["run_id"] == name, "accuracy"] = np.nan
     tables["items"] = tables["items"][tables["items"]["run_id"] != name]
     row = _judge(tables, "N3").loc["N3"]
-    assert row["verdict"] == "inconclusive" and "diverged" in row["note"] and row["diverged"] == 1
+    assert row["verdict"] == "inconclusive" and "diverged" in row["note"]
 
 
 def test_failed_and_pending_runs_are_missing_not_zero():
@@ -424,7 +424,7 @@ def test_holm_runs_over_every_difference_that_a_scale_judges_shown_or_not():
     result = _judge(tables)
     judged = result[result["p"].notna()]
     assert judged.index.tolist() == ["N4", "N4m", "N7", "N9", "N9m"]
-    by_name = {key: own for key, own in headline_runs(tables, "nano").groupby(["task", "method"])}
+    by_name = {key: own for key, own in runs_of(tables, HEADLINE, "nano").groupby(["task", "method"])}
     pairs = [("word_problems", "grpo", "base"), ("multiplication", "grpo", "base"), ("multiplication", "t_spmo", "base")]
     pairs += [(task, sparse, "grpo") for task in ("word_problems", "multiplication") for sparse in ("s_grpo", "t_spmo")]
     every = [difference(tables, by_name[task, a], by_name[task, b]).p for task, a, b in pairs]
@@ -434,7 +434,7 @@ def test_holm_runs_over_every_difference_that_a_scale_judges_shown_or_not():
 
 def test_a_verdict_shows_the_interval_that_everybody_shows():
     tables = synthetic_tables.headline()
-    row, runs = _judge(tables, "N2").loc["N2"], headline_runs(tables, "nano")
+    row, runs = _judge(tables, "N2").loc["N2"], runs_of(tables, HEADLINE, "nano")
     found = accuracy(tables, runs[(runs["task"] == "word_problems") & (runs["method"] == "s_grpo")]).scaled(100)
     assert (row["value"], row["low"], row["high"]) == (found.value, found.low, found.high)
 
