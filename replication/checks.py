@@ -48,7 +48,7 @@ def try_rule(name: str, rule: Any, problem: Problem, size: int) -> None:
     """Call a reader's own rule on ``size`` short completions, with rewards that differ and with equal ones.
 
     Raises:
-        UserError: it raised, or it did not return the credit of tokens in these completions, or targets for the critic that it needs.
+        UserError: it raised, or did not return the credit of tokens in these completions, or targets for the critic that it needs.
     """
     tokens = [[[5, 6, 7], [5, 6, 8], [5, 9], [5, 6, 7, 3]][i % 4] for i in range(size)]
     samples = [Completion(row, [-0.5] * len(row), [0.5] * len(row), truncated=False) for row in tokens]

@@ -1,1 +1,1 @@
-"""What only maintainers run: the generated parts of the README and of docs/, the dry run of the paper profile, packing finished runs."""
+"""What only maintainers run: generated parts of the README and docs, the dry run of the paper profile, packing finished runs."""

@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
 from replication import signals
-from replication.errors import UserError
+from replication.errors import UserError, first_line
 from replication.sweep.worker import how_it_died, prepare_child
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def _child(connection: Connection, warm_up: Callable, config: ExperimentConfig) 
     except UserError as error:
         outcome = str(error)
     except BaseException as error:  # the parent reports it
-        outcome = "memory" if _out_of_memory(error) else f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+        outcome = "memory" if _out_of_memory(error) else first_line(error, with_type=True)
     connection.send(("end", outcome))
 
 
