@@ -129,7 +129,7 @@ def _steps(config: ExperimentConfig, report: Callable[..., None]) -> None:
         groups = [dataclasses.replace(group, rewards=torch.arange(len(group.samples)) % 2.0) for group in groups]
         state.zero_grad()
         if state.critic is not None:
-            groups, critic_row, _ = state.critic.policy.judge(groups, method.targets, state.critic.scaler.scale)
+            groups, critic_row, _ = state.critic.trained.judge(groups, method.targets, state.critic.scaler.scale)
         credits = [credit_of(method, group, stream(config.seed, "selection", step, group.problem.id)) for group in groups]
         loss, _, _ = backward(config, policy, groups, credits, state.scaler.scale)
         state.step(loss, config.learning_rate, config.max_grad_norm)  # its norm is read from the GPU, which is then done
