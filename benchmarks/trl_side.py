@@ -111,7 +111,7 @@ def make_trainer(
     )
 
 
-def inputs_of(groups: Sequence[Group], pad_token_id: int, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+def inputs_of(groups: Sequence[Group], pad_token_id: int) -> dict[str, Tensor]:
     """The batch that TRL's ``compute_loss`` would get for these groups: prompts padded left, completions right."""
     prompts = [group.prompt for group in groups for _ in group.samples]
     completions = [completion for group in groups for completion in group.completions]
@@ -121,7 +121,7 @@ def inputs_of(groups: Sequence[Group], pad_token_id: int, device: torch.device |
         advantages.append(centred / (group.rewards.std() + 1e-4))
     prompt_ids, prompt_mask = _padded(prompts, pad_token_id, left=True)
     completion_ids, completion_mask = _padded(completions, pad_token_id, left=False)
-    inputs = {
+    return {
         "prompt_ids": prompt_ids,
         "prompt_mask": prompt_mask,
         "completion_ids": completion_ids,
@@ -129,7 +129,6 @@ def inputs_of(groups: Sequence[Group], pad_token_id: int, device: torch.device |
         "advantages": torch.cat(advantages),
         "num_items_in_batch": completion_mask.sum(),
     }
-    return {name: tensor.to(device) for name, tensor in inputs.items()}
 
 
 def credited_inputs_of(config: ExperimentConfig, groups: Sequence[Group]) -> dict[str, Any]:

@@ -83,16 +83,17 @@ def _grid(profile: str, variant: str, task: str | None) -> dict[str, Any]:
 
     ``settings`` of the whole plan and of its parts are lists of fields: a task, and for word problems their asides.
     """
-    section = profile_plan(profile)
+    whole = profile_plan(profile)
     if variant not in ("default", "full"):
         raise UserError(f"unknown plan {variant!r}: choose default or full")
-    grid = {name: value for name, value in section.items() if name != "full"}
-    for name, value in (section.get("full") or {}).items() if variant == "full" else ():
+    grid = {name: value for name, value in whole.items() if name != "full"}
+    for name, value in (whole.get("full") or {}).items() if variant == "full" else ():
         grid[name] = {**grid.get(name, {}), **value} if isinstance(value, dict) else value
     if task is not None:
-        own = [{"task": task}]
-        grid["settings"] = own
-        grid |= {name: {**part, "settings": own} for name, part in grid.items() if isinstance(part, dict) and "settings" in part}
+        settings = [{"task": task}]
+        grid["settings"] = settings
+        parts = {name: part for name, part in grid.items() if isinstance(part, dict) and "settings" in part}
+        grid |= {name: {**part, "settings": settings} for name, part in parts.items()}
     return grid
 
 
@@ -102,7 +103,7 @@ Make = Callable[..., ExperimentConfig]
 _BRIEF = {"extra_splits": "never"}
 
 
-def _full_vs_sparse(make: Make, grid: dict[str, Any], own: dict[str, Any]) -> Iterator[ExperimentConfig]:
+def _full_vs_sparse(make: Make, grid: dict[str, Any], section: dict[str, Any]) -> Iterator[ExperimentConfig]:
     """Base, the three methods and those of one's own in every setting, each at its tuned learning rate; PPO with fewer seeds."""
     for setting in grid["settings"]:
         yield make("base", 0, setting)
@@ -110,42 +111,42 @@ def _full_vs_sparse(make: Make, grid: dict[str, Any], own: dict[str, Any]) -> It
         for setting in grid["settings"]:
             for method in grid["methods"]:
                 yield make(method, seed, setting)
-        for setting in own.get("ppo", {}).get("settings", ()):
-            if seed < own["ppo"]["seeds"]:
+        for setting in section.get("ppo", {}).get("settings", ()):
+            if seed < section["ppo"]["seeds"]:
                 yield make("ppo", seed, setting)
 
 
-def _token_fraction(make: Make, grid: dict[str, Any], own: dict[str, Any]) -> Iterator[ExperimentConfig]:
+def _token_fraction(make: Make, grid: dict[str, Any], section: dict[str, Any]) -> Iterator[ExperimentConfig]:
     """Other choices of tokens than S-GRPO's rule, each at its own learning rate; and GRPO, S-GRPO and T-SPMO themselves.
 
     Each point of ``points`` names its fields. It is run at the rates of ``grid`` with the tuning seed, and with the seeds of the
     headline at its own ``learning_rate``; without that field at the method's.
     """
-    points = [(point.get("method", "s_grpo"), {k: v for k, v in point.items() if k != "method"}) for point in own["points"]]
-    for setting in own["settings"]:
-        for seed in range(min(grid["seeds"], own.get("seeds", grid["seeds"]))):
+    points = [(point.get("method", "s_grpo"), {k: v for k, v in point.items() if k != "method"}) for point in section["points"]]
+    for setting in section["settings"]:
+        for seed in range(min(grid["seeds"], section.get("seeds", grid["seeds"]))):
             for method in TRAINED:
                 yield make(method, seed, setting)
             for method, fields in points:
                 yield make(method, seed, setting, **fields, **_BRIEF)
         for method, fields in points:
-            for rate in own.get("grid", ()):
+            for rate in section.get("grid", ()):
                 yield make(method, TUNING_SEED, setting, **(fields | {"learning_rate": rate}), **_BRIEF)
 
 
-def _learning_rate(make: Make, grid: dict[str, Any], own: dict[str, Any]) -> Iterator[ExperimentConfig]:
+def _learning_rate(make: Make, grid: dict[str, Any], section: dict[str, Any]) -> Iterator[ExperimentConfig]:
     """The same grid for every method: the budget with which each is tuned, and whether one rate settles a claim.
 
     ``methods`` are further methods and ``neighbours`` further settings, for which only the method's own rate and the two beside
     it are tried, with one seed.
     """
-    settings = own.get("settings", grid["settings"])
-    tried = [(setting, method, own["seeds"], own.get("rates")) for setting in settings for method in TRAINED]
-    tried += [(setting, method, 1, 3) for setting in settings for method in own.get("methods", ())]
-    tried += [(setting, method, 1, 3) for setting in own.get("neighbours", ()) for method in TRAINED]
+    settings = section.get("settings", grid["settings"])
+    tried = [(setting, method, section["seeds"], section.get("rates")) for setting in settings for method in TRAINED]
+    tried += [(setting, method, 1, 3) for setting in settings for method in section.get("methods", ())]
+    tried += [(setting, method, 1, 3) for setting in section.get("neighbours", ()) for method in TRAINED]
     for setting, method, seeds, nearest in tried:
         # A reader's own task has no grid of its own: the first stands for it.
-        rates = own["grids"].get(setting["task"]) or next(iter(own["grids"].values()))
+        rates = section["grids"].get(setting["task"]) or next(iter(section["grids"].values()))
         near = rates if nearest is None else _nearest(rates, make(method, 0, setting).learning_rate, nearest)
         for seed in range(TUNING_SEED, TUNING_SEED + seeds):
             for learning_rate in near:
@@ -157,18 +158,18 @@ def _nearest(rates: Sequence[float], rate: float, count: int) -> list[float]:
     return sorted(sorted(rates, key=lambda other: abs(math.log(other / rate)))[:count])
 
 
-def _lora_rank(make: Make, grid: dict[str, Any], own: dict[str, Any]) -> Iterator[ExperimentConfig]:
+def _lora_rank(make: Make, grid: dict[str, Any], section: dict[str, Any]) -> Iterator[ExperimentConfig]:
     """Every method at every rank, alpha / rank fixed at the profile's, at each rate of ``grid`` (rank 0, full fine-tuning: of
     ``grid_without_adapter``) with every seed; the tables choose. At the profile's own rank and the method's own rate it is the
     headline run.
     """
-    for setting in own["settings"]:
+    for setting in section["settings"]:
         for method in TRAINED:
             default = make(method, 0, setting)
             scale = default.lora_alpha / max(default.lora_rank, 1)
-            for rank in own["ranks"]:
-                rates = own["grid"] if rank else own["grid_without_adapter"]
-                for seed in range(min(grid["seeds"], own.get("seeds", grid["seeds"]))):
+            for rank in section["ranks"]:
+                rates = section["grid"] if rank else section["grid_without_adapter"]
+                for seed in range(min(grid["seeds"], section.get("seeds", grid["seeds"]))):
                     for learning_rate in rates:
                         config = make(method, seed, setting, learning_rate=learning_rate, lora_rank=rank, **_BRIEF)
                         # An override may set rank and rate themselves, the rank to 0 for one.
@@ -178,22 +179,22 @@ def _lora_rank(make: Make, grid: dict[str, Any], own: dict[str, Any]) -> Iterato
                             yield config.model_copy(update={"lora_alpha": config.lora_rank * scale}) if config.lora_rank else config
 
 
-def _regimes(make: Make, grid: dict[str, Any], own: dict[str, Any]) -> Iterator[ExperimentConfig]:
+def _regimes(make: Make, grid: dict[str, Any], section: dict[str, Any]) -> Iterator[ExperimentConfig]:
     """Where full-token GRPO fails to improve: cells of prompts a step, G, normalisation and training set, and overfitting.
 
     ``screen`` runs GRPO in every cell at each of its ``rates`` with the tuning seed. ``confirm`` lists cells that failed, each with
     the learning rate of every method: run with ``new_seeds`` new seeds. ``overfit`` lists few training items and many steps.
     """
-    for setting in own["settings"]:
+    for setting in section["settings"]:
         yield make("base", 0, setting)
-        for cell in _cells(own.get("screen", {}).get("cells", {})):
-            for rate in own["screen"]["rates"]:
+        for cell in _cells(section.get("screen", {}).get("cells", {})):
+            for rate in section["screen"]["rates"]:
                 yield make("grpo", TUNING_SEED, setting, learning_rate=rate, **cell, **_BRIEF)
-        for confirmed in own.get("confirm", ()):
+        for confirmed in section.get("confirm", ()):
             for method, rate in confirmed["learning_rate"].items():
-                for seed in range(NEW_SEED, NEW_SEED + own["new_seeds"]):
+                for seed in range(NEW_SEED, NEW_SEED + section["new_seeds"]):
                     yield make(method, seed, setting, learning_rate=rate, **confirmed["cell"], **_BRIEF)
-        for few in own.get("overfit", ()):
+        for few in section.get("overfit", ()):
             for seed in range(few["seeds"]):
                 for method in TRAINED:
                     yield make(method, seed, setting, train_items=few["train_items"], steps=few["steps"], extra_splits="always")
@@ -207,12 +208,12 @@ def _cells(axes: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:
     yield from cells
 
 
-def _replay(make: Make, grid: dict[str, Any], own: dict[str, Any]) -> Iterator[ExperimentConfig]:
+def _replay(make: Make, grid: dict[str, Any], section: dict[str, Any]) -> Iterator[ExperimentConfig]:
     """T-SPMO with replays and without."""
-    for setting in own["settings"]:
-        for seed in range(min(grid["seeds"], own["seeds"])):
+    for setting in section["settings"]:
+        for seed in range(min(grid["seeds"], section["seeds"])):
             yield make("t_spmo", seed, setting)
-            yield make("t_spmo", seed, setting, **own["replays"], **_BRIEF)
+            yield make("t_spmo", seed, setting, **section["replays"], **_BRIEF)
 
 
 _PLANS = {

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from replication.ablations import PlannedRun, plan
 from replication.config import ExperimentConfig, load_profile, parse_settings, profile_plan, run_command
 from replication.console import say
-from replication.errors import Stopped, UserError
+from replication.errors import Stopped, UserError, first_line
 from replication.names import CLAIMS, METHOD_LABELS, RESULTS
 from replication.runs import explained, manifest, mark_failed, now, peak_memory, read_json, read_summary
 
@@ -57,7 +57,7 @@ def run(options: argparse.Namespace) -> int:
     except (UserError, Stopped):
         raise
     except Exception as error:
-        mark_failed(options.out, f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}")
+        mark_failed(options.out, first_line(error, with_type=True))
         traceback.print_exc()
         return 1
     measure = "accuracy" if config.reward is None else "mean reward"

@@ -54,11 +54,6 @@ class Critic:
             adapter = {name: parameter for name, parameter in sorted(self.model.named_parameters()) if parameter.requires_grad}
         self.trainable = adapter | {f"head.{name}": parameter for name, parameter in self.head.named_parameters()}
 
-    @property
-    def dtype(self) -> str:
-        """The dtype of the frozen weights, by torch's name."""
-        return str(self.model.dtype).removeprefix("torch.")
-
     @contextmanager
     def _active(self) -> Iterator[None]:
         """The model under the critic's adapter instead of the policy's; PEFT lets gradients reach the active adapter alone."""

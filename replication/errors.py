@@ -1,6 +1,14 @@
-"""The exceptions that the command line turns into an exit status."""
+"""The exceptions that the command line turns into an exit status, and an error in one line."""
 
 from __future__ import annotations
+
+
+def first_line(error: BaseException, *, with_type: bool = False) -> str:
+    """The first line of an error's text, after its type's name if wanted; that name alone where there is no text."""
+    name, lines = type(error).__name__, str(error).strip().splitlines()
+    if not lines:
+        return name
+    return f"{name}: {lines[0]}" if with_type else lines[0]
 
 
 class UserError(ValueError):
@@ -12,7 +20,7 @@ class Diverged(RuntimeError):
 
 
 class Stopped(RuntimeError):
-    """A signal asked the process to stop and the work so far is saved: exit status 128 + ``signum`` (130 or 143)."""
+    """A signal asked the process to stop and the work so far is saved: exit status 128 + ``signum`` (129, 130 or 143)."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(f"stopped by signal {signum}, the work so far is saved")

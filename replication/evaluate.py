@@ -93,7 +93,7 @@ def validate(policy: Policy, config: ExperimentConfig, task: Task, record: RunDi
             "step": step,
             "validation_accuracy": accuracy(greedy),
             "validation_sampled_accuracy": accuracy(sampled),
-            "validation_kl_to_base": kl_to_base(policy, config, _one_by_one(sampled)),
+            "validation_kl_to_base": kl_to_base(policy, config, [(result.prompt, [result.sample]) for result in sampled]),
             "validation_truncated": sum(result.sample.truncated for result in greedy) / max(len(greedy), 1),
             **stopped_share(task, [result.sample for result in greedy], "validation_stopped"),
             **{f"validation_{name}_accuracy": accuracy(evaluate(policy, config, task, items)) for name, items in extra.items()},
@@ -124,35 +124,25 @@ def accuracy(results: Sequence[ItemResult]) -> float | None:
     return sum(result.reward for result in results) / len(results) if results else None
 
 
-def kl_to_base(policy: Policy, config: ExperimentConfig, samples: Sequence[tuple[list[int], list[list[int]], list[list[float]]]]):
+def kl_to_base(policy: Policy, config: ExperimentConfig, groups: Sequence[tuple[list[int], list[Completion]]]) -> float | None:
     """KL(pi || base) per token, estimated (k3) on tokens sampled from the policy.
 
     Args:
-        samples: (prompt, completions, their sampled log-probs) for some groups.
+        groups: (prompt, completions) of each.
 
     Returns:
         The mean over all their tokens in nats, or None without tokens.
     """
-    prompts = [prompt for prompt, _, _ in samples]
-    completions = [group for _, group, _ in samples]
+    prompts = [prompt for prompt, _ in groups]
+    completions = [[sample.tokens for sample in samples] for _, samples in groups]
     credits = [every_token(group) for group in completions]
     if not sum(map(len, credits)):
         return None
-    sampled = torch.tensor([value for _, _, group in samples for tokens in group for value in tokens])
+    sampled = torch.tensor([value for _, samples in groups for sample in samples for value in sample.log_probs])
     with policy.reference() as base:
         how = {"strategy": config.scoring, "temperature": config.temperature, "token_budget": config.token_budget}
         reference = score(base, prompts, completions, credits, **how).log_probs
     return k3(sampled, reference.to(sampled)).mean().item()
-
-
-def _one_by_one(results: Sequence[ItemResult]) -> list[tuple[list[int], list[list[int]], list[list[float]]]]:
-    return [(result.prompt, [result.sample.tokens], [result.sample.log_probs]) for result in results]
-
-
-def group_kl(policy: Policy, config: ExperimentConfig, group: Group) -> float | None:
-    """KL to the base on the originals of one group."""
-    tokens = [sample.tokens for sample in group.originals]
-    return kl_to_base(policy, config, [(group.prompt, tokens, [sample.log_probs for sample in group.originals])])
 
 
 def step_metrics(
@@ -180,7 +170,7 @@ def step_metrics(
         "kept_fraction": in_loss / untied if untied else None,
         "kept_share_all": in_loss / generated,
         "entropy": sum(entropies) / len(entropies),
-        "kl_to_base": group_kl(policy, config, groups[0]),
+        "kl_to_base": kl_to_base(policy, config, [(groups[0].prompt, groups[0].originals)]),
         "truncated": sum(sample.truncated for sample in originals) / len(originals),
         **stopped_share(task, originals),
         "tokens_generated": generated,
@@ -217,7 +207,7 @@ def final_evaluation(policy: Policy, config: ExperimentConfig, task: Task) -> tu
         "longer_numbers_accuracy": _test_accuracy(policy, config, longer),
         "n_items": len(greedy["test"]),
         "entropy": sum(tokens) / len(tokens) if tokens else None,
-        "kl_to_base": kl_to_base(policy, config, _one_by_one(sampled)),
+        "kl_to_base": kl_to_base(policy, config, [(result.prompt, [result.sample]) for result in sampled]),
     }
     rows = [
         {

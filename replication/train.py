@@ -82,7 +82,6 @@ def run(config: ExperimentConfig, run_dir: str | Path, *, progress: bool | None 
                 check_sizes(policy, config, tested)
         status, reason = "done", None
         state = TrainingState(policy, config.learning_rate)
-        started = time.perf_counter()
         try:
             if policy.trainable:
                 _train(config, record, task, state, progress)
@@ -105,7 +104,7 @@ def run(config: ExperimentConfig, run_dir: str | Path, *, progress: bool | None 
 
 def _train(config: ExperimentConfig, record: RunDirectory, task: Task, state: TrainingState, progress: bool | None) -> None:
     method = config.build_method()
-    policy, critic = state.policy, None
+    policy, critic = state.trained, None
     if "values" in getattr(method, "needs", ()):
         critic = Critic(policy, config)
         critic_rate = config.critic_learning_rate or config.learning_rate

@@ -17,19 +17,19 @@ class TrainingState:
     Random streams are not part of it: they are functions of (seed, step).
 
     Attributes:
-        policy: what is trained; a critic has a state of its own, with an optimizer of its own.
+        trained: the policy, or its critic, which has a state of its own with an optimizer of its own.
         critic: the critic's state, for a method that needs values; its tensors are saved and restored with these.
     """
 
-    def __init__(self, policy: Policy | Critic, learning_rate: float) -> None:
-        self.policy = policy
-        parameters = list(policy.trainable.values())
+    def __init__(self, trained: Policy | Critic, learning_rate: float) -> None:
+        self.trained = trained
+        parameters = list(trained.trainable.values())
         self.optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0) if parameters else None
         self.validated: dict[str, Tensor] = {}
         self.critic: TrainingState | None = None
-        self.sixteen_bits = policy.dtype in ("float16", "bfloat16")
+        self.sixteen_bits = trained.model.dtype in (torch.float16, torch.bfloat16)
         # Without a factor on the loss, the gradient of a single token would be below the least number of float16.
-        self.scaler = torch.amp.GradScaler(policy.model.device.type, enabled=policy.model.dtype == torch.float16)
+        self.scaler = torch.amp.GradScaler(trained.model.device.type, enabled=trained.model.dtype == torch.float16)
 
     def zero_grad(self) -> None:
         """Forget the gradients of the step before."""
@@ -43,7 +43,7 @@ class TrainingState:
         None if loss or gradient is not finite; the parameters then stay as they were. In 16 bits that happens in good runs too.
         """
         self.scaler.unscale_(self.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(list(self.policy.trainable.values()), max_grad_norm).item()
+        norm = torch.nn.utils.clip_grad_norm_(list(self.trained.trainable.values()), max_grad_norm).item()
         finite = math.isfinite(loss) and math.isfinite(norm)
         if finite:
             for group in self.optimizer.param_groups:
@@ -54,18 +54,18 @@ class TrainingState:
 
     def note_validated(self) -> None:
         """Keep a copy of the present parameters: a validation has shown that they give finite numbers."""
-        self.validated = {name: value.detach().to("cpu", copy=True) for name, value in self.policy.trainable.items()}
+        self.validated = {name: value.detach().to("cpu", copy=True) for name, value in self.trained.trainable.items()}
 
     def go_back_to_validated(self) -> None:
         """Put the parameters of the last validation back."""
         with torch.no_grad():
             for name, value in self.validated.items():
-                self.policy.trainable[name].copy_(value)
+                self.trained.trainable[name].copy_(value)
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything a checkpoint needs, by name."""
         found = {f"finite/{name}": value for name, value in self.validated.items()}
-        for name, parameter in self.policy.trainable.items():
+        for name, parameter in self.trained.trainable.items():
             found[f"parameter/{name}"] = parameter
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 found[f"optimizer/{key}/{name}"] = value
@@ -79,7 +79,7 @@ class TrainingState:
         """Put back what ``tensors`` returned."""
         self.validated = {key.removeprefix("finite/"): value for key, value in tensors.items() if key.startswith("finite/")}
         with torch.no_grad():
-            for name, parameter in self.policy.trainable.items():
+            for name, parameter in self.trained.trainable.items():
                 parameter.copy_(tensors[f"parameter/{name}"])
                 for key in ("step", "exp_avg", "exp_avg_sq"):
                     if (saved := tensors.get(f"optimizer/{key}/{name}")) is not None:

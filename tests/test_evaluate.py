@@ -11,7 +11,7 @@ import torch
 from tiny_runs import noisy_rewards, tiny_config
 
 from replication import evaluate as evaluation
-from replication.evaluate import accuracy, evaluate, final_evaluation, group_kl, kl_to_base
+from replication.evaluate import accuracy, evaluate, final_evaluation, kl_to_base
 from replication.groups import sample_groups, training_batch
 from replication.models.load import Policy, load_base, load_policy
 from replication.rollout import Completion
@@ -78,7 +78,7 @@ def test_the_base_has_no_distance_from_itself(random_base, kind):
     config = tiny_config(random_base, kind)
     untrained = load_policy(config)
     for group in sample_groups(untrained, config, TASK, PROBLEMS, 0):
-        assert group_kl(untrained, config, group) == pytest.approx(0, abs=1e-10)
+        assert kl_to_base(untrained, config, [(group.prompt, group.originals)]) == pytest.approx(0, abs=1e-10)
 
 
 @pytest.mark.parametrize("kind", ["t_spmo", "t_spmo_replay"])
@@ -96,13 +96,13 @@ def test_kl_is_the_mean_of_k3_over_the_tokens_of_the_originals(policy, random_ba
             for place in () if start else places:
                 difference = (theirs - ours)[place, tokens[0, place + 1]].item()
                 terms.append(math.exp(difference) - difference - 1)
-        assert group_kl(policy, config, group) == pytest.approx(sum(terms) / len(terms), rel=1e-4)
-        assert group_kl(policy, config, group) > 1e-4
+        found = kl_to_base(policy, config, [(group.prompt, group.originals)])
+        assert found > 1e-4 and found == pytest.approx(sum(terms) / len(terms), rel=1e-4)
 
 
 def test_kl_of_no_tokens_is_no_number(policy, random_base):
     assert kl_to_base(policy, tiny_config(random_base), []) is None
-    assert kl_to_base(policy, tiny_config(random_base), [([5], [[]], [[]])]) is None
+    assert kl_to_base(policy, tiny_config(random_base), [([5], [Completion([], [], [], False)])]) is None
 
 
 def test_the_final_evaluation_covers_every_split_once(policy, random_base, monkeypatch):
@@ -152,7 +152,7 @@ def test_sampled_accuracy_is_that_of_all_draws(policy, random_base, monkeypatch)
     draws = [evaluate(policy, config, task, problems, sampled=draw) for draw in (1, 2, 3)]
     assert len({tuple(tuple(r.sample.tokens) for r in draw) for draw in draws}) == 3, "each draw is another one"
     assert summary["sampled_accuracy"] == sum(r.correct for draw in draws for r in draw) / (3 * len(problems))
-    means = [kl_to_base(policy, config, [(r.prompt, [r.sample.tokens], [r.sample.log_probs]) for r in draw]) for draw in draws]
+    means = [kl_to_base(policy, config, [(r.prompt, [r.sample]) for r in draw]) for draw in draws]
     lengths = [sum(len(r.sample.tokens) for r in draw) for draw in draws]
     expected = sum(mean * length for mean, length in zip(means, lengths, strict=True)) / sum(lengths)
     assert summary["kl_to_base"] == pytest.approx(expected, rel=1e-5)

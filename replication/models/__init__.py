@@ -8,6 +8,6 @@ from __future__ import annotations
 
 from replication.models.card import model_card
 from replication.models.checks import check_sizes
-from replication.models.load import Policy, attach_lora, load_base, load_policy, resolve_device
+from replication.models.load import Policy, load_base, load_policy, resolve_device
 
-__all__ = ["Policy", "attach_lora", "check_sizes", "load_base", "load_policy", "model_card", "resolve_device"]
+__all__ = ["Policy", "check_sizes", "load_base", "load_policy", "model_card", "resolve_device"]

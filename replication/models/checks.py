@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from replication.errors import UserError
+from replication.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from replication.config import ExperimentConfig
@@ -63,9 +63,8 @@ def check_decoding(model: nn.Module) -> None:
         sequences = [[*prompts[1], 2], [*prompts[0], 5], [*prompts[1], 6]]
         plain = [model(input_ids=torch.tensor([ids], device=device), use_cache=False).logits[0, -1] for ids in sequences]
     except Exception as error:  # each architecture that lacks something fails in a way of its own
-        first = next(iter(str(error).splitlines()), "")
         raise UserError(
-            f"cannot sample from a model of type {name!r} ({type(error).__name__}: {first}): it needs a cache of transformers "
+            f"cannot sample from a model of type {name!r} ({first_line(error, with_type=True)}): it needs a cache of transformers "
             "whose rows can be reordered, position ids and an attention mask; choose another model"
         ) from error
     expected_RV, found_RV = (logits.double().log_softmax(-1) for logits in (torch.stack(plain), sampled))

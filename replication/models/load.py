@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from replication.base_files import check_gguf, is_gguf, readable
 from replication.config import ExperimentConfig
 from replication.console import quiet_libraries, say
-from replication.errors import UserError
+from replication.errors import UserError, first_line
 from replication.models.card import base_name
 from replication.models.checks import check_decoding, check_finite
 from replication.randomness import stream
@@ -149,9 +149,9 @@ def load_base(path: str, revision: str | None = None, dtype: torch.dtype = torch
             raise ValueError(f"its weights lack {min(found['missing_keys'])}")
         check_finite(model)
     except Exception as error:  # of any kind: the readers of tokenizers, safetensors and GGUF trust what a file says
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"cannot load the model {path!r}: {first_line} (give a folder, a GGUF file or a name on the Hub with --set model=...)"
+            f"cannot load the model {path!r}: {first_line(error)} (give a folder, a GGUF file or a name on the Hub with "
+            "--set model=...)"
         ) from error
     for module in model.modules():
         if isinstance(module, nn.Dropout):
@@ -222,7 +222,7 @@ def attach_lora(model: nn.Module, config: ExperimentConfig) -> nn.Module:
         try:
             adapted = get_peft_model(model, lora, revision=getattr(model.config, "_commit_hash", None) or config.revision)
         except ValueError as error:
-            raise UserError(f"the adapter does not fit the model: {str(error).splitlines()[0]}") from None
+            raise UserError(f"the adapter does not fit the model: {first_line(error)}") from None
     adapted.peft_config["default"].base_model_name_or_path = base_name(config)  # saved with the adapter, for others to find it by
     return adapted
 

@@ -25,7 +25,7 @@ class RunSummary(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     run_id: str
-    status: Literal["done", "failed", "diverged", "pending"]
+    status: Literal["done", "diverged"]
     reason: str | None = None
     steps_done: int = 0
     accuracy: float | None = None

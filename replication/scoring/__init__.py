@@ -7,7 +7,6 @@ Packed scoring computes each distinct prefix of a group once; dense scoring is t
 from __future__ import annotations
 
 from replication.scoring.log_probs import (
-    Scores,
     gathered_log_softmax,
     micro_batches,
     prefix_states,
@@ -15,13 +14,10 @@ from replication.scoring.log_probs import (
     token_log_probs,
     unwrapped,
     upcast,
-    why_not_packable,
 )
-from replication.scoring.packing import PackedRow, pack_groups
+from replication.scoring.packing import pack_groups
 
 __all__ = [
-    "PackedRow",
-    "Scores",
     "gathered_log_softmax",
     "micro_batches",
     "pack_groups",
@@ -30,5 +26,4 @@ __all__ = [
     "token_log_probs",
     "unwrapped",
     "upcast",
-    "why_not_packable",
 ]

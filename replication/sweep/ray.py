@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from replication import signals
-from replication.errors import Stopped, UserError
+from replication.errors import Stopped, UserError, first_line
 from replication.sweep import preflight
 from replication.sweep.queue import RunQueue
 from replication.sweep.worker import Answer, one_run
@@ -40,8 +40,7 @@ def run(queue: RunQueue, address: str, target: str) -> None:
     try:
         ray.init(address=address, log_to_driver=False, logging_level="error")
     except (ConnectionError, RuntimeError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise UserError(f"no Ray cluster answers at {address} ({first}): start one with `ray start --head`") from None
+        raise UserError(f"no Ray cluster answers at {address} ({first_line(error)}): start one with `ray start --head`") from None
     try:
         _run(ray, queue, target)
     finally:
@@ -80,8 +79,7 @@ def _answer(ray: Any, reference: Any) -> Answer:
     try:
         return ray.get(reference)
     except ray.exceptions.RayError as error:
-        first = next(iter(str(error).strip().splitlines()), "")
-        return "failed", f"its worker was lost {RETRIES + 1} times or its node is gone ({type(error).__name__}: {first})"
+        return "failed", f"its worker was lost {RETRIES + 1} times or its node is gone ({first_line(error, with_type=True)})"
 
 
 def _one_run(target: str, config: ExperimentConfig, folder: str, started_in: str) -> Answer:

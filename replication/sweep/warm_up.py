@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
 from replication import signals
-from replication.errors import UserError
+from replication.errors import UserError, first_line
 from replication.sweep.worker import how_it_died, prepare_child
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def _child(connection: Connection, warm_up: Callable, config: ExperimentConfig) 
     except UserError as error:
         outcome = str(error)
     except BaseException as error:  # the parent reports it
-        outcome = "memory" if _out_of_memory(error) else f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+        outcome = "memory" if _out_of_memory(error) else first_line(error, with_type=True)
     connection.send(("end", outcome))
 
 
@@ -129,7 +129,7 @@ def _steps(config: ExperimentConfig, report: Callable[..., None]) -> None:
         groups = [dataclasses.replace(group, rewards=torch.arange(len(group.samples)) % 2.0) for group in groups]
         state.zero_grad()
         if state.critic is not None:
-            groups, critic_row, _ = state.critic.policy.judge(groups, method.targets, state.critic.scaler.scale)
+            groups, critic_row, _ = state.critic.trained.judge(groups, method.targets, state.critic.scaler.scale)
         credits = [credit_of(method, group, stream(config.seed, "selection", step, group.problem.id)) for group in groups]
         loss, _, _ = backward(config, policy, groups, credits, state.scaler.scale)
         state.step(loss, config.learning_rate, config.max_grad_norm)  # its norm is read from the GPU, which is then done

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from replication import console, signals
-from replication.errors import UserError
+from replication.errors import UserError, first_line
 from replication.runs import Locked
 
 if TYPE_CHECKING:
@@ -94,8 +94,7 @@ def one_run(target: str, config: ExperimentConfig, folder: Path) -> Answer:
     except UserError as error:
         return "failed", str(error)
     except BaseException as error:  # only this run is lost
-        first = next(iter(str(error).splitlines()), "")
-        return "failed", f"{type(error).__name__}: {first}".removesuffix(": ")
+        return "failed", first_line(error, with_type=True)
     return summary.status, summary.reason
 
 

@@ -12,7 +12,7 @@ from datetime import date
 from functools import lru_cache
 
 from replication.base_files import readable
-from replication.errors import UserError
+from replication.errors import UserError, first_line
 from replication.tasks.problem import Problem, Task, content_version
 
 
@@ -92,8 +92,7 @@ def _tokenizer(path: str, revision: str | None):
         with readable(path) as (name, gguf):
             tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False, **gguf)
     except Exception as error:  # of any kind: the readers of tokenizers and GGUF trust what a file says
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise UserError(f"cannot read the tokenizer of {path!r} for its chat template: {reason}") from None
+        raise UserError(f"cannot read the tokenizer of {path!r} for its chat template: {first_line(error)}") from None
     tokenizer.name_or_path = path
     if not tokenizer.chat_template:
         raise UserError(f"the tokenizer of {path!r} has no chat template: {_ANOTHER}")
@@ -112,8 +111,8 @@ def _rendered(tokenizer, turns: list[dict[str, str]], **how: bool) -> str:
             raise ValueError("it prints today's date")
         return tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False, **how)
     except Exception as error:  # a template is a program of the model's author, and raises what it likes
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"the chat template of {tokenizer.name_or_path!r} cannot be used ({reason}): {_ANOTHER}") from None
+        name, reason = tokenizer.name_or_path, first_line(error)
+        raise UserError(f"the chat template of {name!r} cannot be used ({reason}): {_ANOTHER}") from None
 
 
 def _end_of_turn(tokenizer) -> tuple[str, ...]:

@@ -79,13 +79,13 @@ def test_the_gradient_in_float16_is_near_that_in_float32(random_base):
         config = tiny_config(random_base, dtype=dtype)
         state = train.TrainingState(load_policy(config), config.learning_rate)
         with torch.no_grad():
-            for name, parameter in state.policy.trainable.items():
+            for name, parameter in state.trained.trainable.items():
                 if "lora_B" in name:
                     parameter.copy_(torch.linspace(-0.1, 0.1, parameter.numel()).reshape(parameter.shape))
         # The loss of so small a part of a batch is that of one token among thousands.
-        train.backward(config, state.policy, groups, credits, lambda loss: state.scaler.scale(loss * 1e-4))
+        train.backward(config, state.trained, groups, credits, lambda loss: state.scaler.scale(loss * 1e-4))
         state.scaler.unscale_(state.optimizer)
-        return torch.cat([parameter.grad.flatten() for parameter in state.policy.trainable.values()])
+        return torch.cat([parameter.grad.flatten() for parameter in state.trained.trainable.values()])
 
     config = tiny_config(random_base)
     task, method = config.load_task(), config.build_method()

@@ -199,6 +199,7 @@ def test_decoding_leaves_out_what_ends_and_pads(random_base):
 @pytest.mark.parametrize("release", ["5.23", "5.0"])
 def test_activations_are_recomputed_under_every_release_of_transformers_5(random_base, monkeypatch, release):
     """Only the newest one knows activation_checkpointing_enable: a run under an older one ended in an AttributeError."""
+
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs=None):
         self._activation_checkpointing_enable(gradient_checkpointing_kwargs)
 

@@ -141,7 +141,8 @@ def test_two_processes_never_hold_one_run(tmp_path):
         with pytest.raises(Locked, match="in use by another process"):
             RunDirectory.open(tmp_path / "run", StandIn())
     assert not is_locked(tmp_path / "run")
-    RunDirectory.open(tmp_path / "run", StandIn()).close()
+    with RunDirectory.open(tmp_path / "run", StandIn()):
+        pass
 
 
 def test_a_lock_dies_with_its_process(tmp_path):
@@ -242,7 +243,7 @@ def test_what_is_not_finite_becomes_null(tmp_path):
 
 
 def test_only_done_and_diverged_runs_finish(tmp_path):
-    with RunDirectory.open(tmp_path / "run", StandIn()) as run, pytest.raises(ValueError, match="done or diverged"):
+    with RunDirectory.open(tmp_path / "run", StandIn()) as run, pytest.raises(ValueError, match="'done' or 'diverged'"):
         run.finish({"status": "failed"})
     assert read_summary(tmp_path / "run") is None
 
@@ -279,7 +280,8 @@ def test_a_summary_of_before_a_field_was_added_is_one_that_did_not_measure_it(tm
 def test_a_note_of_failure_goes_when_the_run_starts_again(tmp_path):
     mark_failed(tmp_path / "run", "killed", ["last line"])
     assert read_failure(tmp_path / "run")["reason"] == "killed"
-    RunDirectory.open(tmp_path / "run", StandIn()).close()
+    with RunDirectory.open(tmp_path / "run", StandIn()):
+        pass
     assert read_failure(tmp_path / "run") is None
 
 

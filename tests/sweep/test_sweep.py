@@ -164,9 +164,9 @@ def test_a_run_held_by_another_process_is_waited_for_and_not_run_twice(tmp_path,
         while read_summary(tmp_path / other.run_id) is None:
             time.sleep(0.02)
         time.sleep(1.2)
-        held.load_checkpoint()
-        held.finish({"status": "done", "steps_done": 0})
-        held.close()
+        with held:
+            held.load_checkpoint()
+            held.finish({"status": "done", "steps_done": 0})
 
     finisher = meanwhile(finish)
     result = run_plan(plan(config, other), tmp_path, workers=2, target=TARGET)
