@@ -60,9 +60,10 @@ def test_without_t_spmo_nothing_is_compared(tables):
     assert len(EXHIBITS["credit_vs_truth"].show(alone, "nano").sentences) == 1
 
 
-def test_noise_is_shown_of_the_setting_whose_controls_were_measured(tables):
+def test_noise_is_tabled_of_every_setting_and_drawn_of_the_one_whose_controls_were_measured(tables):
     shown = EXHIBITS["gradient_snr"].show(tables, "nano")
-    assert set(shown.table["setting"]) == {"word_problems after"} and len(shown.table) == len(RULES) + 1
+    assert shown.table["setting"].nunique() == len(SETTINGS) and len(shown.table) == len(SETTINGS) * len(RULES) + 1
+    assert len(shown.figure.axes[0].get_yticks()) == len(RULES) + 1
     credit = tables["credit"]
     one = EXHIBITS["gradient_snr"].show({"credit": credit[credit["task"] == "multiplication"]}, "nano").table
     assert set(one["setting"]) == {"multiplication"}
@@ -74,7 +75,8 @@ def test_an_estimate_under_0_is_drawn_at_the_edge_and_not_said_as_a_ratio(tables
     one = (credit["selector"] == "latest") & credit["quantity"].str.startswith("snr")
     credit.loc[one, ["value", "low", "high"]] = [-0.123, -0.2, 0.4]
     shown = EXHIBITS["gradient_snr"].show({"credit": credit}, "nano")
-    place = shown.table.index[shown.table["selector"] == "latest"].item()
+    drawn = shown.table[shown.table["setting"] == "word_problems after"].reset_index(drop=True)
+    place = drawn.index[drawn["selector"] == "latest"].item()
     for axis in shown.figure.axes[:2]:
         (edge,) = [line for line in axis.lines if line.get_marker() == "<"]
         assert edge.get_ydata()[0] == place and 1 < edge.get_xdata()[0] / axis.get_xlim()[0] < 1.5
