@@ -107,14 +107,13 @@ def _still_rising(table: pd.DataFrame) -> str:
         f"for {METHOD_LABELS[method]} {_where(own['setting'], int((table['method'] == method).sum()))}"
         for method, own in rising.groupby("method", sort=False)
     ]
-    return (
+    said = (
         f"Accuracy was still rising when training stopped: {listing(parts)}. {METHOD_LABELS[steepest['method']]} "
         f"{_where([steepest['setting']], 1)} rose most, by {number(steepest['rise_in_last_third'])} points in the last third."
-        + "".join(
-            f" For {METHOD_LABELS[row.method]} {_where([row.setting], 1)} the interval of the rise holds 0."
-            for row in rising[rising["rise_in_last_third_low"] <= 0].itertuples()
-        )
     )
+    unclear = rising[rising["rise_in_last_third_low"] <= 0]
+    names = [f"for {METHOD_LABELS[row.method]} {_where([row.setting], 1)}" for row in unclear.itertuples()]
+    return said + (f" The interval of the rise holds 0 {listing(names)}." if names else "")
 
 
 def _tokens(table: pd.DataFrame) -> str:
