@@ -16,7 +16,7 @@ from benchmarks import text as bench_text
 from benchmarks.figures import read_tables as read_bench
 from replication.ablations import plan
 from replication.errors import UserError
-from replication.names import CLAIMS, RESULTS, ROOT
+from replication.names import CLAIMS, METHOD_LABELS, RESULTS, ROOT
 from replication.report import advice_table, conclusions, interval
 from replication.runs import atomic_write
 from replication.statistics import verdicts
@@ -109,7 +109,7 @@ def cost(folder: Path = BENCH) -> str:
     if "memory" in tables:
         packed = tables["memory"][tables["memory"]["implementation"] == "packed"]
         worst = packed.groupby("method")["share_of_trl_at_its_best"].max()
-        shares = ", ".join(f"{method} {share:.2f}" for method, share in worst.items())
+        shares = ", ".join(f"{METHOD_LABELS[method]} {share:.2f}" for method, share in worst.items())
         least = "divided by TRL's with or without activation checkpointing, whichever is less (the worse of two cases)"
         lines += ["", f"Peak memory of an update, {least}: {shares}."]
     if "in_trl" in tables:
