@@ -67,6 +67,7 @@ def measure(implementation: str, method: str, shape: dict[str, Any]) -> dict[str
             update(groups)
 
     peak = common.peak_bytes(work)
+    # Only PPO's rule reads values, and how many tokens it credits does not hang on them.
     judged = [replace(group, values=[[0.0] * len(tokens) for tokens in group.completions]) for group in groups]
     return {"peak_bytes": peak, "tokens_in_loss": sum(map(len, common.credits_of(config, judged)))}
 
