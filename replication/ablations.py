@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from replication.config import ExperimentConfig, load_profile, profile_plan
+from replication.config import FIELDS_OF_A_METHOD, ExperimentConfig, load_profile, profile_plan
 from replication.errors import UserError
 from replication.names import ABLATIONS, HEADLINE, NEW_SEED, TRAINED, TUNING_SEED
 
@@ -41,10 +41,11 @@ def plan(
         task: the one task of every ablation, instead of the profile's; a file of problems (``data``) means task jsonl.
         methods: rules of one's own, package.module:object, that take part in the headline comparison.
         rates: how many learning rates the ablation learning_rate tries: those nearest to the headline's.
-        overrides: fields set in every config (a model, a data file); ``svamp_source`` only where the task is svamp.
+        overrides: fields set in every config (a model, a data file); ``svamp_source`` only where the task is svamp, and a setting
+            of one method, such as ``cutoff``, only in that method's runs.
 
     Raises:
-        UserError: unknown profile, ablation, variant or field.
+        UserError: unknown profile, ablation, variant or field; a setting of a method that the plan does not train.
     """
     grid = _grid(profile, variant, task or ("jsonl" if overrides.get("data") else None))
     grid["methods"] = (*TRAINED, *methods)
@@ -66,15 +67,23 @@ def plan(
     if rates is not None:
         grid["learning_rate"] = grid["learning_rate"] | {"rates": rates}
 
+    own_settings = {name: owner for owner, names in FIELDS_OF_A_METHOD.items() for name in names if name in overrides}
+
     def config(method: str, seed: int, setting: dict[str, Any], **values: Any) -> ExperimentConfig:
         fields = setting | values | overrides
         if method == "base":
             fields["steps"] = 0  # it is not trained, whatever number of steps is set for the others
         if fields["task"] != "svamp":
             fields.pop("svamp_source", None)
+        for name in own_settings:
+            if own_settings[name] != method:
+                fields.pop(name, None)
         return load_profile(profile, method=method, seed=seed, **fields)
 
     planned = [PlannedRun(name, found) for name in names for found in _PLANS[name](config, grid, grid.get(name) or {})]
+    for name, owner in own_settings.items():
+        if all(run.config.method != owner for run in planned):
+            raise UserError(f"{name} is a setting of {owner} alone, which this plan does not train: leave it out")
     return list({(run.ablation, run.config): run for run in planned}.values())
 
 

@@ -231,6 +231,14 @@ def test_overrides_reach_every_run():
     assert scales == {0.5}
 
 
+def test_a_setting_of_one_method_reaches_the_runs_of_that_method_alone():
+    """It was refused as soon as the plan came to another method, so S-GRPO's rule could not be fitted to one's own answers."""
+    planned = [run.config for run in plan("small", cutoff=5, replay_successes=2)]
+    assert {(c.method, c.cutoff) for c in planned if c.cutoff is not None} == {("s_grpo", 5)}
+    assert {c.replay_successes for c in planned if c.method == "t_spmo"} == {2}
+    assert {c.method for c in planned} == {"base", "grpo", "s_grpo", "t_spmo"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
@@ -242,7 +250,8 @@ def test_overrides_reach_every_run():
         (("small", ["lora_rank"]), {}, "profile small has no ablation lora_rank: choose one of full_vs_sparse, learning_rate"),
         (("nano",), {"speed": 3}, "speed is not a setting"),
         (("nano",), {"seed": 3}, "seed cannot be set for a whole plan"),
-        (("nano",), {"keep_probability": 0.5}, "keep_probability is a setting of s_grpo alone"),
+        (("small",), {"gae_lambda": 0.9}, "gae_lambda is a setting of ppo alone, which this plan does not train"),
+        (("nano",), {"keep_probability": 2}, "keep_probability"),
     ],
 )
 def test_what_no_plan_has_is_said_in_one_line(arguments, options, message):

@@ -7,7 +7,7 @@ Start with ``experiment`` for the fields; ``profiles`` makes a config, ``command
 from __future__ import annotations
 
 from replication.config.command_line import parse_settings, run_command
-from replication.config.experiment import ExperimentConfig
+from replication.config.experiment import FIELDS_OF_A_METHOD, ExperimentConfig
 from replication.config.profiles import load_profile, make_config, profile_plan
 
-__all__ = ["ExperimentConfig", "load_profile", "make_config", "parse_settings", "profile_plan", "run_command"]
+__all__ = ["FIELDS_OF_A_METHOD", "ExperimentConfig", "load_profile", "make_config", "parse_settings", "profile_plan", "run_command"]

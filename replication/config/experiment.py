@@ -38,7 +38,7 @@ _SELECTORS = {
 #: Denominator and selector of a reader's own rule.
 _OWN = ("own",)
 #: Fields that only one method or one task reads: elsewhere they stay unset, so that equal runs have equal configs.
-_FIELDS_OF_A_METHOD = {
+FIELDS_OF_A_METHOD = {
     "s_grpo": ("cutoff", "keep_probability", "max_kept_tokens", "token_share"),
     "t_spmo": ("replay_successes", "replay_failures"),
     "ppo": ("gae_lambda", "critic_learning_rate"),
@@ -175,7 +175,7 @@ class ExperimentConfig(BaseModel):
             if getattr(self, name) not in choices.get(self.method, _OWN):
                 allowed = " or ".join(choices.get(self.method, _OWN))
                 raise ValueError(f"{name} {getattr(self, name)} does not exist for {self.method}: set it to {allowed}")
-        for method, fields in _FIELDS_OF_A_METHOD.items():
+        for method, fields in FIELDS_OF_A_METHOD.items():
             for name in fields:
                 if method != self.method and getattr(self, name) is not None:
                     raise ValueError(f"{name} is a setting of {method} alone: leave it out for {self.method}")
