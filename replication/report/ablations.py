@@ -10,7 +10,7 @@ from replication.names import HEADLINE, METHOD_LABELS, SETTING_LABELS
 from replication.report import style as p
 from replication.report.select import base_accuracy, items_of, items_of_split, methods_of
 from replication.report.wording import counted, listing, number, percent, span
-from replication.statistics import Tables, at_best_rate, best_rate, difference, end_of_grid, in_order, runs_of, tuning
+from replication.statistics import TUNED_WITHIN, Tables, at_best_rate, best_rate, difference, end_of_grid, in_order, runs_of, tuning
 
 # Learning rate -----------------------------------------------------------------------------------------------------------------
 
@@ -24,7 +24,7 @@ def rate_table(tables: Tables, profile: str) -> pd.DataFrame:
     runs, headline = runs_of(tables, "learning_rate", profile), runs_of(tables, HEADLINE, profile)
     table = tuning({**tables, "runs": runs})
     if table.empty:
-        return table
+        return table.assign(used=False)
     table = in_order(table, "setting", "method", "learning_rate")
     table[["validation_accuracy", "accuracy"]] *= 100
     counts = {key: (items_of_split(tables, own, "validation"), items_of(own)) for key, own in runs.groupby(["setting", "method"])}
@@ -34,6 +34,26 @@ def rate_table(tables: Tables, profile: str) -> pd.DataFrame:
     tried = dict(list(table.groupby(["setting", "method"])["learning_rate"]))
     ends = [end_of_grid(row.learning_rate, tried[row.setting, row.method]) if row.chosen else "" for row in table.itertuples()]
     return table.assign(edge=ends)
+
+
+def not_at_best_rate(table: pd.DataFrame) -> pd.DataFrame:
+    """The chosen rows of ``rate_table`` whose validation accuracy is above that of the headline's rate by over ``TUNED_WITHIN``."""
+    keys = ["setting", "method"]
+    used = table[table["used"].astype(bool)].groupby(keys)["validation_accuracy"].min()
+    chosen = table[table["chosen"].astype(bool)]
+    best = chosen["validation_accuracy"] - chosen.join(used.rename("of_used"), on=keys)["of_used"]
+    return chosen[best > 100 * TUNED_WITHIN]
+
+
+def suits_better(table: pd.DataFrame) -> str:
+    """The rows of ``not_at_best_rate`` in a sentence, or nothing."""
+    parts = [
+        f"{listing([METHOD_LABELS[name] for name in own['method']])} on {SETTING_LABELS[setting]}"
+        for setting, own in table.groupby("setting", sort=False)
+    ]
+    seeds = counted(table["seeds"].max(), "seed") if parts else ""
+    better = f"Validation with {seeds} prefers another learning rate, by more than {100 * TUNED_WITHIN:g} points,"
+    return f"{better} for {'; '.join(parts)}." if parts else ""
 
 
 def draw_rate(tables: Tables, profile: str, table: pd.DataFrame) -> Figure:
@@ -76,6 +96,8 @@ def say_rate(table: pd.DataFrame) -> list[str]:
         factors = chosen["peak_high"] / chosen["peak_low"]
         apart = f"; elsewhere they differ by a factor of up to {number(factors.max())}" if factors.max() > 1 else ""
         said[0] += f" Single seeds agree on the rate in {int((factors == 1).sum())} of {counted(len(chosen), 'choice')}{apart}."
+    if other := suits_better(not_at_best_rate(table)):
+        said[0] += f" {other}"
     return said + ([f"By its rate alone, full-token GRPO ends between {' and between '.join(range_)}."] if range_ else [])
 
 

@@ -9,6 +9,7 @@ import pandas as pd
 import yaml
 
 from replication.names import HEADLINE, METHOD_LABELS, NEGATIVE_RESULTS, SETTING_LABELS
+from replication.report.ablations import not_at_best_rate, rate_table, suits_better
 from replication.report.headline import LEVEL, accuracy_table, learning_table
 from replication.report.html import render
 from replication.report.select import items_of
@@ -54,7 +55,7 @@ def conclusions(judged: pd.DataFrame, tables: Tables, profile: str, table: pd.Da
         "The paper reports that GRPO with LoRA, which learns from every token, does not improve on SVAMP. "
         + _improvement(table[(table["method"] == "grpo") & table["gain"].notna()])
         + (" The verdict stays open; its note says why." if _is_open(own, "C4") else ""),
-        _comparison(detectable_differences(tables, profile)),
+        _comparison(detectable_differences(tables, profile), not_at_best_rate(rate_table(tables, profile))),
         _still_rising(learning_table(tables, profile)),
         _tokens(table),
     ]
@@ -80,8 +81,10 @@ def _improvement(gains: pd.DataFrame) -> str:
     return f"{said}; elsewhere, by {span(rest['gain'])} points, it does not clearly." if len(rest) else f"{said}."
 
 
-def _comparison(gaps: pd.DataFrame) -> str:
-    """Where a sparse method is clearly ahead of GRPO, and where clearly behind: by intervals that leave 0 out."""
+def _comparison(gaps: pd.DataFrame, untuned: pd.DataFrame) -> str:
+    """Where a sparse method is clearly ahead of GRPO, and where clearly behind: by intervals that leave 0 out; and at which of
+    these a better learning rate is known.
+    """
     if gaps.empty:
         return "In accuracy nothing can be said: the sparse methods and GRPO were not run with the same seeds."
     said, ahead, behind = [], gaps[gaps["difference_low"] > 0], gaps[gaps["difference_high"] < 0]
@@ -92,6 +95,7 @@ def _comparison(gaps: pd.DataFrame) -> str:
             for method, own in clear.groupby("method")
         ] or [f"No sparse method is clearly {words} accurate than GRPO."]
     said += ["Elsewhere the intervals leave it open."] if len(ahead) + len(behind) < len(gaps) else []
+    said += [other] if (other := suits_better(untuned[untuned["method"] != "ppo"])) else []
     return " ".join([*said, f"(Each of the {len(gaps)} intervals stands alone, not corrected for their number.)"])
 
 

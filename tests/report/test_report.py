@@ -468,6 +468,16 @@ def test_conclusions_follow_the_numbers_to_the_other_side():
     assert "not run" in improves and "nothing can be said" in compared
 
 
+def test_conclusions_say_where_a_better_learning_rate_is_known():
+    """T-SPMO was called clearly behind in a setting where one seed put it level with GRPO at a higher rate."""
+    headline = synthetic.headline()
+    for factor, known in ((1.0, False), (10.0, True)):
+        made = synthetic.tuned(headline, factor)
+        assert ("prefers another learning rate" in conclusions(verdicts(CLAIMS, made), made, "nano")[2]) is known
+        exhibit = EXHIBITS["learning_rate"]
+        assert ("prefers another learning rate" in exhibit.say(exhibit.tabulate(made, "nano"))[0]) is known
+
+
 def test_power_is_two_sentences_and_calls_alike_only_what_is_within_five_points(tables):
     said = power(tables, "nano")
     found = detectable_differences(tables, "nano")
