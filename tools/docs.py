@@ -49,7 +49,9 @@ def verdict_table(committed: Path = COMMITTED) -> str:
         lines += ["", f"The {len(own)} claims at the scale `{scale}` ({own['claim'].iloc[0]} to {own['claim'].iloc[-1]}): {said}."]
     if "runs" in tables:
         runs = tables["runs"].drop_duplicates("run_id")
-        lines += ["", f"Of the {len(runs)} runs of the full plan {int((runs['status'] != 'pending').sum())} are in these tables."]
+        done = int((runs["status"] != "pending").sum())
+        share = f"All {done}" if done == len(runs) else f"Of the {len(runs)}"
+        lines += ["", f"{share} runs of the full plan {'' if done == len(runs) else f'{done} '}are in these tables."]
     figure = committed / "figures" / "full_vs_sparse.png"
     if figure.exists():
         path = figure.relative_to(committed.parents[1]).as_posix()
