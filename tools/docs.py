@@ -16,14 +16,16 @@ from benchmarks import text as bench_text
 from benchmarks.figures import read_tables as read_bench
 from replication.ablations import plan
 from replication.errors import UserError
-from replication.names import CLAIMS, METHOD_LABELS, RESULTS, ROOT
-from replication.report import advice_table, conclusions, interval
-from replication.runs import atomic_write
+from replication.names import CLAIMS, HEADLINE, METHOD_LABELS, RESULTS, ROOT
+from replication.report import EXHIBITS, advice_table, conclusions, interval
+from replication.runs import atomic_write, read_json
 from replication.statistics import verdicts
 from replication.tables import read_tables
 from tools import api, predictions
 
 COMMITTED = RESULTS / "nano"
+#: Of a real model on a CPU (docs/models.md).
+SMOLLM2 = RESULTS / "small-smollm2"
 BENCH = RESULTS / "bench"
 #: Top-level modules in the order in which one run goes through them; those that serve all others come last.
 SPINE = ("ablations", "train", "rollout", "groups", "checks", "critic", "objective", "evaluate", "training_state")
@@ -125,6 +127,25 @@ def cost(folder: Path = BENCH) -> str:
     return "\n".join(lines)
 
 
+def real_weights(folder: Path = SMOLLM2) -> str:
+    """What the methods made of SmolLM2-135M on problems of one step: accuracy, gain, tokens in the loss, hardware."""
+    if not (folder / "runs.csv").exists():
+        return "not run"
+    tables = read_tables(folder)
+    made = read_json(folder / "manifest.json", "a manifest")
+    lines = ["| | seeds | test accuracy, % | gain, points | tokens in the loss, % of untied groups |", "|---|---|---|---|---|"]
+    for row in EXHIBITS[HEADLINE].tabulate(tables, "small").itertuples():
+        accuracy = interval(row.accuracy, row.accuracy_low, row.accuracy_high, "")
+        gain = interval(row.gain, row.gain_low, row.gain_high, "") if row.method != "base" else ""
+        kept = "" if pd.isna(row.kept_fraction) else f"{row.kept_fraction:.1f}"
+        lines.append(f"| {METHOD_LABELS[row.method]} | {row.seeds} | {accuracy} | {gain} | {kept} |")
+    runs = tables["runs"][tables["runs"]["method"] != "base"].drop_duplicates("run_id")
+    minutes = tables["timings"].set_index("run_id")["seconds"].reindex(runs["run_id"]) / 60
+    lines += ["", f"{runs['n_items'].max():.0f} test items, greedy. A run of {runs['steps'].max()} steps took "]
+    lines[-1] += f"{minutes.min():.0f} to {minutes.max():.0f} minutes on one thread ({made['runs_cpu']}), evaluation included."
+    return "\n".join(lines)
+
+
 def notebook_times(committed: Path = COMMITTED) -> str:
     """Seconds that each notebook took when the committed pages were made; the trained runs were there already."""
     path = committed / "notebooks" / "seconds.csv"
@@ -152,6 +173,7 @@ BLOCKS = {
     "docs/nano-lab.md": {"predictions": predictions.predictions},
     "docs/paper-scale.md": {"paper-plan": lambda: plan_size("paper")},
     "docs/your-gpu.md": {"small-plan": lambda: plan_size("small")},
+    "docs/models.md": {"real-weights": real_weights},
     "docs/teaching.md": {"notebook-times": notebook_times},
     "docs/which-setting.md": {"advice": advice},
 }
