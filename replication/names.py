@@ -25,7 +25,7 @@ HEADLINE = "full_vs_sparse"
 ABLATIONS = (HEADLINE, "learning_rate", "token_fraction", "lora_rank", "regimes", "replay")
 #: What tells the problems of two runs apart: the task, and for word problems where the noise of the answer stands (``asides``).
 SETTINGS = ("word_problems none", "word_problems before", "word_problems after", *TASKS)
-#: Learning rates are chosen with seeds from here on, which no reported comparison uses.
+#: Learning rates are chosen with seeds from here on, which no headline run uses.
 TUNING_SEED = 100
 #: Cells of the ablation regimes that a screening picked out are run again with seeds from here on.
 NEW_SEED = 200

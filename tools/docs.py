@@ -17,7 +17,7 @@ from benchmarks.figures import read_tables as read_bench
 from replication.ablations import plan
 from replication.errors import UserError
 from replication.names import CLAIMS, HEADLINE, METHOD_LABELS, RESULTS, ROOT
-from replication.report import EXHIBITS, advice_table, conclusions, interval
+from replication.report import EXHIBITS, advice_table, conclusions, interval, limits
 from replication.runs import atomic_write, read_json
 from replication.statistics import verdicts
 from replication.tables import read_tables
@@ -38,6 +38,8 @@ def verdict_table(committed: Path = COMMITTED) -> str:
     judged = tables["verdicts"] if "verdicts" in tables else verdicts(CLAIMS, {})
     nano = judged[judged["scale"] == "nano"]
     lines = [f"{place}. {sentence}" for place, sentence in enumerate(conclusions(judged, tables, "nano"), 1)] if tables else []
+    if tables and (said := limits(judged, tables, "nano")):
+        lines += ["", f"Limits: {' '.join(said)}"]
     lines += ["", "| claim in the nano lab | of the paper's | ours [95 % interval] | seeds | verdict |", "|---|---|---|---|---|"]
     for row in nano.to_dict("records"):
         seeds = "" if pd.isna(row["seeds"]) else f"{row['seeds']:.0f}"
@@ -57,7 +59,7 @@ def verdict_table(committed: Path = COMMITTED) -> str:
     figure = committed / "figures" / "full_vs_sparse.png"
     if figure.exists():
         path = figure.relative_to(committed.parents[1]).as_posix()
-        lines += ["", f"![Test accuracy of the base and the three methods]({path})"]
+        lines += ["", f"![Test accuracy of the base and the methods]({path})"]
     return "\n".join(lines)
 
 

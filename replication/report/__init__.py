@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from replication.report.advice import advice_table
 from replication.report.exhibits import EXHIBITS, save_figures
-from replication.report.findings import conclusions, negative_results, power, verdict_rows, verdict_table
+from replication.report.findings import conclusions, limits, negative_results, power, verdict_rows, verdict_table
 from replication.report.headline import LEVEL, learning_table
 from replication.report.html import notebook_page, table_html, with_formulas
 from replication.report.page import build, find_tables, rebuild_tables, update_tables
@@ -44,6 +44,7 @@ __all__ = [
     "interval",
     "learning_table",
     "legend_beside",
+    "limits",
     "negative_results",
     "not_run",
     "notebook_page",

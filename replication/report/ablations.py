@@ -8,9 +8,12 @@ from matplotlib.figure import Figure
 
 from replication.names import HEADLINE, METHOD_LABELS, SETTING_LABELS
 from replication.report import style as p
-from replication.report.select import base_accuracy, items_of, items_of_split, methods_of
-from replication.report.wording import counted, listing, number, percent, span
+from replication.report.select import base_accuracy, items_of, items_of_split, methods_of, with_all_seeds
+from replication.report.wording import all_seeds, counted, listing, number, percent, span
 from replication.statistics import TUNED_WITHIN, Tables, at_best_rate, best_rate, difference, end_of_grid, in_order, runs_of, tuning
+
+#: From so many seeds on, a difference whose interval leaves 0 out is called clear.
+CLEAR_FROM = 3
 
 # Learning rate -----------------------------------------------------------------------------------------------------------------
 
@@ -108,7 +111,7 @@ def rank_table(tables: Tables, profile: str) -> pd.DataFrame:
     """Per setting, method and rank, at the rate that validation chooses: test accuracy in percent, and the gap to GRPO in points.
 
     Rank 0 is full fine-tuning. The gap has its interval over seeds, templates and items in pairs; that the rates were chosen is
-    not part of it.
+    not part of it. all_seeds: see ``with_all_seeds``.
     """
     runs, rows = runs_of(tables, "lora_rank", profile), []
     for (setting, method, rank), own in runs.groupby(["setting", "method", "lora_rank"], sort=False) if len(runs) else ():
@@ -117,6 +120,7 @@ def rank_table(tables: Tables, profile: str) -> pd.DataFrame:
         row = {"setting": setting, "method": method, "rank": int(rank), "learning_rate": rate, "rates_tried": len(tried)}
         row |= {"edge": end_of_grid(rate, tried), "seeds": len(at_rate), "items": items_of(own)}
         row |= {"accuracy": at_rate.mean(), "lowest": at_rate.min(), "highest": at_rate.max()}
+        row |= {"all_seeds": with_all_seeds(tables, profile, at_best_rate(own))}
         row |= dict.fromkeys(("gap", "gap_low", "gap_high"), np.nan)
         full = runs[(runs["setting"] == setting) & (runs["lora_rank"] == rank) & (runs["method"] == "grpo")]
         if method != "grpo" and len(full) and (gap := difference(tables, at_best_rate(own), at_best_rate(full))):
@@ -166,8 +170,12 @@ def say_rank(table: pd.DataFrame) -> list[str]:
         own = own[own["gap"].notna() & (own["seeds"] > 1)]
         if len(own):
             behind, ahead = int((own["gap_high"] < 0).sum()), int((own["gap_low"] > 0).sum())
-            text = f"clearly below 0 at {behind or 'none'}" + (f" and above 0 at {ahead}" if ahead else "")
-            gaps.append(f"{name} minus GRPO is {span(own['gap'])} points over {counted(len(own), 'rank')}, {text}")
+            text = f", clearly below 0 at {behind or 'none'}" + (f" and above 0 at {ahead}" if ahead else "")
+            text = text if own["seeds"].min() >= CLEAR_FROM else ""
+            gaps.append(f"{name} minus GRPO is {span(own['gap'])} points over {counted(len(own), 'rank')}{text}")
     low, high = (f"rank {rank}" if rank else "full fine-tuning" for rank in table["rank"].iloc[[0, -1]])
     said = [f"From {low} to {high}, {listing(ends)}."]
-    return said + ([f"{'; '.join(gaps)} (the seeds shown also chose the rates)."] if gaps else [])
+    if gaps:
+        seeds = counted(table["seeds"].min(), "seed")
+        said.append(f"{'; '.join(gaps)} ({seeds}, which also chose the rates).{all_seeds(table)}")
+    return said

@@ -3,7 +3,7 @@
 The rule: the best choice is that of the highest mean test accuracy. A choice is as good if the 95 % interval of its paired
 difference to the best lies wholly above -5 points: what few runs leave open is not taken for equal. Start with the cheapest of the
 best and those as good, if it is cheaper by a tenth at least; otherwise with the best, and those whose interval holds 0 are named.
-See docs/which-setting.md.
+What fewer than five seeds say is called a first guess. See docs/which-setting.md.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ from replication.statistics import (
 MARGIN = 5.0
 #: Worth a change: what costs less than this share of what the best costs.
 CHEAPER = 0.9
+#: Fewer seeds make a first guess.
+FEW_SEEDS = 5
 #: What to start with, and the numbers behind it; None where the runs to compare are pending.
 Answer = tuple[str, str] | None
 Answers = Iterator[tuple[str, Answer]]
@@ -72,7 +74,9 @@ def cheapest_as_good(tables: Tables, choices: Mapping[str, tuple[float, pd.DataF
     worth_it = [name for name in as_good if name == best or choices[name][0] < CHEAPER * choices[best][0]]
     chosen = min(worth_it, key=lambda name: choices[name][0])
     alike = [name for name, gap in gaps.items() if chosen == best and gap.high >= 0]
-    return chosen + (f" (not told apart from {listing(alike)})" if alike else ""), evidence
+    said = [f"not told apart from {listing(alike)}"] if alike else []
+    said += [f"a first guess, {counted(len(common), 'seed')}"] if len(common) < FEW_SEEDS else []
+    return chosen + (f" ({'; '.join(said)})" if said else ""), evidence
 
 
 def _method(tables: Tables, planned: pd.DataFrame) -> Answers:
@@ -141,7 +145,9 @@ def _few_items(tables: Tables, planned: pd.DataFrame) -> Answers:
 
 
 def _when_to_stop(tables: Tables, runs: pd.DataFrame, steps: float) -> Answer:
-    """All steps, unless the validation accuracy of a method clearly falls in the second half of them."""
+    """All steps, or half of them at most where validation accuracy clearly falls in the second half; open where it may fall by 5
+    points.
+    """
     starts, evidence = [], []
     curves = curves_of(tables, runs, "validation_accuracy") if len(runs) else pd.DataFrame()
     for row in overfitting_table({"runs": runs}, runs["profile"].iloc[0]).itertuples() if len(runs) else ():
@@ -150,7 +156,8 @@ def _when_to_stop(tables: Tables, runs: pd.DataFrame, steps: float) -> Answer:
         change = mean_over_seeds([own.iloc[-1] - np.interp(steps / 2, own.index, own) for _, own in wide.items()])
         if pd.notna(change.low):
             name = METHOD_LABELS[row.method]
-            starts.append(f"{name} {'no more than half of them' if change.high < 0 else 'all'}")
+            half = "no more than half of them" if change.high < 0 else "all" if change.low > -MARGIN else "open"
+            starts.append(f"{name} {half}")
             words = f"{name}: other items {interval(change.value, change.low, change.high)} points in the second half; "
             words += f"items trained on ahead by {interval(row.ahead, row.ahead_low, row.ahead_high)} at the end"
             evidence.append(f"{words}; {counted(change.seeds, 'seed')}")

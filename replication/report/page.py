@@ -12,7 +12,7 @@ from replication.names import CLAIMS, RESULTS
 from replication.report import appendix, plan
 from replication.report.advice import MARGIN, advice_table
 from replication.report.exhibits import EXHIBITS, save_figures
-from replication.report.findings import conclusions, negative_results, power, verdict_table
+from replication.report.findings import conclusions, limits, negative_results, power, verdict_table
 from replication.report.html import render
 from replication.report.wording import listing, own_reward, shown_table
 from replication.runs import atomic_write, read_json
@@ -106,6 +106,7 @@ def build(results_dir: str | Path, profile: str) -> Path:
     manifest = read_json(results_dir / "manifest.json", "a manifest")
     values = _context(tables, judged, manifest, results_dir, profile)
     values["conclusions"] = conclusions(judged, tables, profile, exhibits["full_vs_sparse"].table)
+    values["limits"] = " ".join(limits(judged, tables, profile))
     values["exhibits"] = [one.html(f"figures/{one.name}.png") for one in exhibits.values()]
     page = results_dir / "report.html"
     atomic_write(page, render("report.html", **values))

@@ -10,7 +10,7 @@ from replication.names import METHOD_LABELS, NEW_SEED, TRAINED
 from replication.report import style as p
 from replication.report.select import by_seed, curves_of, items_of, items_of_split
 from replication.report.wording import counted, listing, number, percent
-from replication.statistics import CELL, Tables, at_best_rate, cell_name, difference, mean_over_seeds, runs_of
+from replication.statistics import CELL, Tables, at_best_rate, cell_name, difference, end_of_grid, mean_over_seeds, runs_of
 
 #: The margins of the rule in docs/nano-lab.md, in points over the base.
 FAILS_UNDER, WORKS_ABOVE = 5.0, 20.0
@@ -20,6 +20,7 @@ def regime_table(tables: Tables, profile: str) -> pd.DataFrame:
     """Per cell, method and kind of seeds: gain over the base in points with its interval, at the rate with the best validation.
 
     seeds_are: "screening" (one seed, every rate) or "new" (cells that the screening picked, at one rate for each method).
+    worst_rate: the accuracy at the rate where it was lowest, in percent. edge: the rate is the lowest or the highest tried.
     """
     runs, rows = runs_of(tables, "regimes", profile), []
     base = runs[runs["method"] == "base"]
@@ -30,11 +31,13 @@ def regime_table(tables: Tables, profile: str) -> pd.DataFrame:
         best = at_best_rate(own)
         row = {"cell": cell_name(*cell), "method": method, "seeds_are": "screening" if screening else "new"}
         row |= {"seeds": best["seed"].nunique(), "learning_rate": best["learning_rate"].iloc[0]}
-        row |= {"rates_tried": own["learning_rate"].nunique(), "accuracy": 100 * best["accuracy"].mean()}
+        by_rate = 100 * own.groupby("learning_rate")["accuracy"].mean()
+        row |= {"rates_tried": len(by_rate), "edge": end_of_grid(row["learning_rate"], by_rate.index)}
+        row |= {"accuracy": 100 * best["accuracy"].mean(), "worst_rate": by_rate.min()}
         row |= dict.fromkeys(("gain", "gain_low", "gain_high", "items"), float("nan"))
         if gain := difference(tables, best, base):
             row |= gain.scaled(100).columns("gain") | {"items": gain.items}
-        rows.append(row | {"collapsed": int((own["status"] == "collapsed").sum())})
+        rows.append(row | {"collapsed": int((best["status"] == "collapsed").sum())})
     return pd.DataFrame(rows)
 
 
@@ -57,10 +60,13 @@ def draw_regimes(tables: Tables, profile: str, table: pd.DataFrame) -> Figure:
     axis.set_xlabel("test accuracy minus the base's (points)")
     p.legend_beside(figure, [axis])
     text = (
-        f"{p.about(profile)} A cell: prompts a step × completions a prompt, advantage, training items. Each at the learning rate "
+        f"{p.about(profile)} A cell: prompts a step × completions a prompt, advantage, training items. Hollow: the "
+        "screening, one seed, at the rate of the best validation accuracy, 95 % intervals over templates and items."
     )
-    text += "with the best validation accuracy of those tried. Filled: new seeds, 95 % intervals over seeds, templates and items. "
-    return p.caption(figure, text + "Hollow: the screening, one seed, 95 % intervals over templates and items.")
+    if rates := [f"{rate:g}" for rate in table.loc[table["seeds_are"] == "new", "learning_rate"].unique()]:
+        text += " Filled: new seeds, 95 % intervals over seeds, templates and items; their learning rate, "
+        text += f"{listing(rates)}, was not tuned for each method."
+    return p.caption(figure, text)
 
 
 def say_regimes(table: pd.DataFrame) -> list[str]:
@@ -72,7 +78,8 @@ def say_regimes(table: pd.DataFrame) -> list[str]:
     worst, best = screened.loc[screened["gain"].idxmin()], screened.loc[screened["gain"].idxmax()]
     first = (
         f"With one seed, which also chose the rate, full-token GRPO gains {number(worst['gain'])} points in its worst of "
-        f"{len(screened)} cells ({worst['cell']}) and {number(best['gain'])} in its best ({best['cell']})."
+        f"{len(screened)} cells ({worst['cell']}) and {number(best['gain'])} in its best ({best['cell']}). At the worst of the "
+        f"rates tried its accuracy is {number(screened['worst_rate'].min())} to {percent(screened['worst_rate'].max())}."
     )
     new = table[table["seeds_are"] == "new"]
     if new.empty:

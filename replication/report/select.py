@@ -20,6 +20,14 @@ def base_accuracy(tables: Tables, profile: str, setting: str) -> float:
     return float(100 * runs.loc[(runs["setting"] == setting) & (runs["method"] == "base"), "accuracy"].mean())
 
 
+def with_all_seeds(tables: Tables, profile: str, own: pd.DataFrame) -> float:
+    """Mean test accuracy in percent over all seeds of the headline, where ``own`` are its runs under some of them; else NaN."""
+    headline = runs_of(tables, HEADLINE, profile)
+    same = headline[headline["setting"].isin(own["setting"]) & headline["method"].isin(own["method"])]
+    more = set(own["run_id"]) < set(same["run_id"])
+    return float(100 * same["accuracy"].mean()) if more else float("nan")
+
+
 def curves_of(tables: Tables, runs: pd.DataFrame, *metrics: str) -> pd.DataFrame:
     """The curves of some runs: columns run_id, step, metric, value, setting, method, seed."""
     curves = table(tables, "curves", ("run_id", "step", "metric", "value"))

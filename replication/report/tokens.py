@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 
 from replication.names import SETTING_LABELS, TUNING_SEED
 from replication.report import style as p
-from replication.report.select import base_accuracy, items_of
-from replication.report.wording import counted, interval, listing, percent, span
+from replication.report.select import base_accuracy, items_of, with_all_seeds
+from replication.report.wording import all_seeds, counted, interval, listing, percent, span
 from replication.statistics import CREDIT, SPARSITY, Tables, accuracy, end_of_grid, in_order, runs_of, selection_gap_table
 
 #: Fields that tell two choices of tokens apart; ``tokens`` is their name.
@@ -25,7 +25,8 @@ def fraction_table(tables: Tables, profile: str) -> pd.DataFrame:
     """Per setting and choice of tokens, from the fewest to the most: share in the loss and test accuracy in percent.
 
     rates_tried, tuning_seeds and edge: the rates that the same choice was tuned with, with how many seeds, and whether its own rate
-    is the lowest or the highest of them. Those of the three methods are from the ablation learning_rate.
+    is the lowest or the highest of them. Those of the three methods are from the ablation learning_rate. all_seeds: see
+    ``with_all_seeds``.
     """
     runs, rows = _fraction_runs(tables, profile), []
     tuned = pd.concat([_named(runs_of(tables, name, profile)) for name in ("token_fraction", "learning_rate")])
@@ -39,7 +40,8 @@ def fraction_table(tables: Tables, profile: str) -> pd.DataFrame:
         found = accuracy(tables, own).scaled(100)
         row |= {"seeds": found.seeds, "items": items_of(own), "kept_fraction": 100 * own["kept_fraction"].mean()}
         row |= found.columns("accuracy")
-        rows.append(row | {"lowest": 100 * own["accuracy"].min(), "highest": 100 * own["accuracy"].max()})
+        row |= {"lowest": 100 * own["accuracy"].min(), "highest": 100 * own["accuracy"].max()}
+        rows.append(row | {"all_seeds": with_all_seeds(tables, profile, own)})
     table = pd.DataFrame(rows)
     return in_order(table, "setting", "kept_fraction", "tokens") if rows else table
 
@@ -103,7 +105,7 @@ def say_fraction(table: pd.DataFrame) -> list[str]:
         shown = (own.index == own.index[0]) | own["selector"].isin(("trie", "all"))
         texts = [f"{percent(row.accuracy)} with {percent(row.kept_fraction)} ({row.tokens})" for row in own[shown].itertuples()]
         ends.append(f"on {SETTING_LABELS[setting]} {listing(texts)}")
-    first = f"Test accuracy by the share of the tokens: {'; '.join(ends)}."
+    first = f"Test accuracy by the share of the tokens: {'; '.join(ends)}.{all_seeds(table)}"
     picked = table[table["share"].notna()]
     spreads = {key: own for key, own in picked.groupby(["setting", "share"]) if own["selector"].nunique() > 1}
     if not spreads:
@@ -112,7 +114,7 @@ def say_fraction(table: pd.DataFrame) -> list[str]:
     best, worst = (spreads[setting, share].loc[spreads[setting, share]["accuracy"].agg(end)] for end in ("idxmax", "idxmin"))
     return [
         first,
-        f"Of the choices that keep {share:g} % of each completion on {SETTING_LABELS[setting]}, "
+        f"Of the choices that keep {span(spreads[setting, share]['kept_fraction'])} % of the tokens on {SETTING_LABELS[setting]}, "
         f"{p.SELECTOR_LABELS[worst['selector']]} reaches {percent(worst['accuracy'])} and "
         f"{p.SELECTOR_LABELS[best['selector']]} {percent(best['accuracy'])}.",
     ]

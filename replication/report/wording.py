@@ -20,9 +20,10 @@ _HEADS = {
     "held_out_accuracy": "held-out templates, %", "accuracy_all_items": "on all items, %",
     "accuracy_new_stories": "new stories, %", "kept_fraction": "tokens in the loss, % of untied groups",
     "kept_share_all": "% of all groups", "start": "start, %", "end": "end, %", "lowest": "lowest seed, %",
+    "all_seeds": "all seeds of the headline, %",
     "highest": "highest seed, %", "gap": "minus GRPO, points", "worth": "changed the chance by, points", "level": "level, %",
     "minus_grpo": "minus GRPO, seeds in pairs", "share": "share of tokens, %", "seed_sd": "sd over seeds", "p_holm": "p, Holm",
-    "forgiving": "rates about as good, highest / lowest",
+    "worst_rate": "at the worst rate tried, %", "forgiving": "rates about as good, highest / lowest",
     "tflop": "TFLOP", "tflop_%_of_grpo": "TFLOP % of grpo",
     "ahead": "trained items ahead of test items, points", "train_accuracy": "trained items, %",
     "kl_to_base": "KL to the base, nats a token", "difference": "difference, points",
@@ -91,6 +92,13 @@ def interval(value: float, low: float, high: float, unit: str = "") -> str:
 def p_text(p: float, at_floor: bool) -> str:
     """A p-value for a reader: "≤ 0.0005" where no resample was on the other side (``at_floor``), else two digits; empty for NaN."""
     return "" if math.isnan(p) else f"{'≤ ' * at_floor}{p:.2g}"
+
+
+def all_seeds(table: pd.DataFrame) -> str:
+    """Beside points of few seeds, what all seeds of the headline say of the same configs: the column ``all_seeds``."""
+    known = table[table["all_seeds"].notna()]
+    parts = [f"{METHOD_LABELS[row.method]} {percent(row.accuracy)} ({percent(row.all_seeds)})" for row in known.itertuples()]
+    return f" How far such few seeds can mislead: beside all seeds of the headline, in brackets, {listing(parts)}." if parts else ""
 
 
 def counted(count: float, word: str) -> str:

@@ -6,6 +6,8 @@ items behind is -10 with about ±6, which does not. To be 4 behind is -4 with ab
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pandas as pd
 
@@ -37,7 +39,8 @@ def advice(*runs: Run, curves: pd.DataFrame | None = None) -> dict[str, tuple[st
 
 def only(answers: dict[str, tuple[str, str]], words: str) -> tuple[str, str]:
     ((start, evidence),) = [answer for question, answer in answers.items() if question.startswith(words)]
-    return start.partition(" (not")[0], evidence  # without the names of those that it is not told apart from
+    # Without the names of those that it is not told apart from, and without how few seeds there are.
+    return re.split(r" \((?:not told|a first)", start)[0], evidence
 
 
 def headline(grpo: int, s_grpo: int, t_spmo: int, seed: int = 0) -> list[Run]:
@@ -74,6 +77,13 @@ def test_a_seed_that_one_method_lacks_does_not_count():
     start, evidence = only(advice(*headline(90, 80, 80), lucky), "Which method")
     assert start == "GRPO" and "1 seed," in evidence
     assert "2 seeds," in only(advice(*headline(90, 80, 80), *headline(90, 80, 80, seed=1)), "Which method")[1]
+
+
+def test_an_answer_of_few_seeds_is_called_a_first_guess():
+    """Two seeds advised full fine-tuning as ten would have; in those two S-GRPO was ahead by 4 points, in all ten behind."""
+    for seeds, guess in ((4, True), (5, False)):
+        answers = advice(*(one for seed in range(seeds) for one in headline(90, 89, 80, seed)))
+        assert ("a first guess" in next(iter(answers.values()))[0]) is guess
 
 
 def test_a_critic_must_be_clearly_better():
@@ -143,7 +153,7 @@ def test_training_on_few_items_stops_where_accuracy_on_others_clearly_falls():
             runs.append(run("regimes", method, 60, seed, train_accuracy=0.9 + seed / 100, **few))
     table = pd.DataFrame(curves, columns=["run_id", "step", "metric", "value"])
     start, evidence = only(advice(*runs, curves=table), "How many of 300 steps on 64")
-    assert start == "GRPO no more than half of them and S-GRPO all"
+    assert start == "GRPO no more than half of them and S-GRPO open", "an interval that holds a fall of 5 points is no advice"
     assert "GRPO: other items -22.0 [" in evidence and "ahead by 31.0 [" in evidence and "3 seeds" in evidence
 
 

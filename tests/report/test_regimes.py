@@ -19,7 +19,7 @@ def test_the_margins_are_those_of_the_claim():
 def test_screening_and_new_seeds_of_a_cell_are_drawn_side_by_side():
     """New-seed S-GRPO stood on the same line as GRPO's screening."""
     kinds = [("grpo", "screening"), ("grpo", "new"), ("s_grpo", "new"), ("t_spmo", "new")]
-    ends = {"gain": 10.0, "gain_low": 5.0, "gain_high": 15.0}
+    ends = {"learning_rate": 0.002, "gain": 10.0, "gain_low": 5.0, "gain_high": 15.0}
     table = pd.DataFrame([{"cell": "1 × 4", "method": method, "seeds_are": kind} | ends for method, kind in kinds])
     axis = EXHIBITS["regimes"].draw({}, "nano", table).axes[0]
     markers = [line for line in axis.lines if len(line.get_xdata()) == 1]

@@ -45,7 +45,7 @@ def test_the_readme_names_every_target():
 @pytest.mark.parametrize("page", PAGES)
 def test_every_command_line_is_one_that_the_parser_takes(page):
     for block in re.findall(r"^```sh\n(.*?)^```", PAGES[page], re.S | re.M):
-        for line in block.splitlines():
+        for line in block.replace("\\\n", " ").splitlines():
             if found := re.search(r"python -m replication (.*?)(?: #.*| > .*)?$", line):
                 assert _parser().parse_args(shlex.split(found.group(1))).command
 
