@@ -71,8 +71,8 @@ def limits(judged: pd.DataFrame, tables: Tables, profile: str) -> list[str]:
     own = own[own["unit"] == "points"]
     if own.empty:
         return []
-    parts = [f"{p_text(row.p_holm, row.p_at_floor)} for {row.claim}" for row in own.itertuples()]
-    said = [f"Intervals are not corrected for their number; after Holm's correction p is {listing(parts)}."]
+    parts = [f"{p_text(row.p_holm, row.p_at_floor)} in {row.claim}" for row in own.itertuples()]
+    said = [f"Intervals are not corrected for their number; after Holm's correction p of the difference is {listing(parts)}."]
     untuned = not_at_best_rate(rate_table(tables, profile))
     said += [other] if (other := suits_better(untuned[untuned["method"] != "ppo"])) else []
     few = overfitting_table(tables, profile)
