@@ -135,7 +135,8 @@ def real_weights(folder: Path = SMOLLM2) -> str:
         return "not run"
     tables = read_tables(folder)
     made = read_json(folder / "manifest.json", "a manifest")
-    lines = ["| | seeds | test accuracy, % | gain, points | sampled, % | tokens in the loss, % of untied groups |", "|---|---|---|---|---|---|"]
+    lines = ["| | seeds | test accuracy, % | gain, points | sampled, % | tokens in the loss, % of untied groups |"]
+    lines += ["|---|---|---|---|---|---|"]
     for row in EXHIBITS[HEADLINE].tabulate(tables, "small").itertuples():
         accuracy = interval(row.accuracy, row.accuracy_low, row.accuracy_high, "")
         gain = interval(row.gain, row.gain_low, row.gain_high, "") if row.method != "base" else ""
@@ -143,8 +144,9 @@ def real_weights(folder: Path = SMOLLM2) -> str:
         lines.append(f"| {METHOD_LABELS[row.method]} | {row.seeds} | {accuracy} | {gain} | {row.sampled_accuracy:.1f} | {kept} |")
     runs = tables["runs"][tables["runs"]["method"] != "base"].drop_duplicates("run_id")
     minutes = tables["timings"].set_index("run_id")["seconds"].reindex(runs["run_id"]) / 60
-    lines += ["", f"{runs['n_items'].max():.0f} test items, greedy unless said; intervals over items where there is one seed. A run of "]
-    lines[-1] += f"{runs['steps'].max():.0f} steps took {minutes.min():.0f} to {minutes.max():.0f} minutes on one thread ({made['runs_cpu']}), evaluation included."
+    lines += ["", f"{runs['n_items'].max():.0f} test items, greedy unless said; intervals over items at one seed. A run "]
+    lines[-1] += f"of {runs['steps'].max():.0f} steps took {minutes.min():.0f} to {minutes.max():.0f} minutes on one thread "
+    lines[-1] += f"({made['runs_cpu']}), evaluation included."
     return "\n".join(lines)
 
 
