@@ -1,7 +1,7 @@
 """Word problems of one step for SmolLM2-135M-Instruct: python tests/real/problems.py FILE.jsonl
 
-The model solves 2 % of SVAMP, so nearly every group would tie. Of these it solves about half, given a solved problem of each kind
-before the question and a temperature of 0.5. What it gets wrong most is the choice between adding and subtracting.
+The model solves 2 % of SVAMP, so nearly every group would tie. Of these it solves enough that many groups do not, given a solved
+problem of each kind before the question and a temperature of 0.5; docs/models.md has the numbers.
 """
 
 from __future__ import annotations
