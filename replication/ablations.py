@@ -42,7 +42,8 @@ def plan(
         methods: rules of one's own, package.module:object, that take part in the headline comparison.
         rates: how many learning rates the ablation learning_rate tries: those nearest to the headline's.
         overrides: fields set in every config (a model, a data file); ``svamp_source`` only where the task is svamp, and a setting
-            of one method, such as ``cutoff``, only in that method's runs.
+            of one method, such as ``cutoff``, only in that method's runs. With a ``learning_rate`` nothing is left to tune, so the
+            plan has no ablation learning_rate.
 
     Raises:
         UserError: unknown profile, ablation, variant or field; a setting of a method that the plan does not train.
@@ -50,6 +51,10 @@ def plan(
     grid = _grid(profile, variant, task or ("jsonl" if overrides.get("data") else None))
     grid["methods"] = (*TRAINED, *methods)
     known = [name for name in ABLATIONS if name == HEADLINE or name in grid]
+    if "learning_rate" in overrides:
+        if names and "learning_rate" in names:
+            raise UserError("learning_rate is set: leave it out to try several, or leave out the ablation learning_rate")
+        known = [name for name in known if name != "learning_rate"]
     names = known if names is None else names
     for name in names:
         if name not in ABLATIONS:

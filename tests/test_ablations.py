@@ -231,6 +231,15 @@ def test_overrides_reach_every_run():
     assert scales == {0.5}
 
 
+def test_a_learning_rate_that_is_set_is_not_tuned():
+    """The grid collapsed to one rate: a run for each method that chose nothing, without which results could not be published."""
+    planned = plan("small", learning_rate=0.5)
+    assert {run.ablation for run in planned} == {"full_vs_sparse"}
+    assert {run.config.learning_rate for run in planned} == {0.5}
+    with pytest.raises(UserError, match="learning_rate is set"):
+        plan("small", ["learning_rate"], learning_rate=0.5)
+
+
 def test_a_setting_of_one_method_reaches_the_runs_of_that_method_alone():
     """It was refused as soon as the plan came to another method, so S-GRPO's rule could not be fitted to one's own answers."""
     planned = [run.config for run in plan("small", cutoff=5, replay_successes=2)]
