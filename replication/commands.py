@@ -175,14 +175,14 @@ def prompts(options: argparse.Namespace) -> int:
     overrides = _overrides(options, (*_OWN, "prompt_template"), advice)
     from replication.measure import measure_prompts
     from replication.sweep import check_needs
+    from replication.tables import PROMPT_SHARES
 
     _check_writable(out)
     # Raise for what the later runs lack now, not after the base was measured.
     planned = _plan(argparse.Namespace(**_DEFAULT_PLAN | vars(options)))
     check_needs([run.config for run in planned], out / "runs")
     table = measure_prompts(options.profile, out, task=options.task, **overrides)
-    shares = ["accuracy", "parsable_share", "accuracy_of_parsable", "truncated_share", "stopped_share"]
-    shown = table[["task", "template", "chosen", "items", *shares, "reason"]].astype({"items": "Int64"})
+    shown = table[["task", "template", "chosen", "items", *PROMPT_SHARES, "reason"]].astype({"items": "Int64"})
     print(shown.to_string(index=False, na_rep="", float_format="{:.3f}".format))
     say(f"{out / 'prompts.csv'}")
     return 0

@@ -46,7 +46,7 @@ class Labels(dict[str, str]):
 METHOD_LABELS = Labels(base="base", grpo="GRPO", s_grpo="S-GRPO", t_spmo="T-SPMO", ppo="PPO")
 TASK_LABELS = Labels(word_problems="word problems", multiplication="multiplication", svamp="SVAMP", jsonl="own problems")
 SETTING_LABELS = TASK_LABELS | {
-    "word_problems none": "word problems (no noise)",
+    "word_problems none": "word problems (fixed wording)",
     "word_problems before": "word problems (noise before)",
     "word_problems after": "word problems (noise after)",
 }

@@ -54,8 +54,8 @@ def suits_better(table: pd.DataFrame) -> str:
         f"{listing([METHOD_LABELS[name] for name in own['method']])} on {SETTING_LABELS[setting]}"
         for setting, own in table.groupby("setting", sort=False)
     ]
-    seeds = counted(table["seeds"].max(), "seed") if parts else ""
-    better = f"Validation with {seeds} prefers another learning rate, by more than {100 * TUNED_WITHIN:g} points,"
+    seeds = counted(table["seeds"].max(), "tuning seed") if parts else ""
+    better = f"With {seeds}, a rate other than the headline's is more than {100 * TUNED_WITHIN:g} points better on validation"
     return f"{better} for {'; '.join(parts)}." if parts else ""
 
 
@@ -80,7 +80,7 @@ def draw_rate(tables: Tables, profile: str, table: pd.DataFrame) -> Figure:
         p.percent_axis(axis, "validation accuracy (%)")
     p.legend_beside(figure, axes.values())
     text = f"{p.about(profile)} Ring: the rate that validation chooses. Filled: mean; hollow: {p.seeds_of(runs, 'learning_rate')} "
-    return p.caption(figure, text + f"at each point. {p.BARS}")
+    return p.caption(figure, f"{text}at each point.{p.bars(runs, 'learning_rate')}")
 
 
 def say_rate(table: pd.DataFrame) -> list[str]:
@@ -92,16 +92,16 @@ def say_rate(table: pd.DataFrame) -> list[str]:
     edges = table[table["edge"] != ""]
     edge = f"; {counted(len(edges), 'choice')} at an end of the grid, so a better rate may lie outside" if len(edges) else ""
     ends = table[table["method"] == "grpo"].groupby("setting", sort=False)["accuracy"].agg(["min", "max"])
-    range_ = [f"{number(low)} and {percent(high)} on {SETTING_LABELS[setting]}" for setting, (low, high) in ends.iterrows()]
+    range_ = [f"{number(low)} to {percent(high)} on {SETTING_LABELS[setting]}" for setting, (low, high) in ends.iterrows()]
     said = [f"Validation chooses {'; '.join(parts)}{edge}."]
     chosen = table[table["chosen"].astype(bool)].dropna(subset="peak_low")
     if len(chosen):
         factors = chosen["peak_high"] / chosen["peak_low"]
-        apart = f"; elsewhere they differ by a factor of up to {number(factors.max())}" if factors.max() > 1 else ""
-        said[0] += f" Single seeds agree on the rate in {int((factors == 1).sum())} of {counted(len(chosen), 'choice')}{apart}."
+        apart = f" In the others the picks differ by up to {number(factors.max())} times." if factors.max() > 1 else ""
+        said[0] += f" In {int((factors == 1).sum())} of {counted(len(chosen), 'case')} every seed alone picks the same rate.{apart}"
     if other := suits_better(not_at_best_rate(table)):
         said[0] += f" {other}"
-    return said + ([f"By its rate alone, full-token GRPO ends between {' and between '.join(range_)}."] if range_ else [])
+    return said + ([f"Depending on the learning rate alone, full-token GRPO ends at {listing(range_)}."] if range_ else [])
 
 
 # LoRA rank ---------------------------------------------------------------------------------------------------------------------
@@ -141,8 +141,8 @@ def draw_rank(tables: Tables, profile: str, table: pd.DataFrame) -> Figure:
     methods = methods_of(runs)
     figure, axes = p.setting_panels("Does the gap between sparse and full depend on the LoRA rank?", settings, width=5.4)
     for setting, axis in axes.items():
-        base, here = base_accuracy(tables, profile, setting), runs[runs["setting"] == setting]
-        p.base_line(axis, base)
+        here = runs[runs["setting"] == setting]
+        p.base_line(axis, base_accuracy(tables, profile, setting))
         for shift, method in zip(np.linspace(-0.18, 0.18, len(methods)), methods, strict=True):
             places = {rank: place + shift for place, rank in enumerate(ranks)}
             p.line_of_means(axis, here[here["method"] == method], "rank", places, method, "accuracy")
@@ -150,7 +150,7 @@ def draw_rank(tables: Tables, profile: str, table: pd.DataFrame) -> Figure:
         axis.set_xlim(-0.5, len(ranks) - 0.5)
         axis.grid(axis="x", visible=False)
         axis.set_xlabel("rank of the adapter")
-        p.percent_axis(axis, "test accuracy (%)", [*(100 * here["accuracy"]), base])
+        p.percent_axis(axis, "test accuracy (%)")
     p.legend_beside(figure, axes.values())
     edges = int((table["edge"] != "").sum())
     text = (
@@ -158,7 +158,7 @@ def draw_rank(tables: Tables, profile: str, table: pd.DataFrame) -> Figure:
         f"those tried, with the seeds that are shown; at {edges} of {len(table)} points it is an end of the grid. "
         f"Filled: mean; hollow: {p.seeds_of(runs, 'rank')} at each point."
     )
-    return p.caption(figure, f"{text} {p.BARS}")
+    return p.caption(figure, text + p.bars(runs, "rank"))
 
 
 def say_rank(table: pd.DataFrame) -> list[str]:

@@ -14,8 +14,7 @@ import numpy as np
 import pandas as pd
 
 from replication.names import HEADLINE, METHOD_LABELS, NEW_SEED, SETTING_LABELS, TUNING_SEED
-from replication.report.regimes import overfitting_table, replayed
-from replication.report.select import by_seed, curves_of
+from replication.report.regimes import replayed
 from replication.report.style import SELECTOR_LABELS
 from replication.report.wording import counted, interval, listing, number, percent
 from replication.statistics import (
@@ -26,7 +25,6 @@ from replication.statistics import (
     end_of_grid,
     ended,
     in_order,
-    mean_over_seeds,
     table,
     tuning,
 )
@@ -74,7 +72,8 @@ def cheapest_as_good(tables: Tables, choices: Mapping[str, tuple[float, pd.DataF
     worth_it = [name for name in as_good if name == best or choices[name][0] < CHEAPER * choices[best][0]]
     chosen = min(worth_it, key=lambda name: choices[name][0])
     alike = [name for name, gap in gaps.items() if chosen == best and gap.high >= 0]
-    said = [f"not told apart from {listing(alike)}"] if alike else []
+    said = [f"not clearly different from {listing(alike)}"] if alike else []
+    said += [f"as good as {best}, and cheaper"] if chosen != best else []
     said += [f"a first guess, {counted(len(common), 'seed')}"] if len(common) < FEW_SEEDS else []
     return chosen + (f" ({'; '.join(said)})" if said else ""), evidence
 
@@ -98,7 +97,7 @@ def _rate(tables: Tables, planned: pd.DataFrame) -> Answers:
             name = METHOD_LABELS[method]
             starts.append(f"{name} {row.learning_rate:g}")
             words = f"{name}: of {len(own)} rates, {counted(own['seeds'].min(), 'seed')}; "
-            words += f"about as good over a factor of {number(row.forgiving)}"
+            words += f"rates within a factor of {number(row.forgiving)} do about as well"
             alone = " to ".join(f"{rate:g}" for rate in sorted({row.peak_low, row.peak_high}))
             words += f"; single seeds choose {alone}" if pd.notna(row.peak_low) else ""
             end = end_of_grid(row.learning_rate, own["learning_rate"])
@@ -138,32 +137,6 @@ def _batch(tables: Tables, planned: pd.DataFrame) -> Answers:
     yield "How many prompts a step × completions a prompt for GRPO", answer
 
 
-def _few_items(tables: Tables, planned: pd.DataFrame) -> Answers:
-    few = planned[(planned["extra_splits"] == "always") & (planned["method"] != "base")]
-    for (items, steps), cell in few.groupby(["train_items", "steps"]):
-        yield f"How many of {steps:g} steps on {items:g} training items", _when_to_stop(tables, ended(cell), steps)
-
-
-def _when_to_stop(tables: Tables, runs: pd.DataFrame, steps: float) -> Answer:
-    """All steps, or half of them at most where validation accuracy clearly falls in the second half; open where it may fall by 5
-    points.
-    """
-    starts, evidence = [], []
-    curves = curves_of(tables, runs, "validation_accuracy") if len(runs) else pd.DataFrame()
-    for row in overfitting_table({"runs": runs}, runs["profile"].iloc[0]).itertuples() if len(runs) else ():
-        # A diverged run stands at its last validation.
-        wide = 100 * by_seed(curves, "validation_accuracy", runs["setting"].iloc[0], row.method).ffill()
-        change = mean_over_seeds([own.iloc[-1] - np.interp(steps / 2, own.index, own) for _, own in wide.items()])
-        if pd.notna(change.low):
-            name = METHOD_LABELS[row.method]
-            half = "no more than half of them" if change.high < 0 else "all" if change.low > -MARGIN else "open"
-            starts.append(f"{name} {half}")
-            words = f"{name}: other items {interval(change.value, change.low, change.high)} points in the second half; "
-            words += f"items trained on ahead by {interval(row.ahead, row.ahead_low, row.ahead_high)} at the end"
-            evidence.append(f"{words}; {counted(change.seeds, 'seed')}")
-    return (listing(starts), ". ".join(evidence)) if starts else None
-
-
 def _replays(tables: Tables, planned: pd.DataFrame) -> Answers:
     runs = ended(planned)
     with_ = replayed(runs)
@@ -178,5 +151,5 @@ def _critic(tables: Tables, planned: pd.DataFrame) -> Answers:
 
 _QUESTIONS = (
     (HEADLINE, _method), ("learning_rate", _rate), ("token_fraction", _tokens), ("lora_rank", _rank), ("regimes", _batch),
-    ("regimes", _few_items), ("replay", _replays), (HEADLINE, _critic),
+    ("replay", _replays), (HEADLINE, _critic),
 )  # fmt: skip

@@ -13,9 +13,7 @@ import yaml
 from replication.config import ExperimentConfig
 from replication.names import DEVIATIONS, HEADLINE, METHOD_LABELS
 from replication.statistics import Tables, in_order, runs_of, table
-from replication.tasks import MADE_UP
-
-_PROMPT_SHARES = ("accuracy", "parsable_share", "accuracy_of_parsable", "truncated_share", "stopped_share")
+from replication.tables import PROMPT_SHARES
 
 
 def gain_table(tables: Tables, profile: str) -> pd.DataFrame:
@@ -58,7 +56,7 @@ def prompt_table(tables: Tables, profile: str) -> pd.DataFrame:
     if found is None or not len(found):
         return pd.DataFrame()
     found = found[found["profile"] == profile].reset_index(drop=True)
-    shares = [f"{name}{end}" for name in _PROMPT_SHARES for end in ("", "_low", "_high")]
+    shares = [f"{name}{end}" for name in PROMPT_SHARES for end in ("", "_low", "_high")]
     shown = found[["task", "template", "chosen", "items", *shares]].copy()
     shown[shares] *= 100
     notes = found["status"] + ": " + found["reason"].fillna("")
@@ -69,22 +67,6 @@ def troubled_table(runs: pd.DataFrame) -> pd.DataFrame:
     """The runs that ended otherwise than by doing all their steps well: diverged, collapsed or failed."""
     columns = ["ablation", "setting", "method", "seed", "learning_rate", "lora_rank", "status", "reason"]
     return runs.loc[~runs["status"].isin(["done", "pending"]), columns]
-
-
-def svamp_split(tables: Tables, profile: str) -> str:
-    """Which split of SVAMP the ended runs used, from svamp_source; empty without such runs or without that column."""
-    runs = runs_of(tables, HEADLINE, profile)
-    runs = runs[runs["task"] == "svamp"]
-    if runs.empty or "svamp_source" not in runs:
-        return ""
-    items = table(tables, "items", ("run_id", "item_id"))
-    if items.loc[items["run_id"].isin(runs["run_id"]), "item_id"].astype(str).str.startswith(MADE_UP).any():
-        return "SVAMP: items made up for a dry run, not SVAMP itself."
-    from_file = int(runs["svamp_source"].notna().sum())
-    names = {"a 700/300 split of the official file by content hash": from_file}
-    names["the Hub's own 700/300 split"] = len(runs) - from_file
-    used = [f"{count} runs used {name}" for name, count in names.items() if count]
-    return f"SVAMP: {' and '.join(used)}" + ("; the two cannot be compared." if len(used) > 1 else ".")
 
 
 # Ledger, settings, provenance --------------------------------------------------------------------------------------------------

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from replication.names import HEADLINE, METHOD_LABELS, SETTING_LABELS, trained_in
@@ -63,75 +61,6 @@ def _flops_per_token(tables: Tables, profile: str) -> dict[str, float]:
     return {metric: float(found[name]) for metric, name in names.items()} if set(names.values()) <= set(found.index) else {}
 
 
-def spending_table(tables: Tables, profile: str) -> pd.DataFrame:
-    """Per setting and method: what a whole training spends, mean over seeds, and its share of what full-token GRPO spends."""
-    runs, spent = _spent(tables, profile)
-    if spent.empty:
-        return pd.DataFrame()
-    ends = runs.merge(spent.groupby("run_id").last().drop(columns="step"), on="run_id", suffixes=("_run", ""))
-    rows = []
-    for (setting, method), own in ends.groupby(["setting", "method"], sort=False):
-        full = ends[(ends["setting"] == setting) & (ends["method"] == "grpo")]
-        row = {"setting": setting, "method": method, "seeds": own["seed"].nunique()}
-        for name in _LABELS:
-            row |= {name: own[name].mean(), f"{name}_%_of_grpo": 100 * own[name].mean() / full[name].mean()}
-        rows.append(row)
-    return pd.DataFrame(rows)
-
-
-def draw_spending(tables: Tables, profile: str, table: pd.DataFrame) -> Figure:
-    """Validation accuracy against what had been spent by then: a row for each kind of spending, a column for each setting."""
-    runs, spent = _spent(tables, profile)
-    curves = curves_of(tables, runs, "validation_accuracy")
-    spent = spent.merge(runs[["run_id", "setting", "method", "seed"]], on="run_id")
-    settings = list(table["setting"].unique())
-    shown = [name for name in _LABELS if spent[name].notna().any()]
-    size = {"rows": len(shown), "width": p.column_width(settings), "height": 2.8}
-    figure, axes = p.panels("Accuracy against what was spent", len(settings), **size)
-    for row, name in zip(axes, shown, strict=True):
-        for axis, setting in zip(row, settings, strict=True):
-            reached: list[float] = []
-            for method in trained_in(runs["method"]):
-                own = spent[(spent["setting"] == setting) & (spent["method"] == method)]
-                if own.empty:
-                    continue
-                accuracy = 100 * by_seed(curves, "validation_accuracy", setting, method)
-                tokens = own.pivot(index="step", columns="seed", values=name)
-                steps = accuracy.index.intersection(tokens.index)
-                x, y, look = tokens.loc[steps], accuracy.loc[steps], {"color": p.COLOURS[method]}
-                for seed in x.columns.intersection(y.columns):
-                    axis.plot(x[seed], y[seed], alpha=0.35, linewidth=0.8, **look)
-                look |= {"marker": p.MARKERS[method], "markersize": 5.5, "label": METHOD_LABELS[method]}
-                axis.plot(x.mean(axis=1), y.mean(axis=1), **look)
-                reached += list(x.mean(axis=1))
-            p.decades(axis, reached)
-            axis.set_xlabel(f"{_LABELS[name].splitlines()[0]} (log scale)")
-            axis.set_title(SETTING_LABELS[setting], loc="left")
-            p.percent_axis(axis, "validation accuracy (%)")
-    p.legend_beside(figure, axes.flat)
-    text = f"{p.about(profile)} A marker for each evaluation; thick: mean over {p.seeds_of(runs)}, thin: each seed. Read across "
-    text += "at an accuracy: the curve met first spent least. Through the model: sampled tokens and those of the updates."
-    text += " TFLOP: tokens times those of one, counted by PyTorch." * ("tflop" in shown)
-    text += f" {_SECONDS_ARE}" * ("seconds" in shown)
-    return p.caption(figure, text)
-
-
-def say_spending(table: pd.DataFrame) -> list[str]:
-    """A whole training: tokens in the loss, and tokens through the model, as shares of what full-token GRPO spends."""
-    said = []
-    for name, words in (("tokens_in_loss", "tokens in the loss"), ("tokens_through_model", "tokens through the model")):
-        shares = table[(table["method"] != "grpo") & table[f"{name}_%_of_grpo"].notna()]
-        parts = [
-            f"{METHOD_LABELS[method]} {span(values)} %"
-            for method, values in shares.groupby("method", sort=False)[f"{name}_%_of_grpo"]
-        ]
-        said += [f"Over a whole training, in percent of GRPO's {words}: {listing(parts)}."] if parts else []
-    return said or ["Nothing to compare with full-token GRPO."]
-
-
-# The price of a level ----------------------------------------------------------------------------------------------------------
-
-
 def prices(tables: Tables, profile: str, share: float = SHARE) -> pd.DataFrame:
     """What each headline run had spent when it first reached a level of validation accuracy, a row for each run.
 
@@ -181,67 +110,81 @@ def price_table(tables: Tables, profile: str) -> pd.DataFrame:
         row["validation_items"] = items_of_split(tables, runs[runs["run_id"].isin(own["run_id"])], "validation")
         row["reached"] = own["step"].notna().sum()
         row |= own[list(_LABELS)].fillna(np.inf).median().replace(np.inf, np.nan).to_dict()
-        if method != "grpo" and (setting, "grpo") in logs.index:
-            both = (logs[setting, method] - logs[setting, "grpo"]).reindex(own["seed"])
-            ratio = mean_over_seeds(both.dropna() if logs[setting].loc[[method, "grpo"]].notna().all() else [])
-            row |= {name: math.exp(value) for name, value in ratio.columns("times_grpo").items()}
+        both = pd.Series(dtype=float)
+        if method != "grpo" and (setting, "grpo") in logs.index and logs[setting].loc[[method, "grpo"]].notna().all():
+            both = (logs[setting, method] - logs[setting, "grpo"]).reindex(own["seed"]).dropna()
+        row |= {name: math.exp(value) for name, value in mean_over_seeds(both).columns("times_grpo").items()}
         rows.append(row)
     return pd.DataFrame(rows)
 
 
-def draw_price(tables: Tables, profile: str, table: pd.DataFrame) -> Figure:
-    """A row for each setting, a panel for each price: a dot per seed that reached the level, and the median over all seeds."""
-    runs, settings = prices(tables, profile), list(table["setting"].unique())
-    shown = [name for name in _LABELS if runs[name].notna().any()]
-    figure, axes = p.panels("The price of an accuracy", max(len(shown), 1), rows=len(settings), width=3.3, height=2.2)
-    levels = []
-    for row, setting in zip(axes, settings, strict=True):
-        here, medians = runs[runs["setting"] == setting], table[table["setting"] == setting].set_index("method")
-        levels.append(f"{medians['level'].iloc[0]:.0f} % on {SETTING_LABELS[setting]}")
-        for axis, name in zip(row, shown, strict=False):
-            _price(axis, here, medians, name, trained_in(runs["method"]))
-            if axis.get_subplotspec().is_last_row():
-                axis.set_xlabel(_LABELS[name], fontsize=8.5)
-            p.rows_axis(axis, [METHOD_LABELS[method] if axis is row[0] else "" for method in trained_in(runs["method"])])
-        row[0].set_title(SETTING_LABELS[setting], loc="left")
-    text = (
-        f"{p.about(profile)} Log scales. Until the validation accuracy first reaches {listing(levels)} ({100 * SHARE:.0f} % "
-        "of the way from the base to the best method; linear between evaluations). Hollow: a seed; filled: median over all seeds, "
-        f"where those that never got there count as dearer. {_SECONDS_ARE}"
-    )
+def cost_table(tables: Tables, profile: str) -> pd.DataFrame:
+    """``price_table``, and the tokens of each method's whole training in percent of full-token GRPO's, means over seeds."""
+    table, (runs, spent) = price_table(tables, profile), _spent(tables, profile)
+    whole = runs[["run_id", "setting", "method"]].merge(spent.groupby("run_id")[list(_TOKENS)].last(), on="run_id")
+    means = whole.groupby(["setting", "method"])[list(_TOKENS)].mean()
+    shares = 100 * means.div(means[means.index.get_level_values("method") == "grpo"].droplevel("method"), level="setting")
+    return table.merge(shares.add_suffix("_%_of_grpo"), on=["setting", "method"]) if len(table) else table
+
+
+def draw_cost(tables: Tables, profile: str, table: pd.DataFrame) -> Figure:
+    """Validation accuracy against what had been spent by then: a row for each kind of spending, a column for each setting."""
+    runs, spent = _spent(tables, profile)
+    curves = curves_of(tables, runs, "validation_accuracy")
+    spent = spent.merge(runs[["run_id", "setting", "method", "seed"]], on="run_id")
+    settings = list(table["setting"].unique())
+    shown = [name for name in _LABELS if spent[name].notna().any()]
+    size = {"rows": len(shown), "width": p.column_width(settings), "height": 2.8}
+    figure, axes = p.panels("What an accuracy costs", len(settings), **size)
+    for row, name in zip(axes, shown, strict=True):
+        for axis, setting in zip(row, settings, strict=True):
+            reached: list[float] = []
+            for method in trained_in(runs["method"]):
+                own = spent[(spent["setting"] == setting) & (spent["method"] == method)]
+                if own.empty:
+                    continue
+                accuracy = 100 * by_seed(curves, "validation_accuracy", setting, method)
+                tokens = own.pivot(index="step", columns="seed", values=name)
+                steps = accuracy.index.intersection(tokens.index)
+                x, y, look = tokens.loc[steps], accuracy.loc[steps], {"color": p.COLOURS[method]}
+                for seed in x.columns.intersection(y.columns):
+                    axis.plot(x[seed], y[seed], alpha=0.35, linewidth=0.8, **look)
+                look |= {"marker": p.MARKERS[method], "markersize": 5.5, "label": METHOD_LABELS[method]}
+                axis.plot(x.mean(axis=1), y.mean(axis=1), **look)
+                reached += list(x.mean(axis=1))
+            p.decades(axis, reached)
+            axis.set_xlabel(f"{_LABELS[name].splitlines()[0]} (log scale)")
+            axis.set_title(SETTING_LABELS[setting], loc="left")
+            p.percent_axis(axis, "validation accuracy (%)")
+    p.legend_beside(figure, axes.flat)
+    text = f"{p.about(profile)} A marker for each evaluation; thick: mean over {p.seeds_of(runs)}, thin: each seed. Read across "
+    text += "at an accuracy: the curve met first spent least. Through the model: sampled tokens and those of the updates."
+    text += " TFLOP: tokens times those of one, counted by PyTorch." * ("tflop" in shown)
+    text += f" {_SECONDS_ARE}" * ("seconds" in shown)
     return p.caption(figure, text)
 
 
-def _price(axis: Axes, runs: pd.DataFrame, medians: pd.DataFrame, name: str, methods: Sequence[str]) -> None:
-    p.decades(axis, runs[name].dropna())
-    for place, method in enumerate(methods):
-        if method not in medians.index:
-            continue
-        values, colour, marker = runs.loc[runs["method"] == method, name].dropna(), p.COLOURS[method], p.MARKERS[method]
-        axis.scatter(values, place + 0.16 + 0 * values, s=18, marker=marker, facecolors="white", edgecolors=colour, zorder=3)
-        median, seeds = medians.loc[method, name], int(medians.loc[method, "seeds"])
-        count = f" ({len(values)} of {seeds})" if len(values) < seeds else ""
-        if np.isfinite(median):
-            axis.plot(median, place - 0.1, marker, color=colour, markersize=7, zorder=4)
-            look = {"ha": "center", "fontsize": 8.5, "color": colour}
-            axis.annotate(number(median) + count, (median, place - 0.1), xytext=(0, 5), textcoords="offset points", **look)
-        else:
-            look = {"ha": "center", "fontsize": 8, "color": "#777777", "transform": axis.get_yaxis_transform()}
-            axis.text(0.5, place - 0.2, f"too few seeds got there{count}", **look)
-
-
-def say_price(table: pd.DataFrame) -> list[str]:
-    """How many times GRPO's tokens through the model a method takes, seeds in pairs; and which seeds never got there."""
+def say_cost(table: pd.DataFrame) -> list[str]:
+    """What a whole training spends, in percent of full-token GRPO's; then what the level of ``price_table`` costs."""
+    spent = []
+    for name, words in (("tokens_in_loss", "tokens in the loss"), ("tokens_through_model", "tokens through the model")):
+        shares = table[(table["method"] != "grpo") & table[f"{name}_%_of_grpo"].notna()]
+        parts = [
+            f"{METHOD_LABELS[method]} {span(values)} %"
+            for method, values in shares.groupby("method", sort=False)[f"{name}_%_of_grpo"]
+        ]
+        spent += [f"Over a whole training, in percent of GRPO's {words}: {listing(parts)}."] if parts else []
     parts, missed = [], []
     for setting, own in table.groupby("setting", sort=False):
-        ratios = own[own["times_grpo"].notna()] if "times_grpo" in own else own.iloc[:0]
         words = [
             f"{METHOD_LABELS[row.method]} {interval(row.times_grpo, row.times_grpo_low, row.times_grpo_high)}"
-            for row in ratios.itertuples()
+            for row in own[own["times_grpo"].notna()].itertuples()
         ]
         parts += [f"to {number(own['level'].iloc[0])} % on {SETTING_LABELS[setting]} {listing(words)}"] if words else []
         for row in own[own["reached"] < own["seeds"]].itertuples():
             count = f"{row.seeds - row.reached} of {counted(row.seeds, 'seed')}"
             missed.append(f"{METHOD_LABELS[row.method]} on {SETTING_LABELS[setting]} {count}")
-    said = [f"Tokens through the model until the level, as a multiple of GRPO's: {'; '.join(parts)}."] if parts else []
-    return said + [f"Never got there: {', '.join(missed)}." if missed else "Every seed of every method got there."]
+    price = [f"Tokens through the model until the level, as a multiple of GRPO's: {'; '.join(parts)}."] if parts else []
+    price += [f"Never got there: {', '.join(missed)}." if missed else "Every seed of every method got there."]
+    level = f"The level of a setting is {100 * SHARE:.0f} % of the way from the base to the best method's last validation accuracy."
+    return [" ".join(part) for part in (spent, [level, *price]) if part]

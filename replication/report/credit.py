@@ -60,7 +60,7 @@ def draw_truth(tables: Tables, profile: str, table: pd.DataFrame) -> Figure:
     settings, methods = list(table["setting"].unique()), list(_METHOD_OF.values())
     figure, axes = p.panels("Gradient and credit on decisive tokens", 2, width=4.4, height=0.9 + 0.75 * len(settings))
     labels = {
-        "gradient_decisive": "share of the gradient\nfrom decisive tokens (%)",
+        "gradient_decisive": "decisive tokens' gradient,\nprojected on the whole (%)",
         "credit_decisive": "share of |weight × advantage|\non decisive tokens (%)",
     }
     for axis, (name, label) in zip(axes[0], labels.items(), strict=True):
@@ -85,7 +85,7 @@ def draw_truth(tables: Tables, profile: str, table: pd.DataFrame) -> Figure:
         f"{p.about(profile)} The untrained base on {first['problems']:.0f} problems of each kind, {first['redraws']:.0f} groups "
         "each; bars: 95 % bootstrap over problems. Decisive by grammar: the digits of the operands and the operator; in products "
         "the last digit of the second factor. Left: projection of the decisive tokens' gradient on the whole one; it can leave "
-        "0 to 100. It can be small where the share of credit is large: a token that was rarely drawn has a large gradient, and "
+        "0 to 100. It can be small where the share of credit is large, since a token that was rarely drawn has a large gradient. "
         "T-SPMO counts each distinct transition once."
     )
     return p.caption(figure, text)
@@ -100,9 +100,9 @@ def say_truth(table: pd.DataFrame) -> list[str]:
     sparse, full = (wide.xs(method, level="method").loc[both] for method in ("t_spmo", "grpo"))
     gradient = _against(sparse, full, "gradient_decisive", " %")
     return [
-        f"The share of decisive tokens in T-SPMO's gradient, against that in GRPO's, is {gradient}.",
-        f"Their share of T-SPMO's credit is {span(sparse['credit_decisive'])} %, of GRPO's {span(full['credit_decisive'])} %; "
-        "T-SPMO's is partly so by construction: its credit estimates how much a token changes the chance to be right.",
+        f"The part of T-SPMO's gradient that comes from decisive tokens, against that of GRPO's, is {gradient}.",
+        f"They get {span(sparse['credit_decisive'])} % of T-SPMO's credit and {span(full['credit_decisive'])} % of GRPO's. "
+        "T-SPMO's is high partly by construction: its credit estimates how much a token changes the chance to be right.",
     ]
 
 
@@ -144,8 +144,8 @@ def draw_noise(tables: Tables, profile: str, table: pd.DataFrame) -> Figure:
     text = (
         f"{_sample(table, profile)} Signal: squared length of the mean gradient of an update; noise: its mean squared deviation "
         "when completions and kept tokens are drawn again for the same problems. Bars: 95 % bootstrap over problems. Hollow arrow "
-        "at the left edge: an estimate of 0 or less, the signal is not above noise. A cosine under 1 is bias against full-token "
-        "GRPO, and may be a better direction."
+        "at the left edge: an estimate of 0 or less, the signal is not above noise. A cosine under 1: another direction than "
+        "full-token GRPO's, which may be a better one."
     )
     return p.caption(figure, text)
 
@@ -160,7 +160,7 @@ def say_noise(table: pd.DataFrame) -> list[str]:
     cosines = methods["cosine_with_grpo"].dropna().groupby("method", sort=False).agg(list).drop("grpo", errors="ignore")
     cosine = [f"{METHOD_LABELS[name]} {span(values)}" for name, values in cosines.items()]
     said += (
-        [f"The cosine to GRPO's expected gradient is {listing(cosine)}: under 1 is bias, which more samples do not average out."]
+        [f"The cosine to GRPO's expected gradient is {listing(cosine)}. Below 1 the expected update points elsewhere than GRPO's."]
         if cosine
         else []
     )
@@ -224,15 +224,15 @@ def draw_example(tables: Tables, profile: str, table: pd.DataFrame) -> Figure:
     text = (
         f"{str(first['prompt']).splitlines()[0]} ({int(first['right_in_group'])} of {int(first['group_size'])} completions right.) "
         "Blue: made more likely, orange: less; the deeper, the larger the share of this completion's credit on that token "
-        "(square-root scale). Dot: not in the loss. Framed: decisive tokens. First row: what a token changed in the chance to be "
-        f"right; ? where too few other samples go the same way to know. {p.about(profile)}"
+        "(square-root scale). Dot: not in the loss. Framed: decisive tokens. First row: how a token changed the chance to be "
+        f"right; blank: not at all; ?: too few other samples go the same way to know. \u2423: a blank. {p.about(profile)}"
     )
     return p.caption(figure, text)
 
 
 def _tokens(axis: Axes, rows: pd.DataFrame, longest: int) -> None:
     tokens = rows.drop_duplicates("position")
-    names, lines = ["what it changed"], [(tokens["position"], tokens["worth"], 1.0)]
+    names, lines = ["effect on the chance\nto be right"], [(tokens["position"], tokens["worth"], 1.0)]
     for selector, own in rows.groupby("selector", sort=False):
         names.append(p.SELECTOR_LABELS[selector])
         lines.append((own["position"], own["credit"], own["credit"].abs().sum() or 1.0))
@@ -270,7 +270,7 @@ def say_example(table: pd.DataFrame) -> list[str]:
         labels = {METHOD_LABELS[name]: p.SELECTOR_LABELS[rule] for rule, name in _METHOD_OF.items()}
         parts = [f"{name} gives it {percent(row[label])}" for name, label in labels.items() if label in row]
         said.append(
-            f"In the {row['answer']} completion the token {row['token']!r} changed the chance to be right most, by "
-            f"{points(row['worth'])}; of the completion's credit {listing(parts)}."
+            f"In the {row['answer']} completion {row['token']!r} mattered most: it changed the chance of a right answer by "
+            f"{points(row['worth'])}. Of the completion's credit {listing(parts)}."
         )
     return said[:2]

@@ -127,12 +127,8 @@ EXHIBITS = {exhibit.name: exhibit for exhibit in (
         side_effects.effects_table, side_effects.draw_effects, side_effects.say_effects,
     ),
     Exhibit(
-        "cost_to_reach", "Spending", "What does a whole training spend?",
-        cost.spending_table, cost.draw_spending, cost.say_spending,
-    ),
-    Exhibit(
-        "price_of_accuracy", "The price of an accuracy", "What does one given accuracy cost each method?",
-        cost.price_table, cost.draw_price, cost.say_price,
+        "cost_to_reach", "Cost", "What does a training spend, and what does one given accuracy cost?",
+        cost.cost_table, cost.draw_cost, cost.say_cost,
     ),
     Exhibit(
         "credit_vs_truth", "Gradient and credit on decisive tokens", "Do gradient and credit come from the tokens that decide?",

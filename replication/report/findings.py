@@ -10,12 +10,12 @@ import yaml
 
 from replication.names import HEADLINE, METHOD_LABELS, NEGATIVE_RESULTS, SETTING_LABELS, TASK_LABELS
 from replication.report.ablations import not_at_best_rate, rate_table, suits_better
-from replication.report.headline import LEVEL, accuracy_table, learning_table
+from replication.report.headline import LEVEL, accuracy_table, learning_table, still_rising
 from replication.report.html import render
 from replication.report.regimes import overfitting_table
 from replication.report.select import items_of
-from replication.report.wording import counted, interval, listing, number, p_text, percent, span
-from replication.statistics import Tables, detectable_differences, detectable_gap, runs_of, seed_spread
+from replication.report.wording import counted, counted_span, interval, listing, number, p_text, percent, span
+from replication.statistics import Tables, detectable_differences, runs_of
 
 #: The setting that the claims on word problems are judged on.
 MAIN = "word_problems after"
@@ -72,7 +72,8 @@ def limits(judged: pd.DataFrame, tables: Tables, profile: str) -> list[str]:
     if own.empty:
         return []
     parts = [f"{p_text(row.p_holm, row.p_at_floor)} in {row.claim}" for row in own.itertuples()]
-    said = [f"Intervals are not corrected for their number; after Holm's correction p of the difference is {listing(parts)}."]
+    said = ["The intervals are not corrected for multiple tests."]
+    said += [f"With Holm's correction, p of the difference from GRPO is {listing(parts)}."]
     untuned = not_at_best_rate(rate_table(tables, profile))
     said += [other] if (other := suits_better(untuned[untuned["method"] != "ppo"])) else []
     few = overfitting_table(tables, profile)
@@ -116,38 +117,34 @@ def _comparison(gaps: pd.DataFrame) -> str:
             f"{_where(own['setting'], (gaps['method'] == method).sum())}, by {span(own['difference'].abs())} points."
             for method, own in clear.groupby("method")
         ] or [f"No sparse method is clearly {words} accurate than GRPO."]
-    said += ["Elsewhere the intervals leave it open."] if len(ahead) + len(behind) < len(gaps) else []
-    return " ".join(said)
+    return " ".join([*said, "Clearly: the 95 % interval of the paired difference excludes 0."])
 
 
 def _still_rising(table: pd.DataFrame) -> str:
     """How often the validation accuracy of each method had not levelled off."""
     if table.empty:
         return "Whether the methods had levelled off when training stopped was not measured."
-    rising = table[table["rise_in_last_third"] >= LEVEL]
+    rising = still_rising(table)
     if rising.empty:
-        return f"Every method had levelled off when training stopped, to less than {LEVEL:g} point in the last third."
+        return f"No method still clearly improved by {LEVEL:g} point or more in the last third of its steps."
     steepest = rising.loc[rising["rise_in_last_third"].idxmax()]
     parts = [
         f"for {METHOD_LABELS[method]} {_where(own['setting'], int((table['method'] == method).sum()))}"
         for method, own in rising.groupby("method", sort=False)
     ]
-    said = (
-        f"Accuracy was still rising when training stopped: {listing(parts)}. {METHOD_LABELS[steepest['method']]} "
-        f"{_where([steepest['setting']], 1)} rose most, by {number(steepest['rise_in_last_third'])} points in the last third."
+    return (
+        f"Accuracy was still clearly rising when training stopped: {listing(parts)}. {METHOD_LABELS[steepest['method']]} "
+        f"{_where([steepest['setting']], 1)} gained most, {number(steepest['rise_in_last_third'])} points in the last third."
     )
-    unclear = rising[rising["rise_in_last_third_low"] <= 0]
-    names = [f"for {METHOD_LABELS[row.method]} {_where([row.setting], 1)}" for row in unclear.itertuples()]
-    return said + (f" The interval of the rise holds 0 {listing(names)}." if names else "")
 
 
 def _tokens(table: pd.DataFrame) -> str:
     """The share of the tokens that the sparse methods learn from, and the gains on multiplication."""
     kept = table.groupby("method")["kept_fraction"].agg(lambda values: list(values.dropna()))
-    parts = [f"{METHOD_LABELS[name]} from {span(kept[name])} %" for name in ("s_grpo", "t_spmo") if len(kept.get(name, []))]
-    said = "The share of the tokens learned from was not measured."
+    parts = [f"{METHOD_LABELS[name]} on {span(kept[name])} %" for name in ("s_grpo", "t_spmo") if len(kept.get(name, []))]
+    said = "The share of the tokens in the loss was not measured."
     if parts:
-        said = f"Of the tokens in groups that do not tie, {listing(parts).replace(' from', ' learns from', 1)}."
+        said = f"{listing(parts).replace(' on', ' updates on', 1)} of the tokens generated in groups that do not tie."
     gains = table[table["setting"] == "multiplication"].set_index("method").get("gain", pd.Series(dtype=float)).dropna()
     parts = [f"{METHOD_LABELS[name]} gains {number(gains[name])} points" for name in ("t_spmo", "grpo") if name in gains]
     strong = listing(parts) if parts else "neither it nor GRPO was run"
@@ -216,7 +213,7 @@ def _verdict_row(row: Mapping[str, Any]) -> dict[str, str]:
     plain["ours"] = "" if pd.isna(row["value"]) else interval(row["value"], row["low"], row["high"], unit)
     tested = pd.notna(row["p_holm"])
     p, adjusted = (p_text(row[name], bool(row["p_at_floor"])) for name in ("p", "p_holm"))
-    plain["p"] = f"No difference at all: p {p}, {adjusted} after Holm's correction" if tested else ""
+    plain["p"] = f"Test of zero difference: p {p}; with Holm's correction {adjusted}" if tested else ""
     return plain
 
 
@@ -237,25 +234,16 @@ def power(tables: Tables, profile: str) -> str:
     runs = runs_of(tables, HEADLINE, profile)
     if runs.empty:
         return "Not run."
-    items = int(items_of(runs))
-    spread = seed_spread(tables, profile)
-    effects = spread.loc[spread["method"] != "base", "design_effect"].dropna()
-    unpaired = [100 * detectable_gap(0.7, items) * effect**0.5 for effect in (effects if len(effects) else [1.0])]
-    text = (
-        f"With {items} test items, one seed and no pairing, two methods near 70 % must differ by about {span(unpaired)} points to "
-        "be told apart four times in five"
-    )
-    text += " (items of one template are alike, which is counted in)." if len(effects) else "."
     differences = detectable_differences(tables, profile)
     if differences.empty:
-        return text
+        return "Not known: the sparse methods and GRPO were not run with the same seeds, or with one alone."
     open_ = differences[(differences["difference_low"] <= 0) & (differences["difference_high"] >= 0)]
     within = [
-        f"{number(row.equal_within)} points for {METHOD_LABELS[row.method]} on {SETTING_LABELS[row.setting]}"
+        f"{METHOD_LABELS[row.method]} is within {number(row.equal_within)} points of GRPO on {SETTING_LABELS[row.setting]}"
         for row in open_[open_["equal_within"] < EQUAL_WITHIN].itertuples()
     ]
     return (
-        f"{text} With items in pairs and {counted(differences['seeds'].min(), 'seed')}, a difference to GRPO shows so often from "
-        f"{span(differences['detectable'])} points on, by setting and method"
-        + (f"; the difference is smaller than {listing(within)}." if within else ".")
+        f"With {counted(items_of(runs), 'test item')} in pairs and {counted_span(differences['seeds'], 'seed')}, we detect a true "
+        f"difference from GRPO four times in five if it exceeds {span(differences['detectable'])} points, depending on setting and "
+        "method." + "".join(f" {one}." for one in within)
     )

@@ -10,10 +10,10 @@ from matplotlib.figure import Figure
 from replication.names import HEADLINE, METHOD_LABELS, SETTING_LABELS, TASK_LABELS, trained_in
 from replication.report import style as p
 from replication.report.select import by_seed, curves_of, items_of, items_of_split
-from replication.report.wording import counted, listing, number, percent, span
+from replication.report.wording import counted, counted_span, listing, number, percent, span
 from replication.statistics import Tables, accuracy, difference, mean_over_seeds, runs_of, table
 
-#: A method has levelled off if its validation accuracy rose by less than this many points in the last third of the steps.
+#: A curve still rises if validation accuracy gained this many points or more in the last third of the steps.
 LEVEL = 1.0
 #: Steps in the running mean of the reward.
 _SMOOTH = 5
@@ -69,7 +69,8 @@ def draw_accuracy(tables: Tables, profile: str, table: pd.DataFrame) -> Figure:
                 continue
             own = runs[(runs["setting"] == setting) & (runs["method"] == method)]
             _mean_and_seeds(axis, place, method, own, *rows.loc[method, ["accuracy", "accuracy_low", "accuracy_high"]])
-        axis.set_xticks(range(len(methods)), [METHOD_LABELS[method] + "\nall tokens" * (method == "grpo") for method in methods])
+        labels = [METHOD_LABELS[method] + "\nall tokens" * (method in ("grpo", "ppo")) for method in methods]
+        axis.set_xticks(range(len(methods)), labels)
         axis.set_xlim(-0.5, len(methods) - 0.4)
         axis.grid(axis="x", visible=False)
         p.percent_axis(axis, "test accuracy (%)")
@@ -113,8 +114,7 @@ def say_accuracy(table: pd.DataFrame) -> list[str]:
         parts.append(f"on {SETTING_LABELS[setting]} {listing(names)}{start}")
     shares = trained.groupby("method", sort=False)["kept_fraction"].agg(list)
     kept = [f"{METHOD_LABELS[method]} {span(values)} %" for method, values in shares.items() if pd.notna(values).all()]
-    counts = span(trained["seeds"]).replace(".0", "")
-    first = f"Mean test accuracy over {counts} seeds: {'; '.join(parts)}."
+    first = f"Mean test accuracy over {counted_span(trained['seeds'], 'seed')}: {'; '.join(parts)}."
     return [first, *([f"Tokens in the loss, of those generated in groups that do not tie: {listing(kept)}."] if kept else [])]
 
 
@@ -170,20 +170,21 @@ def draw_learning(tables: Tables, profile: str, table: pd.DataFrame) -> Figure:
 
 def say_learning(table: pd.DataFrame) -> list[str]:
     """Who is still rising at the end: a comparison at a fixed number of steps is then partly one of speed."""
-    rising = table[table["rise_in_last_third"] >= LEVEL]
+    rising = still_rising(table)
     if rising.empty:
-        return [f"Every method has levelled off: none gains {LEVEL:g} point or more in the last third of its steps."]
+        return [f"No curve still clearly rises by {LEVEL:g} point or more in the last third of its steps."]
     parts = []
     for setting, own in rising.groupby("setting", sort=False):
-        names = [
-            f"{METHOD_LABELS[row.method]} by {number(row.rise_in_last_third)}"
-            + " (interval holds 0)" * bool(row.rise_in_last_third_low <= 0)
-            for row in own.itertuples()
-        ]
+        names = [f"{METHOD_LABELS[row.method]} by {number(row.rise_in_last_third)}" for row in own.itertuples()]
         parts.append(f"on {SETTING_LABELS[setting]} {listing(names)} points")
-    level = table[table["rise_in_last_third"] < LEVEL]
-    others = f" {counted(len(level), 'other curve')} levelled off." if len(level) else ""
+    others = len(table) - len(rising)
+    rest = f" {counted(others, 'other curve')} did not clearly rise by {LEVEL:g} point." if others else ""
     return [
-        f"Still rising in the last third of the steps: {'; '.join(parts)}.{others}".strip(),
-        "Where a curve still rises, the comparison at a fixed number of steps is also one of speed.",
+        f"Still clearly rising in the last third of the steps: {'; '.join(parts)}.{rest}",
+        "Where a curve still rises, more steps could change the ranking.",
     ]
+
+
+def still_rising(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of ``learning_table`` that rose by ``LEVEL`` points or more, without those whose interval holds 0."""
+    return table[(table["rise_in_last_third"] >= LEVEL) & ~(table["rise_in_last_third_low"] <= 0)]

@@ -16,7 +16,7 @@ from replication.report.findings import conclusions, limits, negative_results, p
 from replication.report.html import render
 from replication.report.wording import listing, own_reward, shown_table
 from replication.runs import atomic_write, read_json
-from replication.statistics import CORRECTION, Tables, paired_tests, seed_spread, table, verdicts
+from replication.statistics import Tables, seed_spread, table, verdicts
 from replication.tables import build_tables, read_tables, tables_manifest, write_tables
 
 if TYPE_CHECKING:
@@ -29,12 +29,8 @@ _ADVICE = (
     "(docs/which-setting.md has the limits)."
 )
 _SPREAD = (
-    "In percent: how much training under another seed changes the accuracy (sd, lowest and highest seed), and what another set of "
-    "test items could change for these very policies (95 %)."
-)
-_PAIRS = (
-    "Test items that only one of two methods answers right under the same seed. p: McNemar's exact test, then Holm's correction "
-    "over the seeds of the pair. The verdicts rest on the intervals, not on these. " + CORRECTION
+    "In percent: how much the accuracy varies with the training seed (sd, lowest and highest seed), and how much with the choice "
+    "of test items (95 %)."
 )
 _GAINS = (
     "The gain over the base on the test items in points, split into producing a parsable answer at all (it ends by itself and "
@@ -44,7 +40,7 @@ _PROMPTS = (
     "The untrained base under each template, greedy on the validation split, in percent with Wilson 95 % intervals. A template "
     "that the base does not understand makes any later gain look large."
 )
-_TROUBLED = "A diverged run counts in its method's mean, at its last finite checkpoint."
+_TROUBLED = "A diverged run counts in its method's mean, with the parameters of its last validation."
 _DEVIATIONS = (
     "Every choice that the text at hand leaves open [R], and where the nano lab stands in for the paper's setting [nano]. None of "
     "them is the paper's word."
@@ -101,13 +97,15 @@ def build(results_dir: str | Path, profile: str) -> Path:
     tables = read_tables(results_dir)
     judged = verdicts(_claims(), tables)
     write_tables({"verdicts": judged}, results_dir)
-    exhibits = {name: exhibit.show(tables, profile) for name, exhibit in EXHIBITS.items()}
-    save_figures(exhibits.values(), results_dir / "figures")
+    exhibits = [exhibit.show(tables, profile) for exhibit in EXHIBITS.values()]
+    shown = [one for one in exhibits if len(one.table)]
+    save_figures(shown, results_dir / "figures")
     manifest = read_json(results_dir / "manifest.json", "a manifest")
     values = _context(tables, judged, manifest, results_dir, profile)
-    values["conclusions"] = conclusions(judged, tables, profile, exhibits["full_vs_sparse"].table)
+    values["conclusions"] = conclusions(judged, tables, profile, exhibits[0].table)
     values["limits"] = " ".join(limits(judged, tables, profile))
-    values["exhibits"] = [one.html(f"figures/{one.name}.png") for one in exhibits.values()]
+    values["exhibits"] = [one.html(f"figures/{one.name}.png") for one in shown]
+    values["without_runs"] = listing([one.title for one in exhibits if one not in shown])
     page = results_dir / "report.html"
     atomic_write(page, render("report.html", **values))
     return page
@@ -124,8 +122,8 @@ def _context(tables: Tables, judged: pd.DataFrame, manifest: Mapping[str, Any], 
         "own_reward": listing(sorted(set(runs["reward"].dropna()))) if rewards else "",
         "verdicts": verdict_table(judged),
         "power": power(tables, profile),
-        "svamp_split": appendix.svamp_split(tables, profile),
-        "negative": negative_results(judged),
+        "negative": negative_results(judged) if profile == "nano" else [],
+        "models": listing(sorted({str(model).rsplit("/", 1)[-1] for model in runs["model"].dropna()})) if "model" in runs else "",
         "not_run": appendix.ledger()["not_run"],
         "folded": [(title, text, shown_table(one, rewards)) for title, text, one in folded if len(one)],
         "plan": plan.plan_sentence(runs) if len(runs) else "Nothing was planned.",
@@ -138,12 +136,10 @@ def _context(tables: Tables, judged: pd.DataFrame, manifest: Mapping[str, Any], 
 def _folded(tables: Tables, runs: pd.DataFrame, profile: str, rewards: bool) -> list[tuple[str, str, pd.DataFrame]]:
     """Title, explanation and numbers of the tables that a click unfolds."""
     spread = seed_spread(tables, profile)
-    pairs = pd.DataFrame(columns=["a"]) if rewards else paired_tests(tables, profile)  # a reward is not right or wrong
     fractions = ["mean", "seed_sd", "seed_min", "seed_max", "items_low", "items_high"]
     return [
         ("Which setting to start with", _ADVICE, advice_table(tables, profile)),
         ("Two kinds of uncertainty", _SPREAD, spread.assign(**{name: 100 * spread[name] for name in fractions})),
-        ("The methods in pairs, seed by seed", _PAIRS, pairs[pairs["a"] != "base"]),
         ("A parsable answer, or a right one?", _GAINS, appendix.gain_table(tables, profile)),
         ("Prompt templates", _PROMPTS, appendix.prompt_table(tables, profile)),
         ("Runs that did not simply end", _TROUBLED, appendix.troubled_table(runs) if len(runs) else runs),

@@ -48,11 +48,13 @@ def plan_sentence(plan: pd.DataFrame) -> str:
     """How many runs of how many steps, and how many rows share a run."""
     runs = plan.drop_duplicates("run_id")
     trained = runs[runs["steps"] > 0]
-    return (
-        f"{counted(len(runs), 'run')}: {len(trained)} are trained for {distinct(trained['steps']) or 0} optimizer steps each "
-        f"({int(trained['steps'].sum()):,} steps in all) and {len(runs) - len(trained)} only evaluated; "
+    pending = runs["status"].isin(["pending", "failed"]).sum() if "status" in runs else 0
+    said = (
+        f"The plan: {counted(len(trained), 'training run')} of {distinct(trained['steps']) or 0} optimizer steps "
+        f"({int(trained['steps'].sum()):,} steps in all), and {counted(len(runs) - len(trained), 'evaluation')} of the base. "
         f"{counted(len(plan) - len(runs), 'further row')} of the plan share a run with another ablation."
     )
+    return said + (f" {counted(pending, 'run')} did not finish." if pending else "")
 
 
 def state_table(runs: pd.DataFrame) -> pd.DataFrame:

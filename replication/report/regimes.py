@@ -53,15 +53,16 @@ def draw_regimes(tables: Tables, profile: str, table: pd.DataFrame) -> Figure:
         axis.plot([row.gain_low, row.gain_high], [place] * 2, color=colour, linewidth=2.0 if new else 1.0)
         face = colour if new else "white"
         axis.plot(row.gain, place, p.MARKERS[row.method], color=colour, markerfacecolor=face, markersize=6, label=label)
-    for margin, text in ((FAILS_UNDER, "fails under"), (WORKS_ABOVE, "works above")):
+    for margin, text in ((FAILS_UNDER, "GRPO fails\nunder"), (WORKS_ABOVE, "sparse works\nabove")):
         axis.axvline(margin, color="#777777", linestyle=":", linewidth=1)
         axis.annotate(text, (margin, -0.55), ha="center", va="bottom", fontsize=8, color="#555555")
     p.rows_axis(axis, names)
     axis.set_xlabel("test accuracy minus the base's (points)")
     p.legend_beside(figure, [axis])
     text = (
-        f"{p.about(profile)} A cell: prompts a step × completions a prompt, advantage, training items. Hollow: the "
-        "screening, one seed, at the rate of the best validation accuracy, 95 % intervals over templates and items."
+        f"{p.about(profile)} A cell: prompts a step × completions a prompt; the advantage, centred on the group's mean, or also "
+        "divided by its deviation (normalised); training items. Hollow: the screening, one seed, at the rate of the best "
+        "validation accuracy, 95 % intervals over templates and items."
     )
     if rates := [f"{rate:g}" for rate in table.loc[table["seeds_are"] == "new", "learning_rate"].unique()]:
         text += " Filled: new seeds, 95 % intervals over seeds, templates and items; their learning rate, "
@@ -77,9 +78,9 @@ def say_regimes(table: pd.DataFrame) -> list[str]:
         return ["No cell was screened, or its base was not run."]
     worst, best = screened.loc[screened["gain"].idxmin()], screened.loc[screened["gain"].idxmax()]
     first = (
-        f"With one seed, which also chose the rate, full-token GRPO gains {number(worst['gain'])} points in its worst of "
-        f"{len(screened)} cells ({worst['cell']}) and {number(best['gain'])} in its best ({best['cell']}). At the worst of the "
-        f"rates tried its accuracy is {number(screened['worst_rate'].min())} to {percent(screened['worst_rate'].max())}."
+        f"We screened {counted(len(screened), 'cell')} with one seed. At the rate that this seed chose, full-token GRPO gained "
+        f"{number(worst['gain'])} points ({worst['cell']}) to {number(best['gain'])} points ({best['cell']}). At its worst rate "
+        f"its accuracy was {number(screened['worst_rate'].min())} to {percent(screened['worst_rate'].max())}."
     )
     new = table[table["seeds_are"] == "new"]
     if new.empty:
@@ -87,9 +88,8 @@ def say_regimes(table: pd.DataFrame) -> list[str]:
     failing = set(new.loc[(new["method"] == "grpo") & (new["gain_high"] < FAILS_UNDER), "cell"])
     working = set(new.loc[(new["method"] != "grpo") & (new["gain_low"] > WORKS_ABOVE), "cell"])
     met, cells = sorted(failing & working), new["cell"].nunique()
-    where = f"in {listing(met)}" if met else "in none of them"
-    again = f"{counted(cells, 'cell')} {'was' if cells == 1 else 'were'} run again with new seeds"
-    return [first, f"{again}: GRPO fails while a sparse method works {where}."]
+    again = f"We ran {counted(cells, 'cell')} again with new seeds. GRPO fails and a sparse method works in"
+    return [first, f"{again} {listing(met) or 'none of them'}."]
 
 
 _SPLITS = {
@@ -154,7 +154,8 @@ def say_overfitting(table: pd.DataFrame) -> list[str]:
     ends = [f"{METHOD_LABELS[row.method]} {percent(row.accuracy)}" for row in longest.itertuples()]
     items, steps = longest[["train_items", "steps"]].iloc[0]
     return [
-        f"With {few['train_items'].iloc[0]} training items, accuracy on them exceeds that on test items by {listing(gaps)} points.",
+        f"With {few['train_items'].iloc[0]} training items, accuracy on these is higher than on test items, in points: "
+        f"{listing(gaps)}.",
         f"After the longest training, {steps} steps on {items} items, the accuracy on test items is {listing(ends)} "
         f"({counted(longest['seeds'].min(), 'seed')}).",
     ]

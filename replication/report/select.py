@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from replication.names import HEADLINE, trained_in
-from replication.statistics import Tables, runs_of, table
+from replication.statistics import Tables, accuracy, runs_of, table
 
 
 def methods_of(runs: pd.DataFrame) -> list[str]:
@@ -15,9 +15,12 @@ def methods_of(runs: pd.DataFrame) -> list[str]:
 
 
 def base_accuracy(tables: Tables, profile: str, setting: str) -> float:
-    """Mean test accuracy of the untrained base in percent; NaN if it was not run."""
+    """Test accuracy of the untrained base in percent, on the items that the headline runs answered; NaN if it was not run."""
     runs = runs_of(tables, HEADLINE, profile)
-    return float(100 * runs.loc[(runs["setting"] == setting) & (runs["method"] == "base"), "accuracy"].mean())
+    runs = runs[runs["setting"] == setting]
+    base, trained = runs[runs["method"] == "base"], runs[runs["method"] != "base"]
+    found = accuracy(tables, base, shared_with=trained) if len(trained) else accuracy(tables, base)
+    return 100 * found.value if found else float("nan")
 
 
 def with_all_seeds(tables: Tables, profile: str, own: pd.DataFrame) -> float:

@@ -15,26 +15,17 @@ from replication.names import HEADLINE, METHOD_LABELS, SETTING_LABELS
 from replication.report import style as p
 from replication.report.select import items_of, items_of_split, methods_of
 from replication.report.wording import listing, number, points
-from replication.statistics import Estimate, Tables, accuracy, difference, mean_over_seeds, runs_of
+from replication.statistics import Tables, accuracy, difference, mean_over_seeds, runs_of
 
-#: No run of the headline sees an item twice, so the gap of trained and test items is no measure here: see ``regimes``.
+#: The accuracy on trained items is not here: no run of the headline sees an item twice (``regimes`` has runs that do).
 #: Column, label of the axis, word in a sentence, factor, and the direction that is better (0: neither).
 _MEASURES = (
     ("kl_to_base", "KL to the base\n(nats per token, log scale)", "drift from the base (KL)", 1.0, -1),
-    ("train_accuracy", "trained items:\naccuracy (%)", "items trained on", 100.0, 0),
     ("held_out_accuracy", "held-out templates:\naccuracy (%)", "held-out templates", 100.0, 1),
     ("longer_numbers_accuracy", "longer numbers:\naccuracy (%)", "longer numbers", 100.0, 1),
     ("other_task_accuracy", "the task not trained:\naccuracy (%)", "the task not trained", 100.0, 1),
     ("entropy", "entropy (nats\nper token)", "entropy", 1.0, 0),
 )
-
-
-def _mean(values: pd.Series, column: str) -> Estimate:
-    """Mean over seeds with its t interval; of a KL, which spans powers of ten, the geometric mean."""
-    if column != "kl_to_base":
-        return mean_over_seeds(values)
-    found = mean_over_seeds(np.log(values))
-    return Estimate(math.exp(found.value), math.exp(found.low), math.exp(found.high), found.seeds, 0)
 
 
 def effects_table(tables: Tables, profile: str) -> pd.DataFrame:
@@ -49,30 +40,28 @@ def effects_table(tables: Tables, profile: str) -> pd.DataFrame:
     runs, rows = runs_of(tables, HEADLINE, profile), []
     for setting, own in runs.groupby("setting", sort=False):
         for column, _, name, factor, better in _MEASURES:
-            values = (factor * own[column]).where(own[column].notna()) if column in own else pd.Series(dtype=float)
-            if values.nunique() < 2 or not values[own["method"] != "base"].notna().any():
+            wide = factor * own.pivot(index="seed", columns="method", values=column) if column in own else pd.DataFrame()
+            if wide.stack().nunique() < 2 or wide.drop(columns="base", errors="ignore").isna().all(axis=None):
                 continue
-            if column == "kl_to_base":  # the base's is rounding, which a logarithmic axis would be stretched by
-                values = values.where((values > 0) & (own["method"] != "base"))
+            if log := column == "kl_to_base":  # the base's is rounding, which a logarithmic axis would be stretched by
+                wide = np.log(wide.drop(columns="base", errors="ignore").where(lambda kl: kl > 0))
             split = column.removesuffix("_accuracy")
             items = items_of(own) if split == column else items_of_split(tables, own, split)
-            seeds = {method: values[its.index].set_axis(its["seed"]).dropna() for method, its in own.groupby("method", sort=False)}
-            for method, mine in seeds.items():
+            for method in own["method"].unique():
+                mine = wide[method].dropna() if method in wide else pd.Series(dtype=float)
                 if mine.empty:
                     continue
-                row = {"setting": setting, "measure": name, "column": column, "better": better, "method": method}
-                row |= {"seeds": len(mine), "items": items}
-                full = seeds.get("grpo", mine.iloc[:0])
-                change = (mine / full if column == "kl_to_base" else mine - full).dropna()
-                value, against = _mean(mine, column), _mean(change, column)
+                value, against = mean_over_seeds(mine), mean_over_seeds((mine - wide.get("grpo", np.nan)).dropna())
                 if column == "held_out_accuracy":  # the same items for every seed, so that these count in the interval
                     left, right = (own[(own["method"] == side) & own[column].notna()] for side in (method, "grpo"))
                     of_items = accuracy(tables, left, "held_out"), difference(tables, left, right, "held_out")
                     value, against = (new.scaled(100) if new else old for new, old in zip(of_items, (value, against), strict=True))
-                row |= value.columns("value")
-                if method not in ("base", "grpo") and len(change):
-                    row |= against.columns("times_grpo" if column == "kl_to_base" else "minus_grpo")
-                rows.append(row)
+                found = value.columns("value")
+                if method not in ("base", "grpo") and against.seeds:
+                    found |= against.columns("times_grpo" if log else "minus_grpo")
+                row = {"setting": setting, "measure": name, "column": column, "better": better, "method": method}
+                row |= {"seeds": len(mine), "items": items}
+                rows.append(row | ({end: math.exp(of_log) for end, of_log in found.items()} if log else found))
     return pd.DataFrame(rows)
 
 
@@ -95,7 +84,8 @@ def draw_effects(tables: Tables, profile: str, table: pd.DataFrame) -> Figure:
             axis.set_ylim(0, None)
     p.legend_beside(figure, axes.flat[: len(shown)])
     text = f"{p.about(profile)} Below each group: what was trained on. Hollow: {p.seeds_of(runs)}; filled: their mean (of the KL "
-    text += f"the geometric mean); dashed: the base. {p.BARS} Axes differ in scale. A method regularises if it drifts less and "
+    text += f"the geometric mean); dashed: the base.{p.bars(runs)} Vertical scales differ between panels. A method regularises if "
+    text += "it drifts less and "
     return p.caption(figure, text + "loses less elsewhere at equal test accuracy, not by learning less.")
 
 
@@ -129,7 +119,7 @@ def say_effects(table: pd.DataFrame) -> list[str]:
         names: dict[str, list[str]] = {"better": [], "worse": []}
         for row in own.to_dict("records"):
             against, same = ("times_grpo", 1.0) if row["column"] == "kl_to_base" else ("minus_grpo", 0.0)
-            if pd.isna(row.get(against)):
+            if pd.isna(row.get(f"{against}_low")):
                 continue
             compared, higher = compared + 1, row[against] > same
             if row[f"{against}_low"] > same or row[f"{against}_high"] < same:
@@ -140,12 +130,11 @@ def say_effects(table: pd.DataFrame) -> list[str]:
                 measures = listing(names[word])
                 parts[word].append(f"{METHOD_LABELS[method]} trained on {SETTING_LABELS[setting]}, measured by {measures}")
     if not compared:
-        return ["No sparse method was run under the same seeds as full-token GRPO."]
+        return ["No difference to full-token GRPO has an interval: it takes two seeds that both were run with."]
     return [
         " ".join(
-            f"Clearly {word} than GRPO: {'; '.join(said) or 'no sparse method in anything measured here'}."
-            for word, said in parts.items()
+            f"Clearly {word} than GRPO: {'; '.join(said) or 'no sparse method in any of these'}." for word, said in parts.items()
         ),
-        f"Each of the {compared} intervals stands alone, not corrected for their number; on longer numbers and the task not "
+        f"The {compared} intervals are not corrected for multiple tests; on longer numbers and the task not "
         "trained they are over seeds alone.",
     ]

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from replication.names import METHOD_LABELS, SETTING_LABELS, Labels
-from replication.report.wording import counted
+from replication.report.wording import counted_span
 from replication.runs import atomic_write
 from replication.statistics import mean_over_seeds
 
@@ -60,7 +60,6 @@ POSITIVE, NEGATIVE = "#0072B2", "#D55E00"
 PAGE_WIDTH = 11.0
 #: Fewer seeds than this have dots and a mean but no interval, which would be mostly a guess.
 SEEDS_FOR_A_BAR = 5
-BARS = f"Bars: 95 % t interval over seeds, from {SEEDS_FOR_A_BAR} seeds on."
 _STYLE = {
     "font.size": 9.5, "axes.titlesize": 10.5, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
     "grid.color": "#dddddd", "grid.linewidth": 0.6, "axes.axisbelow": True, "legend.frameon": False, "lines.linewidth": 1.6,
@@ -122,16 +121,10 @@ def not_run(title: str, what: str) -> Figure:
     return figure
 
 
-def percent_axis(axis: Axes, label: str, values: Sequence[float] | pd.Series | None = None) -> None:
-    """A percent axis from 0 to 100, or cut (and said so) at the tens below ``values`` where all are high."""
-    low = 0.0
-    if values is not None:
-        finite = np.asarray(values, dtype=float)
-        finite = finite[np.isfinite(finite)]
-        if len(finite) and finite.min() > 20:
-            low = 10 * np.floor((finite.min() - 4) / 10)
-    axis.set_ylim(low - 2, 103)
-    axis.set_ylabel(label + (" (axis cut)" if low > 0 else ""))
+def percent_axis(axis: Axes, label: str) -> None:
+    """A y axis from 0 to 100 percent."""
+    axis.set_ylim(-2, 103)
+    axis.set_ylabel(label)
 
 
 def log_axis(axis: Axes, ticks: Sequence[float]) -> None:
@@ -203,14 +196,20 @@ def about(profile: str) -> str:
     }.get(profile, f"Profile {profile}.")
 
 
+def bars(runs: pd.DataFrame, *point: str) -> str:
+    """What the bars of a figure are, if one of its points has seeds enough for one."""
+    seeds = runs[runs["method"] != "base"].groupby(["setting", "method", *point], dropna=False)["seed"].nunique()
+    return f" Bars: 95 % t interval over seeds, from {SEEDS_FOR_A_BAR} seeds on." if seeds.max() >= SEEDS_FOR_A_BAR else ""
+
+
 def seeds_of(runs: pd.DataFrame, *point: str) -> str:
     """How many seeds the points of a figure have, "5 seeds" or "3 to 5 seeds", and how many runs are crossed, and why."""
     counts = runs[runs["method"] != "base"].groupby(["setting", "method", *point], dropna=False)["seed"].nunique()
     if counts.empty:
         return "no trained runs"
-    text = counted(counts.max(), "seed") if counts.min() == counts.max() else f"{counts.min()} to {counts.max()} seeds"
+    text = counted_span(counts, "seed")
     broken = runs.loc[runs["status"] != "done", "status"].value_counts(sort=False)
-    return text + (f" (crossed: {', '.join(f'{count} {status}' for status, count in broken.items())})" if len(broken) else "")
+    return text + (f" (black ×: {', '.join(f'{count} {status}' for status, count in broken.items())})" if len(broken) else "")
 
 
 def png(figure: Figure) -> bytes:

@@ -90,8 +90,8 @@ def draw_fraction(tables: Tables, profile: str, table: pd.DataFrame) -> Figure:
         axis.set_xlabel("test accuracy (%)")
     text = (
         f"{p.about(profile)} A row: the choice | its share of the tokens (of those generated in groups that do not tie) | its "
-        f"learning rate. Hollow: {p.seeds_of(runs, *_CHOICE[2:], 'learning_rate')}; filled: mean with its 95 % interval over seeds "
-        "and items. Dashed: the base."
+        f"learning rate. Hollow: {p.seeds_of(runs, *_CHOICE[2:], 'learning_rate')}; filled: mean with its 95 % interval over "
+        "seeds, templates and items. Dashed: the base on the same items."
     )
     once = int((table["tuning_seeds"] == 1).sum())
     said = f" Of {once} of {counted(len(table), 'choice')} the learning rate was tuned with one seed." if once else ""
@@ -103,9 +103,9 @@ def say_fraction(table: pd.DataFrame) -> list[str]:
     ends = []
     for setting, own in table.groupby("setting", sort=False):
         shown = (own.index == own.index[0]) | own["selector"].isin(("trie", "all"))
-        texts = [f"{percent(row.accuracy)} with {percent(row.kept_fraction)} ({row.tokens})" for row in own[shown].itertuples()]
-        ends.append(f"on {SETTING_LABELS[setting]} {listing(texts)}")
-    first = f"Test accuracy by the share of the tokens: {'; '.join(ends)}.{all_seeds(table)}"
+        texts = [f"{row.tokens}: {percent(row.accuracy)} with {percent(row.kept_fraction)}" for row in own[shown].itertuples()]
+        ends.append(f"on {SETTING_LABELS[setting]} {'; '.join(texts)}")
+    first = f"Test accuracy with so many of the tokens, {'. '.join(ends)}.{all_seeds(table)}"
     picked = table[table["share"].notna()]
     spreads = {key: own for key, own in picked.groupby(["setting", "share"]) if own["selector"].nunique() > 1}
     if not spreads:
@@ -157,7 +157,7 @@ def say_contrast(table: pd.DataFrame) -> list[str]:
     pairs = table.groupby(["tokens", "reference"], sort=False)
     asked = {
         CREDIT: "Adding T-SPMO's credit to GRPO, with all tokens in the loss, changes the accuracy by",
-        SPARSITY: "Training on T-SPMO's tokens alone, at that credit, changes it by",
+        SPARSITY: "Dropping all tokens but T-SPMO's, with the same credit, changes it by",
     }
     credit = [f"{asked[name]} {_changes(own)}." for name, own in pairs if name in asked]
     said: dict[str, list[str]] = {"better": [], "worse": [], "open": []}

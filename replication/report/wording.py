@@ -23,7 +23,10 @@ _HEADS = {
     "all_seeds": "all seeds of the headline, %",
     "highest": "highest seed, %", "gap": "minus GRPO, points", "worth": "changed the chance by, points", "level": "level, %",
     "minus_grpo": "minus GRPO, seeds in pairs", "share": "share of tokens, %", "seed_sd": "sd over seeds", "p_holm": "p, Holm",
-    "worst_rate": "at the worst rate tried, %", "forgiving": "rates about as good, highest / lowest",
+    "worst_rate": "at the worst rate tried, %", "used": "headline rate",
+    "edge": "rate is the lowest or highest tried",
+    "times_grpo": "× GRPO's tokens through the model", "seeds_are": "screening or new",
+    "forgiving": "rates about as good, highest / lowest",
     "tflop": "TFLOP", "tflop_%_of_grpo": "TFLOP % of grpo",
     "ahead": "trained items ahead of test items, points", "train_accuracy": "trained items, %",
     "kl_to_base": "KL to the base, nats a token", "difference": "difference, points",
@@ -98,12 +101,18 @@ def all_seeds(table: pd.DataFrame) -> str:
     """Beside points of few seeds, what all seeds of the headline say of the same configs: the column ``all_seeds``."""
     known = table[table["all_seeds"].notna()]
     parts = [f"{METHOD_LABELS[row.method]} {percent(row.accuracy)} ({percent(row.all_seeds)})" for row in known.itertuples()]
-    return f" How far such few seeds can mislead: beside all seeds of the headline, in brackets, {listing(parts)}." if parts else ""
+    return f" Few seeds can mislead. In brackets, the same config with all its headline seeds: {listing(parts)}." if parts else ""
 
 
 def counted(count: float, word: str) -> str:
     """ "1 seed", "10 seeds"."""
     return f"{int(count):,} {word}{'' if count == 1 else 's'}"
+
+
+def counted_span(counts: Iterable[float], word: str) -> str:
+    """ "10 seeds", "3 to 5 seeds"."""
+    low, high = min(counts), max(counts)
+    return counted(high, word) if low == high else f"{int(low):,} to {counted(high, word)}"
 
 
 def span(values: Iterable[float]) -> str:
@@ -114,8 +123,8 @@ def span(values: Iterable[float]) -> str:
 
 
 def listing(parts: Sequence[str]) -> str:
-    """Parts in a row, the last after "and"."""
-    return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
+    """Parts in a row, the last after "and"; empty without parts."""
+    return ", ".join(parts[:-1]) + " and " * (len(parts) > 1) + "".join(parts[-1:])
 
 
 def distinct(values: pd.Series) -> str:

@@ -46,7 +46,6 @@ class Claim(BaseModel):
     counterpart: str | None = Field(None, description="the paper's claim beside which this one stands")
     text: str = Field(min_length=1)
     paper_value: int | float | str | None = Field(None, description="as the paper words it, empty where we do not hold it")
-    paper_exact: int | float | str | None = Field(None, description="for a reader who has the paper")
     measure: Measure
     methods: tuple[Method, ...] = Field(min_length=1)
     tasks: tuple[Task, ...] = Field(min_length=1)
@@ -144,7 +143,7 @@ class Claim(BaseModel):
             "above": f"above {self.threshold:g} {self.unit}",
             "below": f"below {self.threshold:g} {self.unit}",
             "between": f"between {self.threshold:g} and {self.upper or 0:g} {self.unit}",
-            "agrees": f"holds {self.threshold:g} {self.unit}, half-width at most {self.resolution or 0:g}",
+            "agrees": f"contains {self.threshold:g} {self.unit} and is at most {2 * (self.resolution or 0):g} wide",
         }[self.rule]
         subject = "the most any run held" if self.measure == "peak_gpu_memory" else "95 % interval"
         more = {

@@ -70,7 +70,7 @@ def _row(
     claim: Claim, evidence: Evidence, cases: Sequence[Case], missing: Sequence[str], adjusted: Mapping[int, float]
 ) -> dict[str, Any]:
     row: dict[str, Any] = {
-        "claim": claim.id, "paper_value": claim.paper_exact if claim.paper_exact is not None else claim.paper_value,
+        "claim": claim.id, "paper_value": claim.paper_value,
         "verdict": "not run", "text": claim.text, "scale": claim.scale, "mark": claim.mark, "counterpart": claim.counterpart or "",
         "unit": claim.unit, "rule": claim.rule_text, "p_at_floor": False,
     }  # fmt: skip
@@ -82,7 +82,7 @@ def _row(
     verdict, notes = _combine(claim, cases, _lost(claim, evidence, planned))
     if len(cases) > 1:
         side = "for" if claim.measure == "failing_cell" else "against"
-        notes.append(f"shown: {shown.label}, which speaks most {side} the claim; all: " + ", ".join(map(_short, cases)))
+        notes.append(f"the row shows {shown.label}, the case most {side} the claim; all cases: " + ", ".join(map(_short, cases)))
     notes += dict.fromkeys(remark for case in cases for remark in case.remarks)
     if missing:
         notes.append("judged without what was not measured: " + ", ".join(missing))
@@ -125,7 +125,7 @@ def _combine(claim: Claim, cases: Sequence[Case], lost: Sequence[str]) -> tuple[
     else:
         holds = all_of(case.holds for case in cases)
         if holds is False:
-            return "not supported", ["by design it should hold, and on the test items it does not"] if claim.by_design else []
+            return "not supported", ["the lab was built so that this holds, and it does not"] if claim.by_design else []
         if claim.by_design:
             return "by design", []
     if lost:

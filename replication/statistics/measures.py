@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from replication.names import HEADLINE, METHOD_LABELS, NEW_SEED, SETTING_LABELS, TUNING_SEED
+from replication.names import HEADLINE, METHOD_LABELS, NEW_SEED, SETTING_LABELS
 from replication.statistics.accuracies import Tables, accuracy, ended, per_seed, table
 from replication.statistics.claims import Claim
 from replication.statistics.drift import at_equal_accuracy
 from replication.statistics.intervals import Estimate, mean_over_seeds
-from replication.statistics.paired import difference, pair
+from replication.statistics.paired import difference
 from replication.statistics.rates import at_best_rate, tuning
 
 #: A headline rate counts as tuned if no other has a validation accuracy higher by more: between rates this close chance chooses.
@@ -115,14 +115,13 @@ def _failing_cells(claim: Claim, evidence: Evidence, setting: str, method: str) 
 
     Gains over the base, each method at the rate with the best validation accuracy of those tried in the cell with these seeds.
     A case fails where one of the two is clearly otherwise. The estimate is that of ``method``. Each case says how many cells have
-    new seeds, and how many were only screened.
+    new seeds.
     """
     full = claim.methods[0]
     runs = pd.concat([evidence.ended(setting, name, claim.ablation) for name in (full, method)])
     base = evidence.ended(setting, "base", claim.ablation)
     runs = runs[runs["seed"] >= NEW_SEED]
     cells = f"cells run with new seeds: {len(runs[list(CELL)].drop_duplicates())}" if len(runs) else ""
-    cells += _screened(claim, evidence, setting, base)
     for cell, own in runs.groupby(list(CELL), dropna=False) if len(runs) else ():
         best = {name: at_best_rate(mine) for name, mine in own.groupby("method")}
         gains = {name: difference(evidence.tables, mine, base) for name, mine in best.items()}
@@ -143,20 +142,6 @@ def cell_name(prompts_per_step: float, group_size: float, eps: float, train_item
     return f"{prompts_per_step:.0f} × {group_size:.0f}, {'centred' if eps > NORMALISED_UP_TO else 'normalised'}, {items}"
 
 
-def _screened(claim: Claim, evidence: Evidence, setting: str, base: pd.DataFrame) -> str:
-    """In words, how many cells were screened with the tuning seed, and the least gain of methods[0] there; "" without any."""
-    runs = evidence.ended(setting, claim.methods[0], claim.ablation)
-    runs = runs[(runs["seed"] >= TUNING_SEED) & (runs["seed"] < NEW_SEED)]
-    gains = []
-    for _, own in runs.groupby(list(CELL), dropna=False) if len(runs) and len(base) else ():
-        a, b = pair(evidence.tables, at_best_rate(own), base)
-        gains += [100 * (a.to_numpy().mean() - b.to_numpy().mean())] if a.size else []
-    if not gains:
-        return ""
-    name = METHOD_LABELS[claim.methods[0]]
-    return f", screened with one seed of {name} alone: {len(gains)} (its least gain there {min(gains):.1f} points)"
-
-
 def _drift_at_equal_accuracy(claim: Claim, evidence: Evidence, own: pd.DataFrame, other: pd.DataFrame) -> Found:
     """Mean over the seeds that both have of log KL(own) − log KL(other), each at the level that all runs reach."""
     if own.empty or other.empty:
@@ -169,8 +154,11 @@ def _drift_at_equal_accuracy(claim: Claim, evidence: Evidence, own: pd.DataFrame
     if not {left, right} <= set(logs):
         why = "no level above the start is reached by every run, or the curves lack the KL"
         return Estimate(np.nan, np.nan, np.nan, own["seed"].nunique(), 0), (why,)
-    remark = f"at {100 * found['level'].iloc[0]:.0f} % on validation"
-    return mean_over_seeds((logs[left] - logs[right]).dropna()), (remark,)
+    gap = mean_over_seeds((logs[left] - logs[right]).dropna())
+    times, low, high = np.exp([gap.value, gap.low, gap.high])
+    names = METHOD_LABELS[left], METHOD_LABELS[right]
+    remark = f"at {100 * found['level'].iloc[0]:.0f} % on validation {names[0]} has {times:.2g} times the KL of {names[1]}"
+    return gap, (remark + ("" if np.isnan(low) else f" [{low:.2g}, {high:.2g}]"),)
 
 
 def _train_test_gap(claim: Claim, evidence: Evidence, own: pd.DataFrame, other: pd.DataFrame) -> Found:

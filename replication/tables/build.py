@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from replication.config import run_command
-from replication.errors import UserError
 from replication.names import ABLATIONS, HEADLINE
 from replication.runs import RunSummary, check_files, explained, manifest, now, read_failure, read_json, read_summary
 from replication.tables.csv_files import KINDS, PEAKS, SECONDS, as_text, frame, parse, run_columns
@@ -94,21 +93,14 @@ def _task(row: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    with explained(path):
-        data = path.read_bytes()
-    try:
-        rows = [json.loads(line) for line in data.splitlines()]
-        if data and not data.endswith(b"\n") or not all(isinstance(row, dict) and "step" in row for row in rows):
-            raise ValueError("a line is cut off, or is of no step")
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is damaged ({error}): remove the folder {path.parent} and start again") from None
-    return rows
+    """The lines of a log, none if there is no such file; ``check_files`` has compared it with its checksum."""
+    return [json.loads(line) for line in path.read_bytes().splitlines()] if path.exists() else []
 
 
 def _curve_rows(summary: RunSummary, folder: Path, *, brief: bool) -> Iterable[dict[str, Any]]:
     """Every metric at every step (``brief``: of the validations), and the validation accuracy that training ended with."""
     last = None
-    for row in _lines(folder / "metrics.jsonl") if (folder / "metrics.jsonl").exists() else ():
+    for row in _lines(folder / "metrics.jsonl"):
         for metric, value in row.items():
             if metric == "validation_accuracy":
                 last = row["step"]
@@ -128,7 +120,7 @@ def _item_rows(run_id: str, folder: Path) -> list[dict[str, Any]]:
 
 
 def _timing_row(run_id: str, folder: Path) -> dict[str, Any]:
-    rows = _lines(folder / "timings.jsonl") if (folder / "timings.jsonl").exists() else []
+    rows = _lines(folder / "timings.jsonl")
     sums = {name: sum(row.get(name) or 0.0 for row in rows) for name in ("step_s", *SECONDS)}
     peaks = {name: max((row[name] for row in rows if row.get(name)), default=None) for name in PEAKS}
     return {"run_id": run_id, "seconds": sums.pop("step_s") + sums["evaluation_s"], **sums, **peaks}

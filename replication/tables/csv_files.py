@@ -28,6 +28,7 @@ COMPRESSED_OVER = 4_000_000
 SUFFIXES = (".csv", ".csv.gz")
 SECONDS = ("rollout_s", "score_s", "update_s", "evaluation_s")
 PEAKS = ("peak_rss_bytes", "peak_gpu_bytes")
+PROMPT_SHARES = ("accuracy", "parsable_share", "accuracy_of_parsable", "truncated_share", "stopped_share")
 #: The config fields that come first in runs.csv; the others follow in the order of the config.
 _FIRST = ("profile", "task", "method", "selector", "seed", "learning_rate", "lora_rank", "lora_alpha", "denominator", "cutoff")
 _FIRST += ("keep_probability", "max_kept_tokens")
@@ -59,11 +60,7 @@ KINDS: dict[str, dict[str, str]] = {
     "prompts": {
         **dict.fromkeys(("profile", "model", "task", "template"), "str"),
         **{"chosen": "bool", "run_id": "str", "status": "str", "reason": "str", "items": "int"},
-        **{
-            f"{share}{end}": "float"
-            for share in ("accuracy", "parsable_share", "accuracy_of_parsable", "truncated_share", "stopped_share")
-            for end in ("", "_low", "_high")
-        },
+        **{f"{share}{end}": "float" for share in PROMPT_SHARES for end in ("", "_low", "_high")},
     },
     # Optional: made by `diagnose`, from groups sampled afresh and not from runs.
     "credit": {
@@ -138,7 +135,7 @@ def write_tables(
     sums = {name: value for name, value in earlier.get("tables", {}).items() if name not in own and (out_dir / name).exists()}
     atomic_write(path, to_json(whole | {"tables": sums}, indent=2) + "\n")
     for name, table in tables.items():
-        data = table_bytes(table, KINDS.get(name, {}))
+        data = table_bytes(table)
         suffix = SUFFIXES[len(data) > COMPRESSED_OVER]
         if suffix == ".csv.gz":
             data = compressed(data)
@@ -164,16 +161,13 @@ def _earlier_manifest(path: Path) -> dict[str, Any]:
         return {}
 
 
-def table_bytes(table: pd.DataFrame, kinds: Mapping[str, str]) -> bytes:
+def table_bytes(table: pd.DataFrame) -> bytes:
     """A table as CSV."""
     table = table.copy()
     if "schema_version" not in table.columns:
         table.insert(0, "schema_version", SCHEMA_VERSION)
-    for name in table.columns:
-        if kinds.get(str(name)) == "int":
-            table[name] = table[name].astype("Int64")
-        elif table[name].dtype == bool:
-            table[name] = table[name].map({True: "true", False: "false"})
+    for name in table.select_dtypes(bool):
+        table[name] = table[name].map({True: "true", False: "false"})
     return table.to_csv(index=False, lineterminator="\n", float_format=_number).encode("utf-8", "backslashreplace")
 
 

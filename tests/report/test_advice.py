@@ -39,8 +39,8 @@ def advice(*runs: Run, curves: pd.DataFrame | None = None) -> dict[str, tuple[st
 
 def only(answers: dict[str, tuple[str, str]], words: str) -> tuple[str, str]:
     ((start, evidence),) = [answer for question, answer in answers.items() if question.startswith(words)]
-    # Without the names of those that it is not told apart from, and without how few seeds there are.
-    return re.split(r" \((?:not told|a first)", start)[0], evidence
+    # Without the names of those that it is not clearly different from, and without how few seeds there are.
+    return re.split(r" \((?:not clearly|a first|as good)", start)[0], evidence
 
 
 def headline(grpo: int, s_grpo: int, t_spmo: int, seed: int = 0) -> list[Run]:
@@ -141,22 +141,6 @@ def test_the_batch_is_the_one_with_the_fewest_completions():
     assert only(advice(*cells, *others), "How many prompts")[0] == "1 × 16"
 
 
-def test_training_on_few_items_stops_where_accuracy_on_others_clearly_falls():
-    # Change from half of the steps to the end: GRPO -20, -22, -24 points, S-GRPO -10, 0, 10.
-    ends = {"grpo": (0.60, 0.58, 0.56), "s_grpo": (0.70, 0.80, 0.90)}
-    runs, curves = [], []
-    for method, values in ends.items():
-        for seed, end in enumerate(values):
-            few = {"train_items": 64, "steps": 300, "extra_splits": "always", "held_out_accuracy": 0.5, "kl_to_base": 0.1}
-            points = zip((0, 100, 200, 300), (0.45, 0.75, 0.85, end), strict=True)  # 0.80 at step 150
-            curves += [(f"r{len(runs)}", step, "validation_accuracy", value) for step, value in points]
-            runs.append(run("regimes", method, 60, seed, train_accuracy=0.9 + seed / 100, **few))
-    table = pd.DataFrame(curves, columns=["run_id", "step", "metric", "value"])
-    start, evidence = only(advice(*runs, curves=table), "How many of 300 steps on 64")
-    assert start == "GRPO no more than half of them and S-GRPO open", "an interval that holds a fall of 5 points is no advice"
-    assert "GRPO: other items -22.0 [" in evidence and "ahead by 31.0 [" in evidence and "3 seeds" in evidence
-
-
 def test_replays_must_be_clearly_better():
     for right, start in ((81, "no"), (100, "yes"), (60, "no")):
         runs = [run("replay", "t_spmo", 80), run("replay", "t_spmo", right, replay_successes=2, replay_failures=2)]
@@ -166,9 +150,8 @@ def test_replays_must_be_clearly_better():
 def test_what_is_pending_is_not_run():
     runs = headline(90, 89, 80)
     names = ("learning_rate", "token_fraction", "lora_rank", "regimes", "replay")
-    few = {"extra_splits": "always", "train_items": 64, "steps": 300}
-    runs += [run(name, "t_spmo", 50, **few) for name in names] + [run("full_vs_sparse", "ppo", 50)]
+    runs += [run(name, "t_spmo", 50) for name in names] + [run("full_vs_sparse", "ppo", 50)]
     runs = [(row | {"status": "pending"}, right) for row, right in runs]
     answers = advice(*runs)
-    assert len(answers) == 8 and set(answers.values()) == {("not run", "")}
+    assert len(answers) == 7 and set(answers.values()) == {("not run", "")}
     assert advice_table({}, "nano").empty

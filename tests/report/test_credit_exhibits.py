@@ -52,7 +52,7 @@ def test_every_setting_is_said_larger_or_smaller_with_whether_its_intervals_over
     larger, smaller = gradient.split("; smaller on ")
     assert "(noise after) (90.0 against 85.0 %, the intervals overlap)" in larger
     assert "multiplication (75.0 against 50.0 %)" in larger
-    assert "(no noise) (40.0 against 60.0 %)" in smaller and "(noise before) (5.0 against 70.0 %)" in smaller
+    assert "(fixed wording) (40.0 against 60.0 %)" in smaller and "(noise before) (5.0 against 70.0 %)" in smaller
 
 
 def test_without_t_spmo_nothing_is_compared(tables):

@@ -106,7 +106,7 @@ def test_one_cell_in_which_full_fails_and_sparse_works_is_enough(cells, verdict:
     assert row["verdict"] == verdict
     assert row["seeds"] == 5 and row["items"] == 300
     if verdict == "supported":
-        assert row["low"] > 20 and "T-SPMO" in row["note"].split("shown: ")[1].split(";")[0] and "GRPO" in row["note"]
+        assert row["low"] > 20 and "T-SPMO" in row["note"].split("the row shows ")[1].split(";")[0] and "GRPO" in row["note"]
 
 
 def test_only_new_seeds_say_that_a_cell_fails():
@@ -114,20 +114,14 @@ def test_only_new_seeds_say_that_a_cell_fails():
     assert judge(screened, "N10")["verdict"] == "not run"
 
 
-def test_the_note_counts_the_cells_with_new_seeds_and_those_of_the_screening():
+def test_the_note_counts_the_cells_with_new_seeds_alone():
     base = synthetic.headline(items=300, seeds=1, tasks=("word_problems",))
     new = synthetic.regimes(base, [CELL, CELL | {"group_size": 16}])
-    # At the better rate on validation the first cell has the least gain: 0.62 - 0.46; the other rate would have less.
-    cells = [{"grpo": 0.62}, {"grpo": 0.50}, {"grpo": 0.80, "train_items": 64}, {"grpo": 0.90, "prompts_per_step": 4}]
-    screened = synthetic.regimes(base, cells, first_seed=100, seeds=1)
-    runs = screened["runs"][screened["runs"]["seed"] == 100].copy()
-    runs["learning_rate"], runs["validation_accuracy"] = [2e-3, 1e-3, 2e-3, 2e-3], [0.6, 0.5, 0.8, 0.9]
+    screened = synthetic.regimes(base, [{"grpo": 0.62, "train_items": 64}], first_seed=100, seeds=1)
+    runs = screened["runs"][screened["runs"]["seed"] == 100]
     tables = {**new, "runs": pd.concat([new["runs"], runs], ignore_index=True)}
     tables["ablation_items"] = pd.concat([new["ablation_items"], screened["ablation_items"]])
-    note = judge(tables, "N10")["note"]
-    least = 100 * (runs["accuracy"].iloc[0] - base["runs"].query("method == 'base'")["accuracy"].item())
-    assert "new seeds: 2, " in note and f"alone: 3 (its least gain there {least:.1f} points)" in note
-    assert "alone" not in judge(new, "N10")["note"]
+    assert "cells run with new seeds: 2" in judge(tables, "N10")["note"]
 
 
 def test_a_failed_run_of_a_cell_leaves_it_open():

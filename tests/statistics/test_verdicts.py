@@ -43,14 +43,14 @@ def test_the_nine_claims_of_the_paper_are_there_and_marked():
     nano = [claim for claim in claims if claim.scale == "nano"]
     assert {claim.counterpart for claim in nano} == {f"C{n}" for n in (1, 2, 3, 4, 5, 6, 7, 9)}
     # A nano claim is ours: nothing in its row may read as the paper's number.
-    assert all(claim.mark == "own" and claim.paper_value is None and claim.paper_exact is None for claim in nano)
+    assert all(claim.mark == "own" and claim.paper_value is None for claim in nano)
     assert [claim.id for claim in claims if claim.by_design] == ["N1", "N5"]
 
 
 def test_the_claims_on_the_small_model_are_ours_and_stand_beside_seven_of_the_paper():
     small = [claim for claim in load_claims(CLAIMS) if claim.scale == "small"]
     assert [(claim.id, claim.counterpart) for claim in small] == [(f"S{n}", f"C{n}") for n in range(1, 8)]
-    assert all(claim.mark == "own" and claim.paper_value is None and claim.paper_exact is None for claim in small)
+    assert all(claim.mark == "own" and claim.paper_value is None for claim in small)
     assert all(claim.tasks == ("svamp",) for claim in small)
 
 
@@ -176,7 +176,7 @@ def test_full_grpo_does_not_improve(gain: float, verdict: str):
 def test_a_claim_about_both_tasks_falls_with_one_of_them_and_shows_it():
     row = _judge(synthetic_tables.tuned(_paper()), "C4").loc["C4"]  # multiplication rises from 9 to 62 %, SVAMP does not
     assert row["verdict"] == "not supported"
-    assert "shown: GRPO on multiplication" in row["note"] and "GRPO on SVAMP" in row["note"]
+    assert "the row shows GRPO on multiplication" in row["note"] and "GRPO on SVAMP" in row["note"]
     assert row["value"] == pytest.approx(53, abs=3)
 
 
@@ -223,7 +223,7 @@ def test_claims_at_the_tuned_rate_are_marked():
     ("rate", "at_tuned", "verdict"), [(0.38, "supported", "inconclusive"), (0.90, "not supported", "not supported")]
 )
 def test_a_claim_at_the_tuned_rate_is_open_at_any_other_unless_it_fails_there(rate: float, at_tuned: str, verdict: str):
-    """"Does not improve" was open where GRPO clearly improved at an untuned rate, though a better one could only gain more."""
+    """ "Does not improve" was open where GRPO clearly improved at an untuned rate, though a better one could only gain more."""
     accuracy = {task: rates | {"grpo": rates["base"] + rate - 0.46} for task, rates in synthetic_tables.ACCURACY.items()}
     tables = synthetic_tables.headline(accuracy=accuracy)
     tuned = _judge(synthetic_tables.tuned(tables), "N4").loc["N4"]
@@ -309,7 +309,7 @@ def test_by_design_is_no_evidence_and_a_broken_design_is_told():
     assert _judge(synthetic_tables.headline(), "N1").loc["N1", "verdict"] == "by design"
     assert _judge(synthetic_tables.headline(), "N5").loc["N5", "verdict"] == "by design"
     row = _judge(_with("base", 0.20), "N1").loc["N1"]
-    assert row["verdict"] == "not supported" and "by design" in row["note"]
+    assert row["verdict"] == "not supported" and "lab was built" in row["note"]
 
 
 def test_kept_fraction_is_that_of_the_runs_and_with_one_seed_that_of_the_steps():
@@ -453,8 +453,8 @@ def test_of_two_failures_the_row_shows_the_clearer_one():
         items.loc[right[:count], "correct"], items.loc[right[count:], "correct"] = 1, 0
         runs.loc[runs["run_id"] == name, "accuracy"] = count / len(right)
     row = _judge(tables, "N9").loc["N9"]
-    assert row["verdict"] == "not supported" and "shown: S-GRPO on word problems" in row["note"]
-    lows = [float(part.split("[")[1].split(",")[0]) for part in row["note"].split("all: ")[1].split("; ")[0].split("], ")]
+    assert row["verdict"] == "not supported" and "the row shows S-GRPO on word problems" in row["note"]
+    lows = [float(part.split("[")[1].split(",")[0]) for part in row["note"].split("all cases: ")[1].split("; ")[0].split("], ")]
     assert lows[1] < lows[0], "the wider interval reaches further down"
 
 
@@ -552,11 +552,6 @@ def test_claims_may_be_a_path_parsed_content_or_objects():
     tables = synthetic_tables.headline(items=60)
     rows = [verdicts(form, tables) for form in ({"schema_version": 1, "claims": [_GOOD]}, [_GOOD], [Claim(**_GOOD)])]
     assert all(row.equals(rows[0]) for row in rows) and rows[0]["verdict"].tolist() == ["supported"]
-
-
-def test_the_number_of_a_reader_who_has_the_paper_is_shown():
-    result = verdicts([_GOOD | {"paper_value": "over 50", "paper_exact": 53.3}], {})
-    assert result["paper_value"].tolist() == [53.3]
 
 
 @pytest.mark.parametrize(
