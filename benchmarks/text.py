@@ -100,9 +100,9 @@ def in_trl(tables: Bench) -> list[str]:
     memory = tables.get("in_trl_memory", pd.DataFrame(columns=["implementation", "method", "peak_bytes"]))
     peaks = memory.set_index(["implementation", "method"])["peak_bytes"] / 1e6
     lines = [
-        "TRL's GRPOTrainer as it is and with `TokenCreditTrainer`, each in TRL's own loop and with TRL's sampling, in turns, one "
-        f"thread (in_trl.csv). Medians of {steps.size().min()} steps; {100 * tables['in_trl']['tied_groups'].mean():.0f} % of the "
-        "groups tie; peak memory of an update:",
+        "TRL's own training loop, with TRL's trainer and with `TokenCreditTrainer` (in_trl.csv; one thread, medians of "
+        f"{steps.size().min()} steps, {100 * tables['in_trl']['tied_groups'].mean():.0f} % tied groups). The peak is the memory of "
+        "an update:",
         "",
         "| trainer | method | rollout (s) | update (s) | step (s) | tokens through the model | peak (MB) |",
         "|---|---|---|---|---|---|---|",
@@ -158,23 +158,34 @@ def _growth(table: pd.DataFrame) -> list[str]:
 
 
 def least_gain(table: pd.DataFrame) -> str:
-    """Where, of all points measured, packing gains least over TRL, for each method."""
+    """In words, for each method: the measured case in which packing gains least over TRL, or loses."""
     trl = table[table["implementation"] == "trl"].set_index(["grows", "value"])["seconds"].rename("trl_s")
     ours = table[table["implementation"] == "packed"].join(trl, on=["grows", "value"])
     ours = ours.assign(ratio=ours["trl_s"] / ours["seconds"])
-    worst = (ours[ours["method"] == method].sort_values("ratio").iloc[0] for method in TRAINED)
-    least = ", ".join(
-        f"{METHOD_LABELS[row.method]} {row.ratio:.1f} times ({GROWS[row.grows].removesuffix(' (tokens)')} {row.value:,})"
-        for row in worst
-    )
-    return f"Each method has a worst case among the {len(trl)}. There TRL's time over ours is: {least}. Below 1, ours is slower."
+    slower, least = [], []
+    for method in TRAINED:
+        row = ours[ours["method"] == method].sort_values("ratio").iloc[0]
+        case = f"{GROWS[row.grows].removesuffix(' (tokens)')} {row.value:,}"
+        if row.ratio < 1:
+            slower.append(f"At {case}, {METHOD_LABELS[method]} is slower than TRL ({row.ratio:.1f} times its speed).")
+        else:
+            least.append(f"{METHOD_LABELS[method]} {row.ratio:.1f} ({case})")
+    said = [f"Packing does not always help ({len(trl)} cases measured).", *slower] if slower else []
+    others = " of the others" * bool(slower)
+    said += [f"Lowest speeds{others}, as a multiple of TRL's: {', '.join(least)}."] if least else []
+    return " ".join(said)
 
 
 def whole_runs(tables: Bench) -> list[str]:
-    """A line for each method: seconds of training and of a whole run, dense and packed, medians of the repetitions."""
+    """A row for each method: seconds of a step, of training and of a whole run, dense and packed; medians of the repetitions."""
     table = tables["dense_vs_packed"]
     middle = table.groupby(["method", "scoring"])[["score_s", "train_s", "evaluation_s", "run_s"]].median()
-    lines = []
+    steps = table["default_steps"].iloc[0]
+    lines = [
+        f"| dense → packed | scoring and backward, a step (s) | training, {steps} steps (s) | whole run (s) | times faster | "
+        "training, % of the packed run | n |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for method in TRAINED:
         if not {(method, "dense"), (method, "packed")} <= set(middle.index):
             continue
@@ -182,11 +193,9 @@ def whole_runs(tables: Bench) -> list[str]:
         mine = table[table["method"] == method]
         times, share = dense.run_s / packed.run_s, 100 * packed.train_s / packed.run_s
         lines.append(
-            f"- {METHOD_LABELS[method]}: scoring and backward pass of a step {dense.score_s:.2f} s dense, "
-            f"{packed.score_s:.2f} s packed. "
-            f"Training of {mine['default_steps'].iloc[0]} steps falls from {dense.train_s:.0f} s to {packed.train_s:.0f} s, "
-            f"a whole run from {dense.run_s:.0f} s to {packed.run_s:.0f} s ({times:.1f} times); training is then {share:.0f} % "
-            f"of the run, evaluation the rest (n = {mine.groupby('scoring').size().min()})."
+            f"| {METHOD_LABELS[method]} | {dense.score_s:.2f} → {packed.score_s:.2f} | "
+            f"{dense.train_s:.0f} → {packed.train_s:.0f} | {dense.run_s:.0f} → {packed.run_s:.0f} | "
+            f"{times:.1f} | {share:.0f} | {mine.groupby('scoring').size().min()} |"
         )
     return lines
 

@@ -42,7 +42,8 @@ def _parser() -> argparse.ArgumentParser:
     def plan(added: argparse.ArgumentParser) -> None:
         added.add_argument("--plan", default="default", help="default, or full: more seeds and finer grids")
         added.add_argument("--seeds", type=int, metavar="N", help="seeds of the headline comparison (default: the profile's)")
-        added.add_argument("--method", action="append", default=[], metavar="M", help="also this rule of your own in the headline")
+        about = "add your own method to the headline comparison"
+        added.add_argument("--method", action="append", default=[], metavar="M", help=about)
         added.add_argument("--rates", type=int, metavar="N", help="learning rates tried per method (default: the profile's)")
         settings(added)
         task(added)
@@ -60,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--profile", required=True, help=PROFILE_HELP)
     run.add_argument("--task", required=True, help="word_problems, multiplication, svamp or jsonl")
     run.add_argument("--method", required=True, help="base, grpo, s_grpo, t_spmo, ppo, or your own rule as module:object")
-    run.add_argument("--seed", type=int, required=True, help="the one seed, 0 or more")
+    run.add_argument("--seed", type=int, required=True, help="random seed of the run, 0 or more")
     settings(run)
     run.add_argument("--out", type=Path, required=True, metavar="DIR", help="the run's own folder")
 

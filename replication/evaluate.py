@@ -46,8 +46,8 @@ class ItemResult:
 def evaluate(
     policy: Policy, config: ExperimentConfig, task: Task, problems: Sequence[Problem], *, sampled: int = 0
 ) -> list[ItemResult]:
-    """One completion for each item: greedy, or, with ``sampled`` 1, 2, ..., the first, second, ... of those sampled at the
-    training temperature (stream "evaluation", by draw and item).
+    """Answer each item once. ``sampled=0`` decodes greedily; ``sampled=k`` draws the k-th random completion, at the training
+    temperature (stream "evaluation", by draw and item).
 
     Raises:
         Stopped: a signal came; there is nothing of an evaluation to save, which is done again from its start.
@@ -188,10 +188,9 @@ def final_evaluation(policy: Policy, config: ExperimentConfig, task: Task) -> tu
     training items), held-out templates, the task that was not trained and the same task with longer numbers; None without.
     """
     splits = {"test": task.test[: config.test_items], "validation": task.validation[: config.eval_items]}
-    other = longer = None
     if config.extra_splits != "never":
         splits |= _extra_splits(config, task)
-        other, longer = config.other_task(), config.longer_task()
+    side = config.side_tasks()
     greedy = {name: evaluate(policy, config, task, problems) for name, problems in splits.items()}
     sampled = [evaluate(policy, config, task, splits["test"], sampled=draw) for draw in range(1, config.kl_samples + 1)]
     sampled = [result for results in sampled for result in results]
@@ -203,8 +202,8 @@ def final_evaluation(policy: Policy, config: ExperimentConfig, task: Task) -> tu
         "validation_accuracy": accuracy(greedy["validation"]),
         "held_out_accuracy": accuracy(greedy.get("held_out", ())),
         "train_accuracy": accuracy(greedy.get("train", ())),
-        "other_task_accuracy": _test_accuracy(policy, config, other),
-        "longer_numbers_accuracy": _test_accuracy(policy, config, longer),
+        "other_task_accuracy": _test_accuracy(policy, config, side.get("other_task")),
+        "longer_numbers_accuracy": _test_accuracy(policy, config, side.get("longer_numbers")),
         "n_items": len(greedy["test"]),
         "entropy": sum(tokens) / len(tokens) if tokens else None,
         "kl_to_base": kl_to_base(policy, config, [(result.prompt, [result.sample]) for result in sampled]),

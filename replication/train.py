@@ -26,13 +26,13 @@ from replication.evaluate import final_evaluation, step_metrics, validate
 from replication.groups import Group, credit_of, sample_groups, training_batch
 from replication.models import Policy, check_sizes, load_policy, model_card
 from replication.objective import l2_penalty, surrogate_loss
-from replication.own_code import is_own
 from replication.randomness import stream
 from replication.runs import RunDirectory, RunSummary, forget_peak_memory, peak_memory, run_totals
 from replication.scoring import micro_batches, score
 from replication.signals import raise_if_stopped
 from replication.tasks import Task
 from replication.training_state import TrainingState
+from replication.user_code import is_import_path
 
 
 def run(config: ExperimentConfig, run_dir: str | Path, *, progress: bool | None = None) -> RunSummary:
@@ -60,7 +60,7 @@ def run(config: ExperimentConfig, run_dir: str | Path, *, progress: bool | None 
         )
     if config.reward is not None:
         check_reward(config.reward, task.reward, (*task.train[:3], *task.test[:3]))
-    if is_own(config.method):
+    if is_import_path(config.method):
         try_rule(config.method, config.build_method(), task.train[0], config.group_size)
     with RunDirectory.open(run_dir, config) as record:
         if record.summary is not None:
@@ -73,33 +73,37 @@ def run(config: ExperimentConfig, run_dir: str | Path, *, progress: bool | None 
             base_sha256=base_fingerprint(config.model, config.revision),
             task_version=task.version,
             seed=config.seed,
-            **config.own_code(),
+            **config.user_code(),
         )
         policy = load_policy(config)
         _note_model(record, config, policy)
-        for tested in (task, config.other_task(), config.longer_task()):
-            if tested is not None:
-                check_sizes(policy, config, tested)
+        for tested in (task, *config.side_tasks().values()):
+            check_sizes(policy, config, tested)
         status, reason = "done", None
         state = TrainingState(policy, config.learning_rate)
         try:
             if policy.trainable:
                 _train(config, record, task, state, progress)
-            started = time.perf_counter()
-            final, items = final_evaluation(policy, config, task)
+            final = _evaluate(config, record, task, policy)
         except Diverged as error:
             if not state.validated:  # the base itself gives no numbers: there is nothing to go back to
                 raise
             status, reason = "diverged", str(error)
             state.go_back_to_validated()
-            started = time.perf_counter()
-            final, items = final_evaluation(policy, config, task)
-        record.append_timings({"step": config.steps, "evaluation_s": time.perf_counter() - started, **peak_memory()})
-        record.write_items(items)
+            final = _evaluate(config, record, task, policy)
         outcome = {"status": status, "reason": reason, **run_totals(record.path / "metrics.jsonl"), **final}
         if policy.trainable:
             record.write_adapter(policy.model, model_card(config, record.manifest, outcome))
         return record.finish(outcome)
+
+
+def _evaluate(config: ExperimentConfig, record: RunDirectory, task: Task, policy: Policy) -> dict[str, float | int | None]:
+    """The final evaluation: its items and seconds go to the run's folder, its summary is returned."""
+    started = time.perf_counter()
+    final, items = final_evaluation(policy, config, task)
+    record.append_timings({"step": config.steps, "evaluation_s": time.perf_counter() - started, **peak_memory()})
+    record.write_items(items)
+    return final
 
 
 def _train(config: ExperimentConfig, record: RunDirectory, task: Task, state: TrainingState, progress: bool | None) -> None:

@@ -189,13 +189,20 @@ def test_the_limit_of_the_cutoff_is_the_tasks_own_if_none_is_set():
         load_profile("nano", **values, cutoff=limit + 1)
 
 
+def test_without_extra_splits_no_other_task_is_loaded_or_checked():
+    """A run could be refused because a task that it never evaluates did not fit the model."""
+    config = load_profile("nano", task="multiplication", method="grpo")
+    assert set(config.side_tasks()) == {"other_task", "longer_numbers"}
+    assert load_profile("nano", task="multiplication", method="grpo", extra_splits="never").side_tasks() == {}
+
+
 def test_asides_belong_to_the_word_problems_alone():
     config = load_profile("nano", task="word_problems", method="grpo")
     assert config.asides == "after" and '"asides":"after"' in config.canonical
     assert "asides" not in load_profile("nano", task="multiplication", method="grpo").canonical
     assert load_profile("smoke", task="word_problems", method="grpo").asides == "after", "the default where a profile is silent"
     before = load_profile("nano", task="word_problems", method="grpo", asides="before")
-    assert before.load_task().train[0].meta["asides"] == before.longer_task().test[0].meta["asides"] == "before"
+    assert before.load_task().train[0].meta["asides"] == before.side_tasks()["longer_numbers"].test[0].meta["asides"] == "before"
     assert "asides=" in run_command(before, "out") and "asides=" not in run_command(config, "out")
     with pytest.raises(UserError, match="asides is a setting of task word_problems"):
         load_profile("nano", task="multiplication", method="grpo", asides="after")

@@ -27,9 +27,21 @@ COMMITTED = RESULTS / "nano"
 #: Of a real model on a CPU (docs/models.md).
 SMOLLM2 = RESULTS / "small-smollm2"
 BENCH = RESULTS / "bench"
-#: Top-level modules in the order in which one run goes through them; those that serve all others come last.
-SPINE = ("ablations", "train", "rollout", "groups", "checks", "critic", "objective", "evaluate", "training_state")
-SERVICES = ("base_files", "own_code", "names", "errors", "randomness", "console", "signals", "__main__", "commands")
+#: Top-level modules of the package by what they are for; those of a run in the order in which it goes through them.
+MODULES = {
+    "one run, in reading order": ("train", "rollout", "groups", "checks", "critic", "objective", "evaluate", "training_state"),
+    "the plans: which runs each comparison needs": ("ablations",),
+    "the command line": ("__main__", "commands"),
+    "used everywhere": ("base_files", "user_code", "names", "errors", "randomness", "console", "signals"),
+}
+#: Folders of code beside the package.
+BESIDE = {
+    "benchmarks": "Speed and memory of an update, beside TRL",
+    "examples": "The training loop in one short file, to read first",
+    "notebooks": "The notebooks themselves",
+    "tests": "The tests, in the folders of the package",
+    "tools": "For maintainers: the generated parts of README and docs/, the dry run of the paper's scale, packs of finished runs",
+}
 
 
 def verdict_table(committed: Path = COMMITTED) -> str:
@@ -64,32 +76,41 @@ def verdict_table(committed: Path = COMMITTED) -> str:
 
 
 def plan_size(profile: str = "nano", committed: Path = COMMITTED) -> str:
-    """How many runs and steps the plans of a profile have, and how long the committed runs took."""
+    """How many runs and steps the plans of a profile have, and how long the committed runs took. Equal plans have one row."""
     lines = ["| plan | runs | optimizer steps |", "|---|---|---|"]
     command = "make all" if profile == "nano" else f"make {profile}"
     first = {" SEEDS=1 RATES=1": {"seeds": 1, "rates": 1}} if profile == "small" else {}
+    above = None
     for words, options in {**first, "": {}, " PLAN=full": {"variant": "full"}}.items():
         configs = {run.config for run in plan(profile, **options)}
-        lines.append(f"| `{command}{words}` | {len(configs)} | {sum(config.steps for config in configs):,} |")
+        if configs != above:
+            lines.append(f"| `{command}{words}` | {len(configs)} | {sum(config.steps for config in configs):,} |")
+        above = configs
     if profile == "nano" and (committed / "timings.csv").exists():
         timings = read_tables(committed)["timings"].drop_duplicates("run_id").set_index("run_id")["seconds"]
         first = timings.reindex([config.run_id for config in {run.config for run in plan(profile)}])
         lines += ["", f"A committed run took {timings.mean():.0f} s on average (one thread of a shared machine: an upper bound)."]
         if first.notna().all():
-            lines[-1] += f" Those of `make all` took {first.sum() / 60:.0f} minutes of one thread, about half of that on two."
+            lines[-1] += f" The runs of `make all` took {first.sum() / 60:.0f} minutes on one thread; two cores need about half."
     return "\n".join(lines)
 
 
 def rooms() -> str:
-    """The top-level modules, and the first sentence of each room's door."""
+    """The modules of the package, its folders with the first sentence of their docstring, and the folders beside it.
+
+    Raises:
+        UserError: a module of the package is in no row.
+    """
     package = ROOT / "replication"
-    found = [path.parent.name for path in sorted(package.glob("*/__init__.py"))]
-    lines = ["| where | what is there |", "|---|---|"]
-    for title, modules in (("one run, in reading order", SPINE), ("used everywhere", SERVICES)):
-        names = [name for name in modules if (package / f"{name}.py").exists()]
-        lines.append(f"| {', '.join(f'`{name}`' for name in names)} | {title} |")
-    lines += [f"| `{name}/` | {_first_sentence(package / name / '__init__.py')} |" for name in found]
-    return "\n".join([*lines, "| `profiles/` | smoke, nano, small, paper: the settings of each scale |"])
+    modules = {path.stem for path in package.glob("*.py")} - {"__init__"}
+    if modules != (listed := {name for names in MODULES.values() for name in names}):
+        raise UserError(f"MODULES of tools/docs.py and the package differ in {', '.join(sorted(modules ^ listed))}")
+    lines = ["| in `replication/` | what is there |", "|---|---|"]
+    lines += [f"| {', '.join(f'`{name}`' for name in names)} | {title} |" for title, names in MODULES.items()]
+    lines += [f"| `{path.parent.name}/` | {_first_sentence(path)} |" for path in sorted(package.glob("*/__init__.py"))]
+    lines += ["| `profiles/` | smoke, nano, small, paper: the settings of each scale |", ""]
+    lines += ["| beside the package | what is there |", "|---|---|"]
+    return "\n".join([*lines, *(f"| `{name}/` | {words} |" for name, words in BESIDE.items())])
 
 
 def _first_sentence(path: Path) -> str:
@@ -116,7 +137,7 @@ def cost(folder: Path = BENCH) -> str:
         packed = tables["memory"][tables["memory"]["implementation"] == "packed"]
         worst = packed.groupby("method")["share_of_trl_at_its_best"].max()
         shares = ", ".join(f"{METHOD_LABELS[method]} {share:.2f}" for method, share in worst.items())
-        least = "divided by TRL's with or without activation checkpointing, whichever is less (the worse of two cases)"
+        least = "as a share of TRL's better setting (checkpointing on or off). The worse of two test cases is shown"
         lines += ["", f"Peak memory of an update, {least}: {shares}."]
     if "in_trl" in tables:
         lines += ["", *bench_text.in_trl(tables)]
@@ -151,12 +172,13 @@ def real_weights(folder: Path = SMOLLM2) -> str:
 
 
 def notebook_times(committed: Path = COMMITTED) -> str:
-    """Seconds that each notebook took when the committed pages were made; the trained runs were there already."""
+    """Seconds that each notebook took when the committed pages were made, in reading order; the trained runs were there already."""
     path = committed / "notebooks" / "seconds.csv"
     if not path.exists():
         return "not run"
     lines = ["| notebook | seconds |", "|---|---|"]
-    lines += [f"| `{row.notebook}` | {row.seconds:.0f} |" for row in pd.read_csv(path).itertuples()]
+    seconds = pd.read_csv(path).set_index("notebook")["seconds"].sort_index()
+    lines += [f"| `{name}` | {took:.0f} |" for name, took in seconds.items() if not name.endswith("_solutions")]
     lines += ["", "Measured with the runs of the plan already trained. `01` to `04` also train short runs of 40 steps, once."]
     return "\n".join(lines)
 

@@ -34,9 +34,8 @@ class PPO:
 
     Args:
         gamma: discount of a token, from 0 to 1.
-        lam: lambda, from 0 (one-step temporal difference) to 1 (reward to go minus value). Below 1 the reward at the end reaches a
-            token l places earlier with lam^l of its weight and a critic that has learnt nothing yet stands in for the rest, so the
-            default is 1.
+        lam: lambda, 0 to 1; default 1. At 1 (with gamma 1) the advantage is the final reward minus the value. Below 1 an untrained
+            critic replaces part of the reward.
         denominator: as in GRPO.
 
     Raises:

@@ -18,8 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from replication.algorithms import GRPO, PPO, SELECTORS, SGRPO, TSPMO, BranchGRPO, SelectedGRPO
 from replication.base_files import base_fingerprint, is_local
 from replication.names import METHODS, NANO_BASE
-from replication.own_code import describe, is_own, load_reward, load_rule
 from replication.tasks import Task, completion_limit, get_task, with_template
+from replication.user_code import describe, is_import_path, load_reward, load_rule
 
 _DENOMINATORS = {
     "base": ("completion",),
@@ -78,7 +78,7 @@ class ExperimentConfig(BaseModel):
         "float32", description="dtype of the frozen weights, adapters are float32; auto = by what the device computes fast [R]"
     )
     method: str = Field(description="base (evaluation only), grpo, s_grpo, t_spmo, ppo, or package.module:object with assign")
-    seed: int = Field(0, ge=0, description="the one seed; all streams are derived from it")
+    seed: int = Field(0, ge=0, description="random seed of the run; every random stream is derived from it")
 
     steps: int = Field(ge=0, description="optimizer steps [R]")
     prompts_per_step: int = Field(8, ge=1, description="problems (groups) per step [R]")
@@ -165,7 +165,7 @@ class ExperimentConfig(BaseModel):
     @field_validator("method")
     @classmethod
     def _method_exists(cls, method: str) -> str:
-        if method not in METHODS and not is_own(method):
+        if method not in METHODS and not is_import_path(method):
             raise ValueError(f"choose one of {', '.join(METHODS)}, or package.module:object")
         return method
 
@@ -224,12 +224,12 @@ class ExperimentConfig(BaseModel):
         """16 hex digits over the config's identity, the base weights, the task's content and the files of own code."""
         config = json.dumps(self.identity, sort_keys=True, separators=(",", ":"))
         parts = [config, base_fingerprint(self.model, self.revision), self.load_task().version]
-        parts += [str(code["sha256"]) for code in self.own_code().values()]
+        parts += [str(code["sha256"]) for code in self.user_code().values()]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
-    def own_code(self) -> dict[str, dict[str, str | None]]:
+    def user_code(self) -> dict[str, dict[str, str | None]]:
         """Name, file, sha256 and signature of the reader's own reward and rule, under ``reward`` and ``rule``."""
-        own = {"reward": self.reward, "rule": self.method if is_own(self.method) else None}
+        own = {"reward": self.reward, "rule": self.method if is_import_path(self.method) else None}
         return {name: describe(text, name) for name, text in own.items() if text is not None}
 
     @property
@@ -254,21 +254,23 @@ class ExperimentConfig(BaseModel):
         """The task under this run's prompt template."""
         return task if self.prompt_template is None else with_template(task, self.prompt_template, self.model_path, self.revision)
 
-    def other_task(self) -> Task | None:
-        """The other generated task, judged by right answers: it shows what training on one costs the other."""
-        if self.task == "word_problems":
-            return self._put(get_task("multiplication", digits=self.digits))
-        if self.task == "multiplication":
-            return self._put(get_task("word_problems", asides="after"))
-        return None
+    def side_tasks(self) -> dict[str, Task]:
+        """What a generated task is evaluated on besides itself, judged by right answers; nothing where ``extra_splits`` is "never".
 
-    def longer_task(self) -> Task | None:
-        """The same generated task with longer numbers than any trained on, to evaluate on its ``test``."""
+        other_task is the other generated task: it shows what training on one costs the other. longer_numbers is the same task with
+        longer numbers than any trained on.
+        """
+        found = {}
+        if self.extra_splits == "never":
+            return found
         if self.task == "word_problems":
-            return self._put(get_task("word_problems", asides=self.asides, longer_numbers=True))
-        if self.task == "multiplication" and self.digits < 4:
-            return self._put(get_task("multiplication", digits=self.digits + 1))
-        return None
+            found["other_task"] = get_task("multiplication", digits=self.digits)
+            found["longer_numbers"] = get_task("word_problems", asides=self.asides, longer_numbers=True)
+        if self.task == "multiplication":
+            found["other_task"] = get_task("word_problems", asides="after")
+            if self.digits < 4:
+                found["longer_numbers"] = get_task("multiplication", digits=self.digits + 1)
+        return {name: self._put(task) for name, task in found.items()}
 
     def build_method(self):
         """The credit rule of this run, or None for ``base``."""
@@ -285,4 +287,4 @@ class ExperimentConfig(BaseModel):
             return TSPMO(denominator=self.denominator)
         if self.method == "ppo":
             return PPO(lam=self.gae_lambda, denominator=self.denominator)
-        return load_rule(self.method) if is_own(self.method) else None
+        return load_rule(self.method) if is_import_path(self.method) else None

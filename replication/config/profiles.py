@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from replication.config.experiment import ExperimentConfig
 from replication.errors import UserError
 from replication.names import METHODS, PROFILES, TASKS
-from replication.own_code import is_own
+from replication.user_code import is_import_path
 
 
 def make_config(**values: Any) -> ExperimentConfig:
@@ -68,7 +68,7 @@ def load_profile(
     method = method or "s_grpo"
     if task not in TASKS:
         raise UserError(f"unknown task {task!r}: choose one of {', '.join(TASKS)}")
-    if method not in METHODS and not is_own(method):
+    if method not in METHODS and not is_import_path(method):
         raise UserError(f"unknown method {method!r}: choose one of {', '.join(METHODS)}, or package.module:object")
     own = profile["methods"].get(method) or {}
     values: dict[str, Any] = {"profile": name, "task": task, "method": method, "seed": seed, **profile["common"]}

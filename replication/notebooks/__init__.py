@@ -9,7 +9,16 @@ from __future__ import annotations
 
 from replication.notebooks import exercises
 from replication.notebooks.contents import reading_order
-from replication.notebooks.display import bullets, judged, not_as_thought, paper_says, picture, readable, show_source, strip
+from replication.notebooks.display import (
+    bullets,
+    show_claims,
+    show_figure,
+    show_negative_results,
+    show_source,
+    show_stage,
+    show_table,
+    show_verdicts,
+)
 from replication.notebooks.interactive import explore
 from replication.notebooks.parameters_cell import notebook_names, parameters
 from replication.notebooks.runner import run_all
@@ -27,21 +36,21 @@ __all__ = [
     "exercises",
     "explore",
     "gradient_table",
-    "judged",
     "keep_probabilities",
     "keep_probability",
     "learning",
-    "not_as_thought",
     "notebook_names",
-    "paper_says",
     "parameters",
-    "picture",
-    "readable",
     "reading_order",
     "run_all",
     "short_training",
+    "show_claims",
+    "show_figure",
+    "show_negative_results",
     "show_source",
-    "strip",
+    "show_stage",
+    "show_table",
+    "show_verdicts",
     "toy_gradient",
     "train_missing",
     "trie",

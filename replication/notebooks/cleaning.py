@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 import sys
@@ -16,7 +17,7 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 
 def cleaned(notebook: Any) -> Any:
     """A copy of an executed notebook that is the same wherever and whenever the same cells print the same results."""
-    notebook = notebook.copy()
+    notebook = copy.deepcopy(notebook)
     notebook.metadata = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
     for cell in notebook.cells:
         cell.metadata = {key: value for key, value in cell.metadata.items() if key in ("tags", "jupyter")}

@@ -11,7 +11,7 @@ from IPython.display import HTML
 from markupsafe import Markup
 
 from replication.names import RESULTS
-from replication.notebooks.display import readable
+from replication.notebooks.display import show_table
 from replication.notebooks.parameters_cell import FOLDER, notebook_names
 from replication.runs import atomic_write, read_json
 
@@ -34,7 +34,7 @@ def reading_order(profile: str, results_dir: str | Path, folder: Path = FOLDER) 
     columns = ["notebook", "question", "exercises", "seconds"]
     # dtype object: a column of strings would turn the links into plain text.
     frame = pd.DataFrame(rows, columns=columns, dtype=object)
-    return readable(frame.astype({"exercises": "Int64", "seconds": "Int64"}))
+    return show_table(frame.astype({"exercises": "Int64", "seconds": "Int64"}))
 
 
 def note_seconds(folder: Path, name: str, seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""What notebooks show: tables in few digits, figures as images, source code, the strip of stages, claims and verdicts."""
+"""What notebooks show: tables in few digits, figures as images, source code, the stages of a step, claims and verdicts."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ STAGES = {
 }
 
 
-def readable(frame: pd.DataFrame) -> HTML:
+def show_table(frame: pd.DataFrame) -> HTML:
     """A table for reading: few digits, methods and tasks by their labels, empty cells where nothing was measured, no row numbers.
 
     Texts are escaped; a cell of type Markup is shown as the HTML it is.
@@ -36,7 +36,7 @@ def readable(frame: pd.DataFrame) -> HTML:
     return HTML(table_html(frame))
 
 
-def picture(figure: Figure, alt: str = "figure") -> Image:
+def show_figure(figure: Figure, alt: str = "figure") -> Image:
     """A figure as an image of its own size; the same figure gives the same bytes."""
     return Image(data=png(figure), format="png", width=round(100 * figure.get_figwidth()), alt=alt)
 
@@ -74,7 +74,7 @@ def _without_docstrings(source: str) -> str:
     return "\n".join(line for line in lines if line is not None) + "\n"
 
 
-def strip(stage: str) -> HTML:
+def show_stage(stage: str) -> HTML:
     """The five stages of a training step in a row, the present one filled; readable on a light and on a dark page.
 
     Raises:
@@ -101,20 +101,20 @@ def bullets(sentences: Sequence[str]) -> HTML:
     return HTML(str(Markup("<ul>\n{}\n</ul>").format(items)))
 
 
-def paper_says(*claims: str) -> HTML:
+def show_claims(*claims: str) -> HTML:
     """The claims as data/claims.yaml has them: text, source mark, the paper's number, and the rule of the verdict."""
     chosen = [claim for claim in load_claims(CLAIMS) if claim.id in claims]
     columns = ["claim", "mark", "text", "the paper's number", "supported if"]
     rows = [(c.id, c.mark, c.text, "" if c.paper_value is None else c.paper_value, c.rule_text) for c in chosen]
-    return readable(pd.DataFrame(rows, columns=columns))
+    return show_table(pd.DataFrame(rows, columns=columns))
 
 
-def not_as_thought(tables: Tables) -> HTML:
+def show_negative_results(tables: Tables) -> HTML:
     """The log of negative results; the last column has the verdicts of these tables on the claims of each entry."""
     rows = negative_results(verdicts(CLAIMS, tables))
-    return readable(pd.DataFrame(rows)[["date", "what", "expected", "found", "follows", "now"]])
+    return show_table(pd.DataFrame(rows)[["date", "what", "expected", "found", "follows", "now"]])
 
 
-def judged(tables: Tables, *claims: str) -> HTML:
+def show_verdicts(tables: Tables, *claims: str) -> HTML:
     """The verdicts of some claims (default: all) on these tables."""
     return HTML(verdict_table(verdicts(CLAIMS, tables), *claims))

@@ -10,7 +10,7 @@ import ipywidgets as widgets
 from markupsafe import escape
 from matplotlib.figure import Figure
 
-from replication.notebooks.display import picture
+from replication.notebooks.display import show_figure
 
 
 class Explorer:
@@ -34,13 +34,13 @@ def explore(draw: Callable[..., Figure], alt: str, **controls: widgets.Widget) -
         alt: the alternative text of the picture.
         controls: widgets with a ``value``; the image shows their first values.
     """
-    first = picture(draw(**{name: control.value for name, control in controls.items()}), alt)
+    first = show_figure(draw(**{name: control.value for name, control in controls.items()}), alt)
     shown = widgets.Image(value=first.data, format="png", layout={"max_width": "100%", "width": f"{first.width}px"})
     note = widgets.HTML()
 
     def redraw(change: Any) -> None:
         try:
-            drawn = picture(draw(**{name: control.value for name, control in controls.items()}), alt)
+            drawn = show_figure(draw(**{name: control.value for name, control in controls.items()}), alt)
         except ValueError as error:
             note.value = str(escape(str(error)))
             return

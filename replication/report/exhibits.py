@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from replication.report import ablations, cost, credit, headline, regimes, side_effects, tokens
+from replication.report import cost, credit, headline, rate_and_rank, regimes, side_effects, tokens
 from replication.report import style as p
 from replication.report.html import data_uri, render
 from replication.report.wording import in_rewards, own_reward, shown_table
@@ -96,7 +96,7 @@ EXHIBITS = {exhibit.name: exhibit for exhibit in (
     ),
     Exhibit(
         "learning_rate", "Learning rate", "Does a method succeed or fail because of its learning rate?",
-        ablations.rate_table, ablations.draw_rate, ablations.say_rate,
+        rate_and_rank.rate_table, rate_and_rank.draw_rate, rate_and_rank.say_rate,
     ),
     Exhibit(
         "token_fraction", "Token fraction", "How much does accuracy depend on how many tokens are credited?",
@@ -108,7 +108,7 @@ EXHIBITS = {exhibit.name: exhibit for exhibit in (
     ),
     Exhibit(
         "lora_rank", "LoRA rank", "Does the gap between sparse and full depend on the size of the adapter?",
-        ablations.rank_table, ablations.draw_rank, ablations.say_rank,
+        rate_and_rank.rank_table, rate_and_rank.draw_rank, rate_and_rank.say_rank,
     ),
     Exhibit(
         "regimes", "Regimes", "Where does full-token GRPO fail to improve?",

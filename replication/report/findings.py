@@ -9,9 +9,9 @@ import pandas as pd
 import yaml
 
 from replication.names import HEADLINE, METHOD_LABELS, NEGATIVE_RESULTS, SETTING_LABELS, TASK_LABELS
-from replication.report.ablations import not_at_best_rate, rate_table, suits_better
 from replication.report.headline import LEVEL, accuracy_table, learning_table, still_rising
 from replication.report.html import render
+from replication.report.rate_and_rank import not_at_best_rate, rate_table, suits_better
 from replication.report.regimes import overfitting_table
 from replication.report.select import items_of
 from replication.report.wording import counted, counted_span, interval, listing, number, p_text, percent, span

@@ -1,6 +1,6 @@
 """Test results: which runs count, their answers as seeds × items, and an accuracy with its interval.
 
-A run that ended counts: done, diverged (at its last finite checkpoint) or collapsed. What is missing stays missing and is named;
+A run that ended counts: done, diverged (as of its last validation) or collapsed. What is missing stays missing and is named;
 it never becomes a zero.
 """
 
@@ -164,8 +164,8 @@ def accuracy(
 ) -> Estimate | None:
     """Accuracy of some runs, one for each seed, on a split: a fraction with its interval; None without runs.
 
-    The bootstrap draws from a stream of these very runs, so that one accuracy has one interval wherever it is shown. Where the
-    answers of a run are not in the tables, the t interval over seeds.
+    The bootstrap seed depends on the run ids, so the same runs always get the same interval. Where the answers of a run are not in
+    the tables, the interval is the t interval over seeds.
 
     Args:
         shared_with: other runs, of any methods: only the items that every one of them answered too count; None if there are none.

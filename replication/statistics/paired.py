@@ -43,7 +43,7 @@ def pair(tables: Tables, left: pd.DataFrame, right: pd.DataFrame, split: str = "
 def difference(tables: Tables, left: pd.DataFrame, right: pd.DataFrame, split: str = "test") -> Estimate | None:
     """Accuracy of the runs ``left`` minus ``right`` on a split, a fraction with its interval; None where they share none.
 
-    The bootstrap draws from a stream of these very runs, so that one difference has one interval wherever it is shown.
+    The bootstrap seed depends on the run ids, so the same comparison always gets the same interval.
 
     Args:
         left, right: rows of runs.csv, one for each seed.

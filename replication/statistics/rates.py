@@ -20,7 +20,7 @@ def tuning(tables: Tables) -> pd.DataFrame:
     """What the ablation learning_rate chose: every method at every rate, judged on the validation split alone.
 
     Columns setting, method, learning_rate, seeds, diverged, validation_accuracy, accuracy (means over seeds, fractions), chosen
-    (see ``best_rate``). Diverged runs count at their last finite checkpoint; points without any validation accuracy cannot be
+    (see ``best_rate``). Diverged runs count as of their last validation; points without any validation accuracy cannot be
     chosen. The row of the chosen rate also has forgiving: highest divided by lowest rate of the unbroken stretch of the grid
     around the chosen one that stays within ``NEAR`` of it on validation. With two seeds or more at every rate it has peak_low and
     peak_high: the lowest and highest rate that one of these seeds would choose alone.
@@ -69,10 +69,10 @@ def _seed_by_seed(runs: pd.DataFrame) -> list[float]:
 
 
 def best_rate(runs: pd.DataFrame) -> float:
-    """The learning rate of the best mean validation accuracy, the lower of equals, over the seeds that every rate was run under.
+    """The learning rate with the best mean validation accuracy, the lower of equals.
 
-    A rate is not to be judged by luckier seeds than another; without a common seed all seeds count. A rate without validation
-    accuracy cannot be chosen; where none has one, the lowest rate stands.
+    Rates are compared on the seeds they share, so that no rate wins by luckier seeds; without a shared seed all seeds count. A rate
+    without validation accuracy cannot be chosen; where none has one, the lowest rate stands.
 
     Args:
         runs: ended runs that differ in learning_rate and seed alone, with validation_accuracy.

@@ -1,8 +1,8 @@
 """Find the planned runs that are missing and run them.
 
 In: planned runs and the folder of their run directories. Out: finished run directories, and which runs failed and why.
-Start with ``sweep``: ``run_plan`` checks what the runs need (``preflight``, ``fit``), queues the missing ones (``queue``) and runs
-them in processes of this machine (``pool``, ``worker``) or on a cluster (``ray``).
+Start with ``sweep``: ``run_plan`` checks what the runs need (``preflight``, ``memory_fit``), queues the missing ones (``queue``)
+and runs them in processes of this machine (``pool``, ``worker``) or on a cluster (``ray``).
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from replication import signals
 from replication.console import say
 from replication.errors import UserError
 from replication.runs import make_folder
-from replication.sweep import fit, pool, preflight, ray
+from replication.sweep import memory_fit, pool, preflight, ray
 from replication.sweep.queue import RunQueue, SweepResult
 
 if TYPE_CHECKING:
@@ -67,13 +67,13 @@ def run_plan(
 def _measured(queue: RunQueue, workers: int | None) -> int | None:
     """How many processes to use. For a large model, the settings that fit are measured first and put into its runs."""
     waiting = [queue.configs[run_id] for run_id in queue.waiting]
-    if not any(map(fit.is_demanding, waiting)):
+    if not any(map(memory_fit.is_demanding, waiting)):
         return workers
-    found = fit.fitting(list(queue.configs.values()), queue.runs_dir)
+    found = memory_fit.fitting(list(queue.configs.values()), queue.runs_dir)
     for run_id, config in queue.configs.items():
-        if fit.is_large(config):
+        if memory_fit.is_large(config):
             queue.configs[run_id] = config.model_copy(update=found.settings)
     workers = min(workers or found.workers, len(waiting))
-    for line in fit.sentences(found, waiting, workers):
+    for line in memory_fit.sentences(found, waiting, workers):
         say(line)
     return workers

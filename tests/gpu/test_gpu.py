@@ -25,7 +25,7 @@ from replication.evaluate import evaluate
 from replication.groups import sample_groups
 from replication.models import load_policy
 from replication.scoring import token_log_probs
-from replication.sweep import fit
+from replication.sweep import memory_fit as fit
 
 DEVICE = os.environ.get("TEST_DEVICE", "cuda")
 DTYPES = ["float32"] if DEVICE == "cpu" else ["float32", "bfloat16", "float16"]

@@ -1,4 +1,4 @@
-"""What cells show: source code, the strip of stages, tables."""
+"""What cells show: source code, the stages of a step, tables."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from markupsafe import Markup
 
 from replication.algorithms import GRPO, SGRPO
-from replication.notebooks import readable, show_source, strip
+from replication.notebooks import show_source, show_stage, show_table
 from replication.objective import surrogate_loss
 from replication.scoring import score
 
@@ -49,8 +49,8 @@ def test_shown_source_is_escaped():
 
 
 @pytest.mark.parametrize("stage", ["sample", "reward", "credit", "score", "step"])
-def test_the_strip_has_five_stages_and_marks_the_present_one(stage):
-    boxes = re.findall(r"<li.*?</li>", strip(stage).data)
+def test_five_stages_are_shown_and_the_present_one_is_marked(stage):
+    boxes = re.findall(r"<li.*?</li>", show_stage(stage).data)
     assert [re.search(r"\d\. (\w+)", box)[1] for box in boxes] == ["sample", "reward", "credit", "score", "step"]
     (marked,) = [box for box in boxes if 'aria-current="step"' in box]
     assert f". {stage}<" in marked
@@ -60,10 +60,10 @@ def test_the_strip_has_five_stages_and_marks_the_present_one(stage):
 
 def test_an_unknown_stage_is_refused():
     with pytest.raises(ValueError, match="choose from sample, reward, credit, score, step"):
-        strip("reflect")
+        show_stage("reflect")
 
 
 def test_a_table_escapes_texts_and_keeps_markup():
     frame = pd.DataFrame({"link": [Markup('<a href="x.ipynb">x</a>')], "text": ["<script>"]}, dtype=object)
-    made = readable(frame).data
+    made = show_table(frame).data
     assert '<a href="x.ipynb">x</a>' in made and "&lt;script&gt;" in made and "<script" not in made

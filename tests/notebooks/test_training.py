@@ -47,7 +47,10 @@ def test_a_control_redraws_the_picture_and_a_refused_setting_is_said_in_words():
 def test_an_executed_copy_keeps_the_still_picture_alone():
     data = {WIDGET: {"model_id": "x"}, "image/png": "AAAA", "text/plain": "VBox()"}
     cell = nbformat.v4.new_code_cell("1", outputs=[nbformat.v4.new_output("display_data", data)])
-    (output,) = cleaned(nbformat.v4.new_notebook(cells=[cell])).cells[0].outputs
+    notebook = nbformat.v4.new_notebook(cells=[cell])
+    before = str(notebook)
+    (output,) = cleaned(notebook).cells[0].outputs
+    assert str(notebook) == before, "it is a copy: the caller's cells were emptied"
     assert set(output["data"]) == {"image/png", "text/plain"}
 
 

@@ -84,7 +84,7 @@ def test_a_problem_of_another_form_and_a_model_without_chat_are_told(random_base
 
 def test_the_config_applies_the_template_to_every_task_of_the_run(random_base):
     config = tiny_config(random_base, prompt_template="plain")
-    for task in (config.load_task(), config.other_task(), config.longer_task()):
+    for task in (config.load_task(), *config.side_tasks().values()):
         assert not task.test[0].prompt.startswith("Question:") and task.stop_strings == ("\nQuestion:",)
     assert config.run_id != tiny_config(random_base).run_id
     assert "prompt_template" not in tiny_config(random_base).canonical, "run ids of old are kept"

@@ -12,8 +12,9 @@ from tiny_runs import tiny_config
 
 from replication.config import ExperimentConfig, load_profile
 from replication.errors import UserError
-from replication.sweep import fit, run_plan, warm_up
-from replication.sweep.fit import Attempt, Fit, choices, find, fitting, heaviest, in_child, is_demanding, sentences
+from replication.sweep import memory_fit as fit
+from replication.sweep import run_plan, warm_up
+from replication.sweep.memory_fit import Attempt, Fit, choices, find, fitting, heaviest, in_child, is_demanding, sentences
 
 STEP = {"seconds": 2.0, "peak_bytes": 5_000_000_000, "total_bytes": 8_000_000_000, "device": "a GPU"}
 

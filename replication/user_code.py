@@ -21,7 +21,7 @@ from replication.errors import UserError
 _imported: dict[str, str] = {}
 
 
-def is_own(text: str) -> bool:
+def is_import_path(text: str) -> bool:
     """Whether a name stands for a reader's own object and not for one of the package."""
     return ":" in text
 

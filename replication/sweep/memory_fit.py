@@ -20,6 +20,7 @@ from replication.runs import atomic_write, cores, make_folder
 from replication.sweep.preflight import weight_bytes
 from replication.sweep.queue import cost
 from replication.sweep.warm_up import STEPS, Attempt, in_child
+from replication.tasks import completion_limit
 
 if TYPE_CHECKING:
     from replication.config import ExperimentConfig
@@ -86,7 +87,8 @@ def heaviest(configs: Iterable[ExperimentConfig]) -> ExperimentConfig:
     """The run that needs the most memory, by full fine-tuning, then tokens, then whether all are credited, then rank."""
 
     def weight(config: ExperimentConfig) -> tuple[Any, ...]:
-        tokens = config.prompts_per_step * config.group_size * (config.max_new_tokens or 0)
+        limit = config.max_new_tokens or completion_limit(config.task, config.digits)
+        tokens = config.prompts_per_step * config.group_size * limit
         return config.lora_rank == 0, tokens, config.selector.startswith("all"), config.lora_rank
 
     return max(configs, key=weight)
