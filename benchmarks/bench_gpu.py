@@ -99,18 +99,19 @@ def _update(policy, groups, way: str, method: str, device: torch.device, repetit
         surrogate_loss(log_probs, credits)[0].backward()
         optimizer.step()
 
+    measured = {"tokens_in_loss": sum(map(len, credits)), **_repeat(work, device, repetitions)}
+    if measured["status"] != "done":
+        return measured
     with torch.no_grad():
         strategy = "packed" if way == "packed" else "dense"
-        forwarded = score(policy.model, *arguments, strategy=strategy).tokens_forwarded
-    facts = {"tokens_forwarded": forwarded, "tokens_in_loss": sum(map(len, credits))}
-    return {**facts, **_repeat(work, device, repetitions)}
+        return measured | {"tokens_forwarded": score(policy.model, *arguments, strategy=strategy).tokens_forwarded}
 
 
 def _repeat(work, device: torch.device, repetitions: int) -> dict[str, Any]:
     """Median and quartiles of the seconds, and the peak memory above what was held; out of memory is a status, not a number."""
+    on_gpu, taken = device.type == "cuda", []
     try:
         work()
-        on_gpu = device.type == "cuda"
         held = 0
         if on_gpu:
             torch.cuda.synchronize()
@@ -118,6 +119,8 @@ def _repeat(work, device: torch.device, repetitions: int) -> dict[str, Any]:
             held = torch.cuda.memory_allocated()
         taken = [common.seconds(work) for _ in range(repetitions)]
     except torch.OutOfMemoryError:
+        pass  # its traceback holds tensors until here
+    if not taken:
         torch.cuda.empty_cache()
         return {"status": "out of memory"}
     low, middle, high = np.quantile(taken, [0.25, 0.5, 0.75])

@@ -126,13 +126,13 @@ def sample_in_chunks(
     generators,
     continues: bool = False,
 ) -> list[list[Completion]]:
-    """``generate`` for as many prompts at a time as the token budget holds, with the task's limit and stop strings.
+    """``generate`` for as many prompts at a time as the sample budget holds, with the task's limit and stop strings.
 
     continues: the prompts end inside an answer, so that a stop string may come at once.
     """
     limit = config.max_new_tokens or task.max_new_tokens
     longest = max(map(len, prompts), default=0)
-    chunk = max(1, config.token_budget // ((longest + limit) * group_size))
+    chunk = max(1, (config.sample_budget or config.token_budget) // ((longest + limit) * group_size))
     result: list[list[Completion]] = []
     for start in range(0, len(prompts), chunk):
         result += generate(
@@ -154,6 +154,12 @@ def stopped_share(task: Task, samples: Sequence[Completion], name: str = "stoppe
     return {name: sum(sample.stopped for sample in samples) / max(len(samples), 1)} if task.stop_strings else {}
 
 
+@functools.lru_cache(maxsize=4)
+def _matcher(tokenizer: Any, stop_strings: tuple[str, ...]) -> StopStringCriteria:
+    """Seconds of work for a large vocabulary. transformers' own cache misses: it depends on the order of ``get_vocab()``."""
+    return StopStringCriteria(tokenizer, list(stop_strings))
+
+
 def stop_criterion(policy: Policy, task: Task, *, continues: bool = False):
     """What ends a completion besides EOS, or None: a function of the generated ids (rows, t) that gives (rows,) bool.
 
@@ -163,7 +169,7 @@ def stop_criterion(policy: Policy, task: Task, *, continues: bool = False):
     """
     if not task.stop_strings:
         return None
-    criterion = StopStringCriteria(policy.tokenizer, list(task.stop_strings))
+    criterion = _matcher(policy.tokenizer, task.stop_strings)
     own_tokens = policy.tokenizer.get_added_vocab()
 
     def ends_an_answer(tokens: Tensor) -> bool:

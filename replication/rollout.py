@@ -70,7 +70,8 @@ def generate(
     causal_lm = unwrapped(model)
     device = next(causal_lm.parameters()).device
     completions = len(prompts) * group_size
-    # The host keeps these and all bookkeeping. It waits for the device once a token, where the tokens drawn arrive.
+    # The host keeps these and all bookkeeping. It waits for the device twice a token: transformers asks whether the mask is all
+    # ones, and the tokens drawn arrive.
     tokens_CT = torch.full((completions, max_new_tokens), pad_token_id)
     log_probs_CT = torch.zeros((completions, max_new_tokens))
     entropies_CT = torch.zeros((completions, max_new_tokens))

@@ -72,6 +72,7 @@ OTHER_VALUES: dict[str, dict[str, Any]] = {
     "critic_learning_rate": {"critic_learning_rate": 0.5},
     "scoring": {"scoring": "dense"},
     "token_budget": {"token_budget": 128},
+    "sample_budget": {"sample_budget": 128},
     "activation_checkpointing": {"activation_checkpointing": True},
     "device": {"device": "auto"},
     "threads": {"threads": 2},
@@ -85,7 +86,7 @@ OTHER_VALUES: dict[str, dict[str, Any]] = {
     "tensorboard": {"tensorboard": True},
 }
 #: Fields that change no number of a run.
-NO_PART = ("token_budget", "activation_checkpointing", "tensorboard")
+NO_PART = ("token_budget", "sample_budget", "activation_checkpointing", "tensorboard")
 
 
 def another(base: Path, field: str) -> tuple[ExperimentConfig, ExperimentConfig]:

@@ -51,6 +51,26 @@ def test_a_cut_completion_earns_nothing_though_its_text_is_right(policy, random_
     assert group.rewards.tolist() == [1.0, 0.0] and not group.is_tied
 
 
+def test_the_matcher_of_stop_strings_is_built_once_for_a_model(policy, monkeypatch):
+    """For a vocabulary of 150,000 it takes seconds, and it was built again for each part of each batch."""
+    built = []
+    monkeypatch.setattr(groups, "StopStringCriteria", lambda *arguments: built.append(arguments))
+    groups._matcher.cache_clear()
+    task = replace(TASK, stop_strings=("###",))
+    assert all(groups.stop_criterion(policy, task) is not None for _ in range(3))
+    assert len(built) == 1
+    groups._matcher.cache_clear()
+
+
+def test_the_sample_budget_says_how_many_prompts_are_sampled_at_a_time(policy, random_base, monkeypatch):
+    calls, generate = [], groups.generate
+    monkeypatch.setattr(
+        groups, "generate", lambda model, prompts, **how: calls.append(len(prompts)) or generate(model, prompts, **how)
+    )
+    sample_groups(policy, tiny_config(random_base, "grpo", token_budget=64, sample_budget=10_000), TASK, PROBLEMS, 5)
+    assert calls == [len(PROBLEMS)]
+
+
 def test_a_group_is_a_function_of_seed_step_and_problem_alone(policy, random_base):
     config = tiny_config(random_base, "grpo")
     here = sample_groups(policy, config, TASK, PROBLEMS, 5)

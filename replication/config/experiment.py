@@ -121,6 +121,9 @@ class ExperimentConfig(BaseModel):
     token_budget: int = Field(
         16384, ge=64, description="tokens in the model at a time, in scoring and sampling; bounds memory, not the result"
     )
+    sample_budget: int | None = Field(
+        None, ge=64, description="tokens at a time in sampling, which holds far less of each; none = token_budget"
+    )
     activation_checkpointing: bool = Field(False, description="recompute activations in the backward pass to save memory")
     device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?|auto)$", description="cpu, cuda or auto")
 
@@ -211,7 +214,7 @@ class ExperimentConfig(BaseModel):
 
         Left out are the paths of local files, since the run id covers their bytes, and what changes no number.
         """
-        values = self.model_dump(mode="json", exclude_none=True, exclude={"svamp_source", "data", "tensorboard"})
+        values = self.model_dump(mode="json", exclude_none=True, exclude={"svamp_source", "data", "tensorboard", "sample_budget"})
         values |= {name: type(self).model_fields[name].default for name in MEMORY_FIELDS}
         if Path(self.model_path).resolve() == NANO_BASE:
             values["model"] = "nano"
@@ -260,7 +263,7 @@ class ExperimentConfig(BaseModel):
         other_task is the other generated task: it shows what training on one costs the other. longer_numbers is the same task with
         longer numbers than any trained on.
         """
-        found = {}
+        found: dict[str, Task] = {}
         if self.extra_splits == "never":
             return found
         if self.task == "word_problems":

@@ -62,6 +62,8 @@ def check_decoding(model: nn.Module) -> None:
         ).logits[:, -1]
         sequences = [[*prompts[1], 2], [*prompts[0], 5], [*prompts[1], 6]]
         plain = [model(input_ids=torch.tensor([ids], device=device), use_cache=False).logits[0, -1] for ids in sequences]
+    except (torch.OutOfMemoryError, torch.AcceleratorError):  # the GPU's fault, not the model's
+        raise
     except Exception as error:  # each architecture that lacks something fails in a way of its own
         raise UserError(
             f"cannot sample from a model of type {name!r} ({first_line(error, with_type=True)}): it needs a cache of transformers "

@@ -38,7 +38,7 @@ _GROWING = ("metrics.jsonl", "timings.jsonl", "samples.jsonl")
 #: What may lie in the folder of a run before its first start.
 _BEFOREHAND = {"run.log", "failure.json"}
 #: Fields that may differ between two starts of one run: paths to the same bytes, bounds on memory, further files.
-_CHANGEABLE = {"model", "svamp_source", "data", "token_budget", "activation_checkpointing", "tensorboard"}
+_CHANGEABLE = {"model", "svamp_source", "data", "token_budget", "sample_budget", "activation_checkpointing", "tensorboard"}
 #: Seconds that a start waits for the lock: ``is_locked`` in another process holds it for a moment.
 _PATIENCE = 2.0
 

@@ -209,10 +209,12 @@ def collate(rows: Sequence[PackedRow], device: torch.device) -> tuple[Tensor, Te
 def additive_mask(rows: Sequence[PackedRow], device: torch.device, dtype: torch.dtype) -> Tensor:
     """(B, 1, L, L): 0 where a token may see another, else the least number of the dtype; for sdpa and eager attention."""
     length = max(len(row) for row in rows)
-    allowed = np.zeros((len(rows), 1, length, length), dtype=bool)
-    allowed[:, 0, np.arange(length), np.arange(length)] = True  # padding sees itself: a row without a key would be NaN
+    ends = np.tile(np.arange(1, length + 1), (len(rows), 1))  # padding sees itself: a row without a key would be NaN
     for index, row in enumerate(rows):
-        allowed[index, 0, : len(row), : len(row)] = ancestor_mask(row)
-    blocked = torch.from_numpy(~allowed).to(device)
-    return torch.zeros(blocked.shape, dtype=dtype, device=device).masked_fill_(blocked, torch.finfo(dtype).min)
+        ends[index, : len(row)] = subtree_end(row.parent)
+    # L numbers a row go to the device and not L x L, which a GPU would wait for.
+    place, end = torch.arange(length, device=device), torch.from_numpy(ends).to(device)
+    allowed = (place[None, None, :] <= place[None, :, None]) & (place[None, :, None] < end[:, None, :])
+    mask = torch.zeros((len(rows), 1, length, length), dtype=dtype, device=device)
+    return mask.masked_fill_(~allowed[:, None], torch.finfo(dtype).min)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import platform
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ FILE = "measured.json"
 #: The fields that decide memory and seconds of a step; a measurement counts for all runs that share them.
 _DECIDES = ("model", "revision", "dtype", "task", "digits", "svamp_source", "data", "prompt_template")
 _DECIDES += ("prompts_per_step", "group_size", "max_new_tokens", "lora_rank", "lora_targets")
-_DECIDES += ("scoring", "token_budget", "activation_checkpointing", "device")
+_DECIDES += ("scoring", "token_budget", "sample_budget", "activation_checkpointing", "device")
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Fit:
     """The settings that fit, and what was measured with them.
 
     Attributes:
+        settings: fields of a config, and their values.
         answers: completions of a step.
         step_s: seconds of a step, the first left out where there are others: it also warms up. A lower bound if ``steps`` is 0.
         peak_bytes: the most that any step held; None if no step ended in time.
@@ -51,8 +53,7 @@ class Fit:
         tries: how many settings were tried.
     """
 
-    token_budget: int
-    activation_checkpointing: bool
+    settings: dict[str, Any]
     answers: int
     step_s: float
     peak_bytes: int | None
@@ -61,11 +62,6 @@ class Fit:
     gpus: int
     steps: int
     tries: int
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The fields of a config that it sets."""
-        return {"token_budget": self.token_budget, "activation_checkpointing": self.activation_checkpointing}
 
     @property
     def workers(self) -> int:
@@ -96,13 +92,14 @@ def heaviest(configs: Iterable[ExperimentConfig]) -> ExperimentConfig:
 
 def choices(config: ExperimentConfig) -> Iterator[dict[str, Any]]:
     """Settings to try: the config's own, then fewer tokens at a time (sampled and scored alike), then activation checkpointing."""
-    budget = config.token_budget
-    yield {"token_budget": budget, "activation_checkpointing": config.activation_checkpointing}
-    while budget // 2 >= LEAST_BUDGET:
-        budget //= 2
-        yield {"token_budget": budget, "activation_checkpointing": config.activation_checkpointing}
+    names = ("token_budget", "sample_budget", "activation_checkpointing")
+    settings = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
+    yield settings
+    while settings["token_budget"] // 2 >= LEAST_BUDGET:
+        settings = settings | {name: settings[name] // 2 for name in names[:2] if name in settings}
+        yield settings
     if not config.activation_checkpointing:
-        yield {"token_budget": budget, "activation_checkpointing": True}
+        yield settings | {"activation_checkpointing": True}
 
 
 def find(config: ExperimentConfig, attempt: Callable[[ExperimentConfig, float], Attempt] = in_child) -> Fit:
@@ -130,7 +127,7 @@ def find(config: ExperimentConfig, attempt: Callable[[ExperimentConfig, float], 
         steady = [step["seconds"] for step in made.steps[1:] or made.steps]
         last = made.steps[-1] if made.steps else {"total_bytes": None, "device": config.device}
         return Fit(
-            **settings,
+            settings=settings,
             answers=config.prompts_per_step * config.group_size,
             step_s=sum(steady) / len(steady) if steady else made.seconds,
             peak_bytes=max((step["peak_bytes"] for step in made.steps), default=None),
@@ -156,6 +153,7 @@ def fitting(configs: Sequence[ExperimentConfig], runs_dir: Path, *, measure: Cal
     config = heaviest(config for config in configs if is_demanding(config))
     dumped = config.model_dump(mode="json")
     of = {name: dumped.get(name) for name in _DECIDES} | {"machine": platform.node(), "gpus": _gpus(config)}
+    of["visible"] = os.environ.get("CUDA_VISIBLE_DEVICES")  # another card of the machine has another memory
     path = runs_dir.parent / FILE
     try:
         kept = json.loads(path.read_text())
@@ -175,7 +173,7 @@ def _gpus(config: ExperimentConfig) -> int:
     import torch
 
     # Only counted: asking for more would make this process hold memory on a GPU while the runs need it.
-    return 0 if config.device == "cpu" else torch.cuda.device_count()
+    return torch.cuda.device_count() if config.device != "cpu" and torch.cuda.is_available() else 0
 
 
 def sentences(fit: Fit, configs: Sequence[ExperimentConfig], workers: int) -> Iterator[str]:
@@ -186,7 +184,8 @@ def sentences(fit: Fit, configs: Sequence[ExperimentConfig], workers: int) -> It
         yield f"measured on {fit.device}: {of_a_step} takes {fit.step_s:.1f} s{memory}, with {_words(fit.settings)}"
     else:
         yield f"{of_a_step} takes more than the {fit.step_s:.0f} s after which it was ended, with {_words(fit.settings)}"
-    hours = sum(map(cost, configs)) * fit.step_s / fit.answers / workers / 3600
+    at_a_time = min(workers, fit.gpus or workers)  # processes that share a GPU take turns
+    hours = sum(map(cost, configs)) * fit.step_s / fit.answers / at_a_time / 3600
     processes = f"{workers} process{'es' if workers > 1 else ''}"
     where = processes if fit.gpus else f"{processes} on the CPU, {max(config.threads for config in configs)} thread each"
     bound = "at most about" if fit.steps else "more than"

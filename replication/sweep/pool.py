@@ -122,6 +122,6 @@ def _gpus(configs: Iterable[ExperimentConfig]) -> list[str]:
         return []
     import torch
 
-    count = torch.cuda.device_count()
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0  # a driver that is too old still counts
     names = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
     return names[:count] if len(names) >= count and names[0] else [str(number) for number in range(count)]

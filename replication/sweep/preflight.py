@@ -6,6 +6,7 @@ The configs decide (device, model, task), not the name of the profile. A plan on
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,7 +45,7 @@ def check_needs(configs: Sequence[ExperimentConfig], runs_dir: str | Path | None
     if not problems and runs_dir is not None:  # a run id covers the data: it is known only if they are there
         demanding = unfinished(demanding, Path(runs_dir))
     problems += _model_problems(config for config in demanding if config.model != "nano")
-    if here and (problem := gpu_problem(demanding, "torch sees none")):
+    if here and (problem := gpu_problem(demanding, _no_gpu())):
         import torch
 
         if not torch.cuda.is_available():
@@ -52,6 +53,16 @@ def check_needs(configs: Sequence[ExperimentConfig], runs_dir: str | Path | None
     if problems:
         numbered = "; ".join(f"({number}) {problem}" for number, problem in enumerate(problems, 1))
         raise UserError(f"these runs cannot start, and none was started: {numbered}")
+
+
+def _no_gpu() -> str:
+    """Why torch sees no GPU, as far as that can be told without one."""
+    if shutil.which("nvidia-smi") is None:
+        return "torch sees none"
+    import torch
+
+    built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "a build for the CPU"
+    return f"this torch ({built}) sees none, although nvidia-smi is here (docs/your-gpu.md: which torch a GPU needs)"
 
 
 def uncounted_claims(configs: Sequence[ExperimentConfig]) -> str | None:

@@ -6,6 +6,7 @@ share the work: a run that another process holds is waited for and never run twi
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -140,4 +141,5 @@ class RunQueue:
 def cost(config: ExperimentConfig) -> float:
     """Completions that a run samples; its time is nearly proportional to them."""
     trained = config.steps * config.prompts_per_step * config.group_size
-    return 1 + trained + (2 + config.steps / config.eval_every) * config.eval_items + config.test_items
+    validations = 2 + 2 * math.ceil(config.steps / config.eval_every)  # greedy and sampled each time; at the end two splits
+    return 1 + trained + validations * config.eval_items + (1 + config.kl_samples) * config.test_items

@@ -99,6 +99,7 @@ def _steps(config: ExperimentConfig, report: Callable[..., None]) -> None:
     """Optimizer steps in which nothing ends an answer early, every group has both rewards, and the prompts are the longest."""
     import torch
 
+    from replication.checks import require_sampled_equals_scored
     from replication.critic import Critic
     from replication.groups import credit_of, sample_groups
     from replication.models import load_policy
@@ -126,6 +127,8 @@ def _steps(config: ExperimentConfig, report: Callable[..., None]) -> None:
         forget_peak_memory()
         started = time.perf_counter()
         groups = sample_groups(policy, config, task, problems, step)
+        if step == 0:  # as every run does before its first step: what fails there fails here first
+            require_sampled_equals_scored(policy, config, groups)
         groups = [dataclasses.replace(group, rewards=torch.arange(len(group.samples)) % 2.0) for group in groups]
         state.zero_grad()
         if state.critic is not None:

@@ -40,16 +40,16 @@ def test_the_tokens_at_a_time_are_halved_until_they_fit():
     machine = Machine(holds=3000)
     found = find(small(), machine)
     assert machine.tried == [(8192, False), (4096, False), (2048, False)]
-    assert found.settings == {"token_budget": 2048, "activation_checkpointing": False} and found.tries == 3
+    assert found.settings == {"token_budget": 2048, "sample_budget": 16384, "activation_checkpointing": False} and found.tries == 3
     assert found.step_s == 2.0, "the first step also warms up"
 
 
 def test_activation_checkpointing_comes_last():
     machine = Machine(holds=1500, needs_checkpointing=True)
-    assert find(small(), machine).settings == {"token_budget": 1024, "activation_checkpointing": True}
+    assert find(small(), machine).settings == {"token_budget": 1024, "sample_budget": 8192, "activation_checkpointing": True}
     assert machine.tried == [(8192, False), (4096, False), (2048, False), (1024, False), (1024, True)]
     assert list(choices(small(token_budget=1024, activation_checkpointing=True))) == [
-        {"token_budget": 1024, "activation_checkpointing": True}
+        {"token_budget": 1024, "sample_budget": 65536, "activation_checkpointing": True}
     ]
 
 
@@ -122,7 +122,7 @@ def test_what_was_measured_is_kept_until_the_step_is_another(tmp_path):
     fitting([small(group_size=4)], runs, measure=measure)
     (tmp_path / "out" / fit.FILE).write_text("[1]")
     assert fitting([small()], runs, measure=measure) == first and len(asked) == 3
-    assert json.loads((tmp_path / "out" / fit.FILE).read_text())["token_budget"] == 4096
+    assert json.loads((tmp_path / "out" / fit.FILE).read_text())["settings"]["token_budget"] == 4096
 
 
 # A real process ----------------------------------------------------------------------------------------------------------

@@ -79,6 +79,13 @@ def test_device_decides_and_not_the_profile(random_base, no_gpu):
     check_needs([paper(str(random_base), device="cpu")])
 
 
+def test_a_gpu_that_this_torch_cannot_use_is_told_apart_from_none(random_base, no_gpu, monkeypatch):
+    """With a driver too old for the build of torch it said that there was no GPU."""
+    monkeypatch.setattr(preflight.shutil, "which", lambda name: f"/usr/bin/{name}")
+    with pytest.raises(UserError, match=r"GPU: this torch \(.*\) sees none, although nvidia-smi is here"):
+        check_needs([tiny_config(random_base, device="cuda")])
+
+
 def test_the_gpu_of_this_machine_decides_nothing_for_a_cluster(random_base, no_gpu):
     """A sweep started on a head node without a GPU was once refused, whatever the cluster's nodes had."""
     config = tiny_config(random_base, device="cuda")
