@@ -44,7 +44,7 @@ class Labels(dict[str, str]):
 
 #: How tables and sentences write them.
 METHOD_LABELS = Labels(base="base", grpo="GRPO", s_grpo="S-GRPO", t_spmo="T-SPMO", ppo="PPO")
-TASK_LABELS = Labels(word_problems="word problems", multiplication="multiplication", svamp="SVAMP", jsonl="own problems")
+TASK_LABELS = Labels(word_problems="word problems", multiplication="multiplication", svamp="SVAMP", jsonl="your problems")
 SETTING_LABELS = TASK_LABELS | {
     "word_problems none": "word problems (fixed wording)",
     "word_problems before": "word problems (noise before)",

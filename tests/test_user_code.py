@@ -219,7 +219,7 @@ def test_own_reward_and_rule_go_from_the_run_to_the_figures(mine, compared, tmp_
         assert any(text.startswith("FirstHalf") for text in texts) and any("reward" in text for text in texts)
         assert f"{mine}:FirstHalf" in set(shown.table["method"])
     headline = EXHIBITS["full_vs_sparse"].show(tables, "smoke")
-    assert "Mean test reward over" in headline.sentences[0] and "own problems" in headline.sentences[0]
+    assert "Mean test reward over" in headline.sentences[0] and "your problems" in headline.sentences[0]
 
 
 def test_the_rule_credits_what_it_says(compared):
