@@ -165,7 +165,8 @@ def real_weights(folder: Path = SMOLLM2) -> str:
         lines.append(f"| {METHOD_LABELS[row.method]} | {row.seeds} | {accuracy} | {gain} | {row.sampled_accuracy:.1f} | {kept} |")
     runs = tables["runs"][tables["runs"]["method"] != "base"].drop_duplicates("run_id")
     minutes = tables["timings"].set_index("run_id")["seconds"].reindex(runs["run_id"]) / 60
-    lines += ["", f"{runs['n_items'].max():.0f} test items, greedy unless said; intervals over items at one seed. A run "]
+    over = "items at one seed" if runs["seed"].nunique() == 1 else "seeds and items"
+    lines += ["", f"{runs['n_items'].max():.0f} test items, greedy unless said; intervals over {over}. A run "]
     lines[-1] += f"of {runs['steps'].max():.0f} steps took {minutes.min():.0f} to {minutes.max():.0f} minutes on one thread "
     lines[-1] += f"({made['runs_cpu']}), evaluation included."
     return "\n".join(lines)
