@@ -39,19 +39,16 @@ from replication.statistics.intervals import (
 from replication.statistics.judging import VERDICTS, verdicts
 from replication.statistics.measures import CELL, NORMALISED_UP_TO, TUNED_WITHIN, cell_name
 from replication.statistics.paired import (
-    CORRECTION,
     CREDIT,
     SPARSITY,
     detectable_differences,
     difference,
-    paired_tests,
     selection_gap_table,
 )
 from replication.statistics.rates import NEAR, at_best_rate, best_rate, end_of_grid, tuning
 
 __all__ = [
     "CELL",
-    "CORRECTION",
     "CREDIT",
     "NEAR",
     "NORMALISED_UP_TO",
@@ -83,7 +80,6 @@ __all__ = [
     "mcnemar",
     "mean_over_items",
     "mean_over_seeds",
-    "paired_tests",
     "per_seed",
     "runs_of",
     "scores",

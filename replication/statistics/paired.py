@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import combinations
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,13 +11,8 @@ from scipy import stats
 from replication.names import HEADLINE, TUNING_SEED
 from replication.randomness import numpy_stream
 from replication.statistics.accuracies import Tables, answers, runs_of, templates_of
-from replication.statistics.intervals import POWER, Estimate, bootstrap, holm, mcnemar
+from replication.statistics.intervals import POWER, Estimate, bootstrap
 
-#: For readers of the p-values and intervals.
-CORRECTION = (
-    "Holm's correction runs over all differences that the claims of one scale judge, and over the seeds of each McNemar test. "
-    "The contrasts of the ablations and the detectable differences are not corrected: each interval is 95 % on its own."
-)
 #: Names of both sides of two contrasts that ask whether a difference comes from T-SPMO's credit or from its sparsity.
 CREDIT = ("all tokens with T-SPMO's credit added", "all tokens")
 SPARSITY = ("T-SPMO's tokens alone", CREDIT[0])
@@ -62,29 +55,6 @@ def _by_setting(tables: Tables, profile: str) -> Iterator[tuple[str, dict[str, p
     """Each setting of the headline, and its runs by method, in the order of ``names``."""
     for setting, own in runs_of(tables, HEADLINE, profile).groupby("setting", sort=False):
         yield setting, dict(list(own.groupby("method", sort=False)))
-
-
-def paired_tests(tables: Tables, profile: str = "nano") -> pd.DataFrame:
-    """Exact McNemar tests of every two methods in every setting, seed by seed, items in pairs; Holm within a setting and pair.
-
-    Columns setting, a, b, seed, items, only_a, only_b, p, p_holm. A base run without a seed of its own is paired with every seed.
-    The test takes the items of one policy as independent, which those of one template are not.
-    """
-    rows: list[dict[str, Any]] = []
-    for setting, methods in _by_setting(tables, profile):
-        for a, b in combinations(methods, 2):
-            left, right = pair(tables, methods[a], methods[b])
-            if left.size == 0 or right.size == 0:
-                continue
-            tests = []
-            for seed in right.index:
-                x, y = left.loc[seed if a != "base" else left.index[0]].to_numpy(), right.loc[seed].to_numpy()
-                only_a, only_b = int(np.sum(x > y)), int(np.sum(y > x))
-                test = {"setting": setting, "a": a, "b": b, "seed": seed, "items": len(x), "only_a": only_a, "only_b": only_b}
-                tests.append(test | {"p": mcnemar(only_a, only_b)})
-            adjusted = holm([test["p"] for test in tests])
-            rows += [test | {"p_holm": p} for test, p in zip(tests, adjusted, strict=True)]
-    return pd.DataFrame(rows, columns=["setting", "a", "b", "seed", "items", "only_a", "only_b", "p", "p_holm"])
 
 
 def detectable_differences(tables: Tables, profile: str = "nano") -> pd.DataFrame:

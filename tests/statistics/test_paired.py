@@ -19,7 +19,6 @@ from replication.statistics import (
     detectable_differences,
     difference,
     mean_over_seeds,
-    paired_tests,
     runs_of,
     seed_spread,
     selection_gap_table,
@@ -50,20 +49,8 @@ def test_the_runs_of_a_reader_are_shown_as_ours_are():
     runs = tables["runs"]
     for field, value in {"model": "/a/folder", "profile": "smoke", "reward": "mine:share"}.items():
         mine, profile = {**tables, "runs": runs.assign(**{field: value})}, value if field == "profile" else "nano"
-        for rows_of in (seed_spread, paired_tests, detectable_differences):
+        for rows_of in (seed_spread, detectable_differences):
             pd.testing.assert_frame_equal(rows_of(mine, profile), rows_of(tables, "nano"))
-
-
-def test_paired_tests_count_discordant_items_seed_by_seed():
-    tables = synthetic_tables.headline(seeds=2, items=60)
-    tests = paired_tests(tables)
-    assert len(tests) == 2 * 6 * 2  # tasks, pairs of methods, seeds (the one base run is paired with each)
-    (row,) = tests.query("setting == 'word_problems after' and a == 'base' and b == 'grpo' and seed == 1").to_dict("records")
-    wide = tables["items"].pivot(index="item_id", columns="run_id", values="correct")
-    base = wide[synthetic_tables.run_id("nano", "word_problems", "base", 0)].dropna()
-    grpo = wide[synthetic_tables.run_id("nano", "word_problems", "grpo", 1)].dropna()
-    assert (row["only_a"], row["only_b"]) == (((base == 1) & (grpo == 0)).sum(), ((base == 0) & (grpo == 1)).sum())
-    assert (tests["p_holm"] >= tests["p"]).all()
 
 
 def test_a_difference_of_the_detectable_size_is_found_four_times_in_five():
@@ -167,8 +154,6 @@ def test_a_base_with_more_items_is_compared_over_the_shared_ones_alone():
     assert (gain.items, gain.value) == (60, pytest.approx(expected))
     assert abs(grpo["accuracy"].mean() - base["accuracy"].iloc[0] - expected) > 1e-3, "the means alone say something else"
     assert accuracy(tables, base).items == 200
-    tests = paired_tests(tables)
-    assert set(tests["items"]) == {60}
     spread = seed_spread(tables).set_index(["setting", "method"])["items"]
     assert spread["word_problems after", "base"] == 200 and spread["word_problems after", "grpo"] == 60
     assert set(detectable_differences(tables)["items"]) == {60}
