@@ -34,14 +34,6 @@ MODULES = {
     "the command line": ("__main__", "commands"),
     "used everywhere": ("base_files", "user_code", "names", "errors", "randomness", "console", "signals"),
 }
-#: Folders of code beside the package.
-BESIDE = {
-    "benchmarks": "Speed and memory of an update, beside TRL",
-    "examples": "The training loop in one short file, to read first",
-    "notebooks": "The notebooks themselves",
-    "tests": "The tests, in the folders of the package",
-    "tools": "For maintainers: the generated parts of README and docs/, the dry run of the paper's scale, packs of finished runs",
-}
 
 
 def verdict_table(committed: Path = COMMITTED) -> str:
@@ -96,7 +88,7 @@ def plan_size(profile: str = "nano", committed: Path = COMMITTED) -> str:
 
 
 def rooms() -> str:
-    """The modules of the package, its folders with the first sentence of their docstring, and the folders beside it.
+    """The modules of the package, and its folders with the first sentence of their docstring.
 
     Raises:
         UserError: a module of the package is in no row.
@@ -108,9 +100,7 @@ def rooms() -> str:
     lines = ["| in `replication/` | what is there |", "|---|---|"]
     lines += [f"| {', '.join(f'`{name}`' for name in names)} | {title} |" for title, names in MODULES.items()]
     lines += [f"| `{path.parent.name}/` | {_first_sentence(path)} |" for path in sorted(package.glob("*/__init__.py"))]
-    lines += ["| `profiles/` | smoke, nano, small, paper: the settings of each scale |", ""]
-    lines += ["| beside the package | what is there |", "|---|---|"]
-    return "\n".join([*lines, *(f"| `{name}/` | {words} |" for name, words in BESIDE.items())])
+    return "\n".join([*lines, "| `profiles/` | smoke, nano, small, paper: the settings of each scale |"])
 
 
 def _first_sentence(path: Path) -> str:
