@@ -76,7 +76,10 @@ def measure(shape: str, device: torch.device, dtype: torch.dtype, repetitions: i
             pad_token_id=0,
             generators=[torch.Generator().manual_seed(index) for index in range(PROMPTS)],
         )
-        rows.append({**shared, "part": "rollout", "way": "packed", "method": "", **_repeat(roll, device, repetitions)})
+        for compiled in (False, True):
+            way = "compiled" if compiled else "shared rows"
+            measured = _repeat(functools.partial(roll, compiled=compiled), device, repetitions)
+            rows.append({**shared, "part": "rollout", "way": way, "method": "", **measured})
         for way in WAYS:
             for method in METHODS:
                 measured = _update(policy, groups, way, method, device, repetitions)

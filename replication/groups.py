@@ -145,6 +145,7 @@ def sample_in_chunks(
             pad_token_id=policy.pad_token_id,
             generators=generators[start : start + chunk] if generators else None,
             stop=stop_criterion(policy, task, continues=continues),
+            compiled=config.compile_sampling,
         )
     return result
 

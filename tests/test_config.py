@@ -74,6 +74,7 @@ OTHER_VALUES: dict[str, dict[str, Any]] = {
     "token_budget": {"token_budget": 128},
     "sample_budget": {"sample_budget": 128},
     "activation_checkpointing": {"activation_checkpointing": True},
+    "compile_sampling": {"compile_sampling": True},
     "device": {"device": "auto"},
     "threads": {"threads": 2},
     "eval_every": {"eval_every": 3},
@@ -86,7 +87,7 @@ OTHER_VALUES: dict[str, dict[str, Any]] = {
     "tensorboard": {"tensorboard": True},
 }
 #: Fields that change no number of a run.
-NO_PART = ("token_budget", "sample_budget", "activation_checkpointing", "tensorboard")
+NO_PART = ("token_budget", "sample_budget", "activation_checkpointing", "compile_sampling", "tensorboard")
 
 
 def another(base: Path, field: str) -> tuple[ExperimentConfig, ExperimentConfig]:

@@ -10,9 +10,10 @@ import torch
 from oracles import naive_log_probs
 from scipy import stats
 from tiny import BUILDERS, FIRST_USED, VOCABULARY, tiny_gpt2, tiny_qwen2, with_lora
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from replication.algorithms import every_token
-from replication.errors import Diverged
+from replication.errors import Diverged, UserError
 from replication.rollout import Completion, generate
 from replication.scoring.log_probs import token_log_probs
 
@@ -286,6 +287,43 @@ def test_a_distinct_prefix_is_run_once_for_a_group():
     distinct = [sum(len({tuple(c.tokens[:depth]) for c in group}) for group in groups) for depth in (1, 2)]
     assert distinct[0] < distinct[1] < 48
     assert counts == [(3, 5), (distinct[0], 1), (distinct[1], 1)]
+
+
+@every_architecture
+def test_rows_of_a_fixed_shape_give_the_same_completions(architecture):
+    """With the passes that would be compiled in eager mode. The second batch finds the cache of the first."""
+    model = BUILDERS[architecture]()
+    with torch.compiler.set_stance("force_eager"):
+        for prompts, seeds in ((PROMPTS, (1, 2, 3)), (PROMPTS[1:], (7, 8)), ([[3] * 130], (9,)), (PROMPTS[:2], (5, 6))):
+            same_completions(sampled(model, prompts, seeds, compiled=True), sampled(model, prompts, seeds))
+
+
+def same_completions(found: list[list[Completion]], expected: list[list[Completion]]) -> None:
+    assert tokens_of(found) == tokens_of(expected)
+    for group, same in zip(found, expected, strict=True):
+        for one, other in zip(group, same, strict=True):
+            assert one.log_probs == pytest.approx(other.log_probs, abs=1e-4)
+            assert (one.truncated, one.stopped) == (other.truncated, other.stopped)
+
+
+@pytest.mark.slow
+def test_compiled_passes_give_the_same_completions():
+    """Also those of a model that comes later, and of an adapter that has moved since."""
+    for seed in (0, 1):
+        model = with_lora(tiny_qwen2(seed=seed, num_hidden_layers=1))
+        for _ in range(2):
+            same_completions(sampled(model, compiled=True), sampled(model))
+            with torch.no_grad():
+                for name, parameter in model.named_parameters():
+                    if "lora_B" in name:
+                        parameter.add_(0.3)
+
+
+def test_a_model_that_cannot_have_fixed_shapes_is_refused_in_one_line():
+    """Bloom's distances between tokens are as long as the mask of the prompt, not as the cache."""
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("bloom", vocab_size=50, hidden_size=32, n_layer=1, n_head=4))
+    with torch.compiler.set_stance("force_eager"), pytest.raises(UserError, match="compile_sampling=false"):
+        sampled(model.eval(), compiled=True)
 
 
 def test_the_global_random_state_and_the_model_stay_as_they_are():

@@ -29,7 +29,7 @@ SMOLLM2 = RESULTS / "small-smollm2"
 BENCH = RESULTS / "bench"
 #: Top-level modules of the package by what they are for; those of a run in the order in which it goes through them.
 MODULES = {
-    "one run, in reading order": ("train", "rollout", "groups", "checks", "critic", "objective", "evaluate", "training_state"),
+    "one run, in reading order": ("train", "groups", "checks", "critic", "objective", "evaluate", "training_state"),
     "the plans: which runs each comparison needs": ("ablations",),
     "the command line": ("__main__", "commands"),
     "used everywhere": ("base_files", "user_code", "names", "errors", "randomness", "console", "signals"),

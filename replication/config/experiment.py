@@ -48,6 +48,13 @@ _FIELD_OF_A_TASK = {"word_problems": "asides", "svamp": "svamp_source", "jsonl":
 #: Settings that bound memory and change a run's numbers by rounding alone. A run id is computed with their defaults, so that a
 #: run can start or resume with whatever fits the GPU.
 MEMORY_FIELDS = ("token_budget", "activation_checkpointing")
+#: Left out of the run id: paths of local files, whose bytes it covers, and what changes no number or rounding alone.
+_NO_PART = {"svamp_source", "data", "tensorboard", "sample_budget", "compile_sampling"}
+
+
+def _is_false(value: bool) -> bool:
+    """A field that is left out where it is not set: a run without it has the config, the id and the tables of before."""
+    return not value
 
 
 class ExperimentConfig(BaseModel):
@@ -125,6 +132,11 @@ class ExperimentConfig(BaseModel):
         None, ge=64, description="tokens at a time in sampling, which holds far less of each; none = token_budget"
     )
     activation_checkpointing: bool = Field(False, description="recompute activations in the backward pass to save memory")
+    compile_sampling: bool = Field(
+        False,
+        exclude_if=_is_false,
+        description="compile the model's passes in sampling, on a GPU into CUDA graphs; a minute at the start of a run",
+    )
     device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?|auto)$", description="cpu, cuda or auto")
 
     threads: int = Field(
@@ -145,7 +157,7 @@ class ExperimentConfig(BaseModel):
     checkpoint_every: int = Field(25, ge=1, description="steps between checkpoints: the most a kill can cost")
     tensorboard: bool = Field(
         False,
-        exclude_if=lambda value: not value,  # a run without it has the config, the id and the tables of before
+        exclude_if=_is_false,
         description="also write TensorBoard event files beside metrics.jsonl (extra tensorboard)",
     )
 
@@ -210,11 +222,8 @@ class ExperimentConfig(BaseModel):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The part of the config that the run id covers.
-
-        Left out are the paths of local files, since the run id covers their bytes, and what changes no number.
-        """
-        values = self.model_dump(mode="json", exclude_none=True, exclude={"svamp_source", "data", "tensorboard", "sample_budget"})
+        """The part of the config that the run id covers."""
+        values = self.model_dump(mode="json", exclude_none=True, exclude=_NO_PART)
         values |= {name: type(self).model_fields[name].default for name in MEMORY_FIELDS}
         if Path(self.model_path).resolve() == NANO_BASE:
             values["model"] = "nano"

@@ -37,8 +37,9 @@ ITEM_COLUMNS = ("split", "item_id", "template", "correct", "reward", "truncated"
 _GROWING = ("metrics.jsonl", "timings.jsonl", "samples.jsonl")
 #: What may lie in the folder of a run before its first start.
 _BEFOREHAND = {"run.log", "failure.json"}
-#: Fields that may differ between two starts of one run: paths to the same bytes, bounds on memory, further files.
-_CHANGEABLE = {"model", "svamp_source", "data", "token_budget", "sample_budget", "activation_checkpointing", "tensorboard"}
+#: Fields that may differ between two starts of one run: paths to the same bytes, how it is computed, further files.
+_CHANGEABLE = {"model", "svamp_source", "data", "tensorboard"}
+_CHANGEABLE |= {"token_budget", "sample_budget", "activation_checkpointing", "compile_sampling"}
 #: Seconds that a start waits for the lock: ``is_locked`` in another process holds it for a moment.
 _PATIENCE = 2.0
 

@@ -37,7 +37,7 @@ FILE = "measured.json"
 #: The fields that decide memory and seconds of a step; a measurement counts for all runs that share them.
 _DECIDES = ("model", "revision", "dtype", "task", "digits", "svamp_source", "data", "prompt_template")
 _DECIDES += ("prompts_per_step", "group_size", "max_new_tokens", "lora_rank", "lora_targets")
-_DECIDES += ("scoring", "token_budget", "sample_budget", "activation_checkpointing", "device")
+_DECIDES += ("scoring", "token_budget", "sample_budget", "activation_checkpointing", "compile_sampling", "device")
 
 
 @dataclass(frozen=True)

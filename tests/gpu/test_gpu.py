@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from replication import signals, train
 from replication.algorithms import every_token
+from replication.checks import require_sampled_equals_scored
 from replication.config import ExperimentConfig
 from replication.errors import Stopped
 from replication.evaluate import evaluate
@@ -68,8 +69,8 @@ def near(found: torch.Tensor, expected: torch.Tensor, dtype: str) -> None:
     assert gap.mean() <= mean and gap.max() <= most, f"mean {gap.mean():.2g}, largest {gap.max():.2g} nats"
 
 
-def sampled(base: Path, dtype: str):
-    config = config_of(base, "grpo", dtype)
+def sampled(base: Path, dtype: str, **changes):
+    config = config_of(base, "grpo", dtype, **changes)
     policy, task = load_policy(config), config.load_task()
     with torch.no_grad():  # an adapter that changes the policy: the half that starts at zero would hide it
         for name, parameter in policy.trainable.items():
@@ -96,6 +97,20 @@ def test_packed_dense_and_transformers_give_the_log_probs_that_were_sampled(base
         assert found.dtype == torch.float32
         near(found, expected, dtype)
     near(torch.tensor([value for group in groups for sample in group.samples for value in sample.log_probs]), expected, dtype)
+
+
+def test_compiled_sampling_draws_from_what_is_scored(base, dtype):
+    """Of the second batch too, which finds the first one's cache and CUDA graph, and after the adapter has moved."""
+    config, policy, groups = sampled(base, dtype, compile_sampling=True)
+    if dtype == "float32":  # in 16 bits the sums of two kernels part after a few tokens
+        _, _, eager = sampled(base, dtype)
+        assert [group.completions for group in groups] == [group.completions for group in eager]
+    require_sampled_equals_scored(policy, config, groups)
+    with torch.no_grad():
+        for parameter in policy.trainable.values():
+            parameter.mul_(-1.5)
+    task = config.load_task()
+    require_sampled_equals_scored(policy, config, sample_groups(policy, config, task, task.train[3:6], 1))
 
 
 def test_the_gradients_of_packed_and_dense_point_the_same_way(base, dtype):

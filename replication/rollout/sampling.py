@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
 
 from replication.errors import Diverged
+from replication.rollout.rows import FixedRows, SharedRows
 from replication.scoring import unwrapped, upcast
 from replication.signals import raise_if_stopped
 
@@ -41,6 +41,7 @@ def generate(
     pad_token_id: int,
     generators: Sequence[torch.Generator] | None = None,
     stop: Callable[[Tensor], Tensor] | None = None,
+    compiled: bool = False,
 ) -> list[list[Completion]]:
     """Sample ``group_size`` completions for each prompt.
 
@@ -57,6 +58,7 @@ def generate(
         pad_token_id: what fills shorter prompts on the left.
         generators: one for each prompt, needed when temperature > 0; each gives G * max_new_tokens numbers.
         stop: given the generated ids so far (rows, t), which rows end there (a task's stop strings).
+        compiled: compile the passes of the model (``rows``); the numbers change by rounding alone.
 
     Returns:
         For each prompt its G completions.
@@ -64,11 +66,11 @@ def generate(
     Raises:
         ValueError: an empty prompt, or sampling without a generator for each prompt.
         Diverged: the model's logits are NaN.
+        UserError: ``compiled``, and the model cannot be.
         Stopped: a signal came; the completions so far are lost.
     """
     _check(prompts, temperature, generators)
     causal_lm = unwrapped(model)
-    device = next(causal_lm.parameters()).device
     completions = len(prompts) * group_size
     # The host keeps these and all bookkeeping. It waits for the device twice a token: transformers asks whether the mask is all
     # ones, and the tokens drawn arrive.
@@ -82,17 +84,17 @@ def generate(
     if temperature > 0:
         draws_CT = torch.cat([torch.rand((group_size, max_new_tokens), generator=g, dtype=torch.float64) for g in generators])
 
-    # A row of the model's batch is a distinct prefix, not a completion: completions of a group share one row until they part.
-    logits_RV, cache, mask = _prefill(causal_lm, prompts, pad_token_id)
-    rows, vocabulary = logits_RV.shape
-    prompt_lengths_R = mask.sum(1)
+    if compiled:
+        rows: SharedRows | FixedRows = FixedRows(causal_lm, prompts, group_size, pad_token_id, max_new_tokens)
+    else:
+        rows = SharedRows(causal_lm, prompts, group_size, pad_token_id)
     active_A = torch.arange(completions)  # completions that have not ended
-    row_A = active_A // group_size  # the row each of them stands at
+    row_A = rows.row_C  # the row each of them stands at
 
     for t in range(max_new_tokens):
         raise_if_stopped()
         draws_A = draws_CT[active_A, t] if temperature else None
-        token_A, log_p_A, entropy_A = _draw(upcast(logits_RV), row_A, draws_A, temperature)
+        token_A, log_p_A, entropy_A = _draw(upcast(rows.logits_RV), row_A, draws_A, temperature)
         if torch.isnan(log_p_A).any():
             raise Diverged(f"the model's logits are not finite at generated token {t}")
         tokens_CT[active_A, t] = token_A
@@ -108,22 +110,7 @@ def generate(
         active_A, row_A, token_A = active_A[~done_A], row_A[~done_A], token_A[~done_A]
         if not len(active_A) or t + 1 == max_new_tokens:
             break
-
-        prefix_R, row_A = torch.unique(row_A * vocabulary + token_A, return_inverse=True)
-        parent_R, token_R = prefix_R // vocabulary, prefix_R % vocabulary
-        if not torch.equal(parent_R, torch.arange(rows)):
-            parents = parent_R.to(device, non_blocking=True)
-            cache.reorder_cache(parents)
-            mask, prompt_lengths_R = mask[parents], prompt_lengths_R[parents]
-            rows = len(parent_R)
-        mask = torch.cat([mask, mask.new_ones((rows, 1))], 1)
-        logits_RV = causal_lm(
-            input_ids=token_R.unsqueeze(1).to(device, non_blocking=True),
-            attention_mask=mask,
-            position_ids=(prompt_lengths_R + t).unsqueeze(1),
-            past_key_values=cache,
-            use_cache=True,
-        ).logits[:, -1]
+        row_A = rows.extend(row_A, token_A)
 
     return _split_groups(tokens_CT, log_probs_CT, entropies_CT, lengths_C, ended_C, stopped_C, group_size)
 
@@ -154,24 +141,6 @@ def _draw(logits_RV: Tensor, row_A: Tensor, draws_A: Tensor | None, temperature:
     # One transfer for the three: float64 holds every token id and every float32 exactly.
     token, log_p, entropy = torch.stack([token_A.double(), log_p_RV[row_A, token_A].double(), entropy_R[row_A].double()]).cpu()
     return token.long(), log_p, entropy
-
-
-def _prefill(causal_lm: nn.Module, prompts, pad_token_id: int) -> tuple[Tensor, DynamicCache, Tensor]:
-    """Logits after each prompt (B, V), the cache, and the mask (B, P); shorter prompts are padded on the left."""
-    device = next(causal_lm.parameters()).device
-    length = max(len(prompt) for prompt in prompts)
-    tokens = torch.full((len(prompts), length), pad_token_id)
-    mask = torch.zeros((len(prompts), length), dtype=torch.long)
-    for index, prompt in enumerate(prompts):
-        tokens[index, length - len(prompt) :] = torch.tensor(list(prompt))
-        mask[index, length - len(prompt) :] = 1
-    tokens, mask = tokens.to(device), mask.to(device)
-    cache = DynamicCache(config=causal_lm.config)
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    logits = causal_lm(
-        input_ids=tokens, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1
-    ).logits[:, -1]
-    return logits, cache, mask
 
 
 def _split_groups(tokens_CT, log_probs_CT, entropies_CT, lengths_C, ended_C, stopped_C, group_size: int) -> list[list[Completion]]:
