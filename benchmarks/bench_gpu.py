@@ -91,7 +91,7 @@ def _update(policy, groups, way: str, method: str, device: torch.device, repetit
     config = common.nano_config(method, **(SPARSE if method == "s_grpo" else {}))
     credits = common.credits_of(config, groups)
     arguments = [group.prompt for group in groups], [group.completions for group in groups], credits
-    optimizer = common.optimizer_of(config, policy)
+    optimizer = torch.optim.AdamW(policy.trainable.values(), lr=config.learning_rate, weight_decay=0.0)
 
     def work() -> None:
         optimizer.zero_grad(set_to_none=True)
@@ -114,12 +114,11 @@ def _repeat(work, device: torch.device, repetitions: int) -> dict[str, Any]:
     """Median and quartiles of the seconds, and the peak memory above what was held; out of memory is a status, not a number."""
     on_gpu, taken = device.type == "cuda", []
     try:
+        held = torch.cuda.memory_allocated() if on_gpu else 0
         work()
-        held = 0
         if on_gpu:
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
-            held = torch.cuda.memory_allocated()
         taken = [common.seconds(work) for _ in range(repetitions)]
     except torch.OutOfMemoryError:
         pass  # its traceback holds tensors until here

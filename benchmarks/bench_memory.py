@@ -10,7 +10,6 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,6 @@ import pandas as pd
 
 from benchmarks import common, trl_side
 from benchmarks.common import IN_TRL, METHODS, SPARSE, TRL
-from replication.config import ExperimentConfig
-from replication.critic import Critic
-from replication.groups import Group
-from replication.models import Policy
 
 #: Processes for each case; two are enough where one takes longer than SLOW seconds, as little but the allocator differs.
 REPETITIONS = 3
@@ -60,7 +55,7 @@ def measure(implementation: str, method: str, shape: dict[str, Any]) -> dict[str
         credit = config.build_method() if implementation == IN_TRL else None
         work = _trl_work(config, policy, small, groups, checkpointing=implementation not in (TRL, IN_TRL), credit=credit)
     else:
-        update = _our_update(config, policy)
+        update = common.update_of(config, policy)
         update(small)  # loads what is loaded once, and makes the optimizer's moments
 
         def work() -> None:
@@ -70,23 +65,6 @@ def measure(implementation: str, method: str, shape: dict[str, Any]) -> dict[str
     # Only PPO's rule reads values, and how many tokens it credits does not hang on them.
     judged = [replace(group, values=[[0.0] * len(tokens) for tokens in group.completions]) for group in groups]
     return {"peak_bytes": peak, "tokens_in_loss": sum(map(len, common.credits_of(config, judged)))}
-
-
-def _our_update(config: ExperimentConfig, policy: Policy) -> Callable[[list[Group]], None]:
-    """An update of the policy, and of the critic where the method needs one."""
-    optimizer = common.optimizer_of(config, policy)
-    if config.method != "ppo":
-        return lambda groups: common.update(config, policy, optimizer, groups)
-    critic = Critic(policy, config)
-    its_optimizer = common.optimizer_of(config, critic)
-
-    def update(groups: list[Group]) -> None:
-        its_optimizer.zero_grad(set_to_none=True)
-        judged, _, _ = critic.judge(groups, config.build_method().targets)
-        common.update(config, policy, optimizer, judged)
-        its_optimizer.step()
-
-    return update
 
 
 def _trl_work(config, policy, small, groups, *, checkpointing: bool, credit: Any = None):

@@ -53,8 +53,7 @@ def point(shape: dict[str, Any], *, quick: bool) -> list[dict[str, Any]]:
     for method in METHODS:
         extra = SPARSE if method == "s_grpo" else {}
         config = common.nano_config(method, group_size=shape["group_size"], prompts_per_step=shape["prompts"], **extra)
-        optimizer = common.optimizer_of(config, policy)
-        works["packed", method] = functools.partial(common.update, config, policy, optimizer, groups)
+        works["packed", method] = functools.partial(common.update_of(config, policy), groups)
         credits = common.credits_of(config, groups)
         facts["packed", method] = {
             "tokens_forwarded": common.tokens_forwarded(policy, config, groups, credits),

@@ -21,11 +21,10 @@ from benchmarks.common import (
     credits_of,
     make_group,
     nano_config,
-    optimizer_of,
     threads,
     tokens_forwarded,
     untied,
-    update,
+    update_of,
     write_manifest,
     write_table,
 )
@@ -47,7 +46,7 @@ def side_by_side(count: int, repetitions: int, overrides: dict[str, Any], keep: 
     configs = {method: nano_config(method, **overrides) for method in METHODS}
     config = configs["grpo"]
     policies = {method: load_policy(configs[method]) for method in METHODS}
-    optimizers = {method: optimizer_of(configs[method], policies[method]) for method in METHODS}
+    updates = {method: update_of(configs[method], policies[method]) for method in METHODS}
     task = config.load_task()
     steps = WARM_UP + repetitions
     problems = [problem for step in range(steps) for problem in training_batch(config, task, step)]
@@ -80,7 +79,7 @@ def side_by_side(count: int, repetitions: int, overrides: dict[str, Any], keep: 
         ]
         for method in METHODS:
             trl_side.copy_adapter(trainer, policies[method])
-            measured += _our_rows(configs[method], policies[method], optimizers[method], task, groups, batch, step)
+            measured += _our_rows(configs[method], policies[method], updates[method], task, groups, batch, step)
             trl_side.copy_adapter(trainer, policies[method])
         if step == WARM_UP:
             differences.update(_differences(trainer, config, policies["grpo"], groups))
@@ -110,16 +109,16 @@ def side_by_side(count: int, repetitions: int, overrides: dict[str, Any], keep: 
     return differences
 
 
-def _our_rows(config, policy, optimizer, task, groups, batch, step) -> list[dict]:
+def _our_rows(config, policy, update, task, groups, batch, step) -> list[dict]:
     rows = []
     for work, given in (("TRL's completions", groups), ("TRL's completions, no ties", untied(groups))):
         started = time.perf_counter()
-        update(config, policy, optimizer, given)
+        update(given)
         rows.append(_row(config, policy, work, "update", time.perf_counter() - started, given))
     started = time.perf_counter()
     own = sample_groups(policy, config, task, batch, step)
     middle = time.perf_counter()
-    update(config, policy, optimizer, own)
+    update(own)
     ended = time.perf_counter()
     rows.append(_row(config, policy, "own rollout", "rollout", middle - started, own))
     rows.append(_row(config, policy, "own rollout", "update", ended - middle, own))

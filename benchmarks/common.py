@@ -20,7 +20,6 @@ import torch
 from replication import train
 from replication.algorithms import TokenCredit
 from replication.config import ExperimentConfig, load_profile
-from replication.critic import Critic
 from replication.groups import Group, credit_of
 from replication.models import Policy
 from replication.names import SCHEMA_VERSION, TRAINED
@@ -29,6 +28,7 @@ from replication.rollout import Completion
 from replication.runs import atomic_write, forget_peak_memory, manifest, now, peak_memory, to_json
 from replication.scoring import score
 from replication.tasks import Problem
+from replication.training_state import TrainingState
 
 METHODS = TRAINED
 #: S-GRPO where completions are longer than the nano task's: 40 % of the tokens whatever their length, so no cap.
@@ -136,18 +136,13 @@ def make_group(name: str, prompt: list[int], completions: list[list[int]], rewar
 
 def credits_of(config: ExperimentConfig, groups: Sequence[Group]) -> list[TokenCredit]:
     method = config.build_method()
-    return [credit_of(method, group, stream(config.seed, "selection", group.problem.id)) for group in groups]
+    return [credit_of(method, group, stream(config.seed, "selection", 0, group.problem.id)) for group in groups]
 
 
-def update(config: ExperimentConfig, policy: Policy, optimizer: torch.optim.Optimizer, groups: Sequence[Group]) -> float:
-    """Credit, score, differentiate, clip, step: what the training loop does between a rollout and its record. The loss."""
-    credits = credits_of(config, groups)
-    optimizer.zero_grad(set_to_none=True)
-    loss, _, _ = train.backward(config, policy, groups, credits)
-    if any(len(credit) for credit in credits):
-        torch.nn.utils.clip_grad_norm_(list(policy.trainable.values()), config.max_grad_norm)
-        optimizer.step()
-    return loss
+def update_of(config: ExperimentConfig, policy: Policy) -> Callable[[Sequence[Group]], train.Update]:
+    """What the training loop does between a rollout and its record, as a function of the groups: step 0, again and again."""
+    method, state = config.build_method(), TrainingState.of_run(config, policy)
+    return lambda groups: train.learn(config, method, state, groups, 0)
 
 
 def tokens_forwarded(policy: Policy, config: ExperimentConfig, groups: Sequence[Group], credits: Sequence[TokenCredit]) -> int:
@@ -155,10 +150,6 @@ def tokens_forwarded(policy: Policy, config: ExperimentConfig, groups: Sequence[
     with torch.no_grad():
         batch = [group.prompt for group in groups], [group.completions for group in groups], credits
         return score(policy.model, *batch, strategy=config.scoring).tokens_forwarded
-
-
-def optimizer_of(config: ExperimentConfig, policy: Policy | Critic) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(policy.trainable.values(), lr=config.learning_rate, weight_decay=0.0)
 
 
 def untied(groups: Sequence[Group]) -> list[Group]:

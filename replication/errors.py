@@ -11,6 +11,12 @@ def first_line(error: BaseException, *, with_type: bool = False) -> str:
     return f"{name}: {lines[0]}" if with_type else lines[0]
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out: torch.OutOfMemoryError on a GPU, on a CPU a plain RuntimeError of torch."""
+    signs = ("out of memory", "can't allocate memory", "cublas_status_alloc_failed")
+    return isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in signs)
+
+
 class UserError(ValueError):
     """An error that the user can fix: printed as one line, exit status 2."""
 

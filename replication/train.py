@@ -1,7 +1,7 @@
 """The training loop: one run from its config to its summary, the same for every method.
 
 Strictly on-policy: one optimizer step for each batch of rollouts, so the importance ratio is 1 and only the gradient is clipped.
-The method enters at one call, ``credit_of``; nothing else knows a method by name. Start reading at ``_train``.
+The method enters at one call, ``credit_of`` in ``learn``; nothing else knows a method by name. Start reading at ``_train``.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +22,6 @@ from replication.base_files import base_fingerprint
 from replication.checks import check_reward, require_sampled_equals_scored, try_rule
 from replication.config import ExperimentConfig, run_command
 from replication.console import say
-from replication.critic import Critic
 from replication.errors import Diverged, Stopped, UserError
 from replication.evaluate import final_evaluation, step_metrics, validate
 from replication.groups import Group, credit_of, sample_groups, training_batch
@@ -80,7 +81,7 @@ def run(config: ExperimentConfig, run_dir: str | Path, *, progress: bool | None 
         for tested in (task, *config.side_tasks().values()):
             check_sizes(policy, config, tested)
         status, reason = "done", None
-        state = TrainingState(policy, config.learning_rate)
+        state = TrainingState.of_run(config, policy)
         try:
             if policy.trainable:
                 _train(config, record, task, state, progress)
@@ -107,12 +108,7 @@ def _evaluate(config: ExperimentConfig, record: RunDirectory, task: Task, policy
 
 
 def _train(config: ExperimentConfig, record: RunDirectory, task: Task, state: TrainingState, progress: bool | None) -> None:
-    method = config.build_method()
-    policy, critic = state.trained, None
-    if "values" in getattr(method, "needs", ()):
-        critic = Critic(policy, config)
-        critic_rate = config.critic_learning_rate or config.learning_rate
-        state.critic = TrainingState(critic, critic_rate)
+    method, policy = config.build_method(), state.trained
     first, tensors = record.load_checkpoint() or (0, None)
     if tensors is not None:
         state.restore(tensors)
@@ -130,54 +126,84 @@ def _train(config: ExperimentConfig, record: RunDirectory, task: Task, state: Tr
             if step % config.eval_every == 0:
                 validate(policy, config, task, record, step)
                 state.note_validated()
-            clock = [time.perf_counter()]
 
             # Sample: one group for each problem, from exactly the distribution that is scored below.
+            started = time.perf_counter()
             groups = sample_groups(policy, config, task, training_batch(config, task, step), step)
-            clock.append(time.perf_counter())
+            rollout_s = time.perf_counter() - started
             if step == first:
                 require_sampled_equals_scored(policy, config, groups)
-            state.zero_grad()
 
-            # Judge, under a method that needs values: the critic gives each prefix its value, and gets its own gradient.
-            critic_row, judged = {}, 0
-            if critic is not None:
-                groups, critic_row, judged = critic.judge(groups, method.targets, state.critic.scaler.scale)
-
-            # Credit: the only place where the methods differ.
-            draws = [stream(config.seed, "selection", step, group.problem.id) for group in groups]
-            credits = [credit_of(method, group, generator) for group, generator in zip(groups, draws, strict=True)]
-
-            # Score and differentiate, a part of the groups at a time; the gradient is the sum over the parts.
-            loss, forwarded, scored = backward(config, policy, groups, credits, state.scaler.scale)
-            clock.append(time.perf_counter())
-
-            # Step, unless no group taught anything: momentum alone would still move the weights.
-            warm = min(1.0, (step + 1) / max(config.warmup_steps, 1))
-            rate = config.learning_rate * warm
-            learns = any(len(credit) for credit in credits)
-            norm = state.step(loss, rate, config.max_grad_norm) if learns else None
-            overflow = learns and norm is None
-            if overflow and not state.sixteen_bits:
-                raise Diverged(f"loss {loss} or its gradient is not finite at step {step + 1}: lower the learning rate")
-            if overflow:
+            # Learn: credit, score, differentiate, step.
+            update = learn(config, method, state, groups, step)
+            if update.overflow and not state.sixteen_bits:
+                raise Diverged(f"loss {update.loss} or its gradient is not finite at step {step + 1}: lower the learning rate")
+            if update.overflow:
                 say(f"step {step + 1} is skipped: its gradient is not finite in {policy.dtype}")
-            if critic is not None:
-                state.critic.step(critic_row["value_loss"], critic_rate * warm, config.max_grad_norm)
-            clock.append(time.perf_counter())
 
             # Record.
-            row = {"step": step + 1, "loss": loss, "grad_norm": norm, "clipped": int((norm or 0.0) > config.max_grad_norm)}
-            row |= {"skipped": int(norm is None), "learning_rate": rate, **step_metrics(policy, config, task, groups, credits)}
-            row |= {"overflow": int(overflow)} if state.sixteen_bits else {}
-            record.append_metrics(row | critic_row | {"tokens_forwarded": forwarded + judged, "tokens_scored": scored})
-            record.append_timings({"step": step + 1, **_durations(clock), **peak_memory()})
+            row = {"step": step + 1, **update.metrics, **step_metrics(policy, config, task, groups, update.credits)}
+            record.append_metrics(row | ({"overflow": int(update.overflow)} if state.sixteen_bits else {}))
+            times = {"rollout_s": rollout_s, "score_s": update.score_s, "update_s": update.update_s}
+            record.append_timings({"step": step + 1, **times, "step_s": time.perf_counter() - started, **peak_memory()})
             bar.set_postfix(reward=f"{row['reward']:.2f}", refresh=False)
     except Stopped:
         # Nothing of the step that was stopped has changed the parameters: it is done again on resume.
         record.save_checkpoint(step, state.tensors(), lengths)
         raise
     record.save_checkpoint(config.steps, state.tensors(), record.lengths())
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one optimizer step did.
+
+    Attributes:
+        credits: of each group.
+        loss: of the batch.
+        overflow: no step was taken, since the loss or its gradient is not finite.
+        metrics: what the run records of it (docs/metrics.md).
+        score_s: seconds to credit, score and differentiate.
+        update_s: seconds to move the parameters.
+    """
+
+    credits: list[TokenCredit]
+    loss: float
+    overflow: bool
+    metrics: dict[str, float | int | None]
+    score_s: float
+    update_s: float
+
+
+def learn(config: ExperimentConfig, method: Any, state: TrainingState, groups: Sequence[Group], step: int) -> Update:
+    """One optimizer step on sampled groups. ``step`` counts from 0 and decides warm-up and random choices."""
+    started = time.perf_counter()
+    state.zero_grad()
+
+    # Judge, under a method that needs values: the critic gives each prefix its value, and gets its own gradient.
+    critic_row, judged = {}, 0
+    if state.critic is not None:
+        groups, critic_row, judged = state.critic.trained.judge(groups, method.targets, state.critic.scaler.scale)
+
+    # Credit: the only place where the methods differ.
+    draws = [stream(config.seed, "selection", step, group.problem.id) for group in groups]
+    credits = [credit_of(method, group, generator) for group, generator in zip(groups, draws, strict=True)]
+
+    # Score and differentiate, a part of the groups at a time; the gradient is the sum over the parts.
+    loss, forwarded, scored = backward(config, state.trained, groups, credits, state.scaler.scale)
+    differentiated = time.perf_counter()
+
+    # Step, unless no group taught anything: momentum alone would still move the weights.
+    warm = min(1.0, (step + 1) / max(config.warmup_steps, 1))
+    learns = any(len(credit) for credit in credits)
+    norm = state.step(loss, warm, config.max_grad_norm) if learns else None
+    if state.critic is not None:
+        state.critic.step(critic_row["value_loss"], warm, config.max_grad_norm)
+    metrics = {"loss": loss, "grad_norm": norm, "clipped": int((norm or 0.0) > config.max_grad_norm), "skipped": int(norm is None)}
+    metrics |= {"learning_rate": state.learning_rate * warm, **critic_row}
+    metrics |= {"tokens_forwarded": forwarded + judged, "tokens_scored": scored}
+    update_s = time.perf_counter() - differentiated
+    return Update(credits, loss, learns and norm is None, metrics, differentiated - started, update_s)
 
 
 def backward(
@@ -234,8 +260,3 @@ def _note_model(record: RunDirectory, config: ExperimentConfig, policy: Policy) 
             "or choose another folder"
         )
     record.write_manifest(model_commit=policy.commit, dtype=policy.dtype)
-
-
-def _durations(clock: Sequence[float]) -> dict[str, float]:
-    rollout, score_, update = (after - before for before, after in zip(clock, clock[1:], strict=False))
-    return {"rollout_s": rollout, "score_s": score_, "update_s": update, "step_s": time.perf_counter() - clock[0]}

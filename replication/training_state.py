@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from replication.config import ExperimentConfig
 from replication.critic import Critic
 from replication.models import Policy
 
@@ -21,8 +22,17 @@ class TrainingState:
         critic: the critic's state, for a method that needs values; its tensors are saved and restored with these.
     """
 
+    @classmethod
+    def of_run(cls, config: ExperimentConfig, policy: Policy) -> TrainingState:
+        """Before the first step of a run, with a critic if its method needs values."""
+        state = cls(policy, config.learning_rate)
+        if "values" in getattr(config.build_method(), "needs", ()):
+            state.critic = cls(Critic(policy, config), config.critic_learning_rate or config.learning_rate)
+        return state
+
     def __init__(self, trained: Policy | Critic, learning_rate: float) -> None:
         self.trained = trained
+        self.learning_rate = learning_rate
         parameters = list(trained.trainable.values())
         self.optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0) if parameters else None
         self.validated: dict[str, Tensor] = {}
@@ -37,17 +47,18 @@ class TrainingState:
         if self.critic is not None:
             self.critic.zero_grad()
 
-    def step(self, loss: float, learning_rate: float, max_grad_norm: float) -> float | None:
-        """Clip the gradient and move the parameters; returns the norm before clipping, in units of the loss.
+    def step(self, loss: float, warm: float, max_grad_norm: float) -> float | None:
+        """Clip the gradient and move the parameters at ``warm`` times the learning rate.
 
-        None if loss or gradient is not finite; the parameters then stay as they were. In 16 bits that happens in good runs too.
+        Returns the norm before clipping, in units of the loss. None if loss or gradient is not finite; the parameters then stay as
+        they were. In 16 bits that happens in good runs too.
         """
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(list(self.trained.trainable.values()), max_grad_norm).item()
         finite = math.isfinite(loss) and math.isfinite(norm)
         if finite:
             for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate
+                group["lr"] = self.learning_rate * warm
             self.optimizer.step()
         self.scaler.update()
         return norm if finite else None

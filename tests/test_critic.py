@@ -172,7 +172,7 @@ def test_a_critic_learns_a_batch_that_comes_again(random_base):
         state.zero_grad()
         _, row, _ = critic.judge(groups, PPO().targets)
         rows.append(row)
-        assert state.step(row["value_loss"], 1e-2, max_grad_norm=1.0) is not None
+        assert state.step(row["value_loss"], 1.0, max_grad_norm=1.0) is not None
 
     def mean_behind(group: Group, prefix: list[int]) -> float:
         rows = zip(group.rewards.tolist(), group.completions, strict=True)

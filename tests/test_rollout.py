@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from replication.algorithms import every_token
 from replication.errors import Diverged, UserError
-from replication.rollout import Completion, generate
+from replication.rollout import Completion, generate, rows
 from replication.scoring.log_probs import token_log_probs
 
 PROMPTS = [[5, 6, 7, 8, 9], [10], [11, 12]]
@@ -319,11 +319,35 @@ def test_compiled_passes_give_the_same_completions():
                         parameter.add_(0.3)
 
 
-def test_a_model_that_cannot_have_fixed_shapes_is_refused_in_one_line():
-    """Bloom's distances between tokens are as long as the mask of the prompt, not as the cache."""
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("bloom", vocab_size=50, hidden_size=32, n_layer=1, n_head=4))
-    with torch.compiler.set_stance("force_eager"), pytest.raises(UserError, match="compile_sampling=false"):
-        sampled(model.eval(), compiled=True)
+def test_a_model_whose_fixed_shapes_were_not_checked_is_refused_in_one_line():
+    """GPT-Neo takes the place of a token from the length of the cache: in a fixed one it sampled from another distribution."""
+    shape = {"vocab_size": 50, "hidden_size": 32, "num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]]}
+    config = AutoConfig.for_model("gpt_neo", **shape)
+    with pytest.raises(UserError, match="gpt_neo.*compile_sampling=false"):
+        sampled(AutoModelForCausalLM.from_config(config).eval(), compiled=True)
+
+
+def test_no_compiler_is_one_line(monkeypatch):
+    model = tiny_qwen2()
+    monkeypatch.setattr(model, "get_compiled_call", lambda _: fails)
+    with pytest.raises(UserError, match="no g\\+\\+.*compile_sampling=false"):
+        sampled(model, compiled=True)
+
+
+def fails(**_):
+    raise RuntimeError("no g++ found")
+
+
+def test_a_fixed_cache_stays_where_it_is_until_a_batch_needs_a_larger_one():
+    """A recorded CUDA graph reads and writes at its address, and each new one is recorded anew."""
+    model, places = tiny_qwen2(), []
+    with torch.compiler.set_stance("force_eager"):
+        for prompts, seeds in ((PROMPTS, (1, 2, 3)), (PROMPTS[:1], (1,)), (PROMPTS, (1, 2, 3)), ([[5] * 80] * 4, (1, 2, 3, 4))):
+            sampled(model, prompts, seeds, compiled=True)
+            keys = rows._kept[model][2].layers[0].keys
+            places.append((keys.data_ptr(), *keys.shape))
+    assert len(set(places[:3])) == 1
+    assert places[3][1] > places[0][1] and places[3][3] > places[0][3]
 
 
 def test_the_global_random_state_and_the_model_stay_as_they_are():

@@ -342,4 +342,4 @@ def test_the_loop_knows_no_method_by_name():
     words = {node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
     words |= set(re.findall(r"\w+", "\n".join(line.split("#")[0] for line in source.splitlines() if "import" in line)))
     assert not words & {*METHODS, "GRPO", "SGRPO", "TSPMO", "PPO", "cutoff", "keep_probability", "replay_successes"}
-    assert inspect.getsource(train._train).count("credit_of(") == source.count("credit_of(") == 1
+    assert inspect.getsource(train.learn).count("credit_of(") == source.count("credit_of(") == 1

@@ -135,7 +135,7 @@ class ExperimentConfig(BaseModel):
     compile_sampling: bool = Field(
         False,
         exclude_if=_is_false,
-        description="compile the model's passes in sampling, on a GPU into CUDA graphs; a minute at the start of a run",
+        description="compile the model's passes in sampling, on a GPU into CUDA graphs; its cache stays in memory all along",
     )
     device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?|auto)$", description="cpu, cuda or auto")
 

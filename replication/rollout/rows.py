@@ -1,24 +1,24 @@
 """The passes of the model while a batch is sampled: the rows of its batch, their cache, and the logits behind each row.
 
 ``SharedRows`` computes each distinct prefix once; its shapes change with every token, so every kernel is launched from Python.
-``FixedRows`` computes a row for each completion in shapes that never change, so that torch.compile can replay a whole pass (as a
-CUDA graph on a GPU). What they compute differs by rounding alone.
+``FixedRows`` computes a row for each completion in shapes that do not change, so that torch.compile can make a pass one piece, on a
+GPU a CUDA graph. What they compute differs by rounding alone.
 """
 
 from __future__ import annotations
 
-import contextlib
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from transformers import CompileConfig, DynamicCache, StaticCache
 
-from replication.errors import UserError, first_line
+from replication.errors import UserError, first_line, is_out_of_memory
+from replication.scoring import why_not_packable
 
-#: The length of prompts is rounded up to a multiple of this, and rows to a power of two: each new shape is compiled anew.
-PROMPT_STEP = 128
+#: The length of a fixed cache is rounded up to a multiple of this: each new shape is compiled anew.
+LENGTH_STEP = 64
 
 
 class SharedRows:
@@ -67,45 +67,48 @@ class SharedRows:
 class FixedRows:
     """A row for each completion, ended or not, in a cache that holds the longest answers from the start.
 
-    The last cache of a model is kept for the next batch: a recorded CUDA graph reads and writes at its address.
+    A recorded CUDA graph reads and writes at one address. So the cache of a model is kept for its next batch, and replaced only by
+    one with more rows or longer ones. Smaller batches fill it up with copies of a prompt.
 
     Args, attributes: as of ``SharedRows``.
 
     Raises:
-        UserError: the model has no cache of fixed size, or it cannot be compiled here.
+        UserError: fixed shapes were not checked for this model, or it cannot be compiled here.
     """
 
     def __init__(
         self, causal_lm: nn.Module, prompts: Sequence[Sequence[int]], group_size: int, pad_token_id: int, max_new_tokens: int
     ) -> None:
-        completions = len(prompts) * group_size
-        self.row_C = torch.arange(completions)
+        self.row_C = torch.arange(len(prompts) * group_size)
+        rows, length, self.cache = _fixed_cache(causal_lm, len(self.row_C), max(map(len, prompts)) + max_new_tokens)
         filled = [prompt for prompt in prompts for _ in range(group_size)]
-        filled += filled[-1:] * ((1 << (completions - 1).bit_length()) - completions)
-        prompt_length = -(-max(map(len, prompts)) // PROMPT_STEP) * PROMPT_STEP
-        with _one_line():
-            self.cache = _static_cache(causal_lm, len(filled), prompt_length + max_new_tokens)
-            self.compiled = causal_lm.get_compiled_call(CompileConfig())
-            self.logits_RV, mask = _prefill(causal_lm, self.cache, filled, pad_token_id, prompt_length)
+        filled += filled[-1:] * (rows - len(filled))
+        self.next_place = length - max_new_tokens
+        self.logits_RV, mask = _prefill(causal_lm, self.cache, filled, pad_token_id, self.next_place)
         self.next_R = mask.sum(1)
-        self.mask = torch.cat([mask, mask.new_zeros((len(filled), max_new_tokens))], 1)
-        self.length = prompt_length
-        self.token_R = torch.full((len(filled), 1), pad_token_id)
+        self.mask = torch.cat([mask, mask.new_zeros((rows, max_new_tokens))], 1)
+        self.token_R = torch.full((rows, 1), pad_token_id)
+        self.compiled = causal_lm.get_compiled_call(CompileConfig(dynamic=False))
 
     def extend(self, row_A: Tensor, token_A: Tensor) -> Tensor:
         """Put a token behind the row of each completion that goes on, which keeps its row. What the other rows get is not read."""
         self.token_R[row_A, 0] = token_A
-        self.mask[:, self.length] = 1
+        self.mask[:, self.next_place] = 1
         torch.compiler.cudagraph_mark_step_begin()  # the next pass may write where the logits of this one lie
-        with _one_line():
+        try:
             self.logits_RV = self.compiled(
-                input_ids=self.token_R.to(self.mask.device),
+                input_ids=self.token_R.to(self.mask.device, non_blocking=True),
                 attention_mask=self.mask,
                 position_ids=self.next_R.unsqueeze(1),
                 past_key_values=self.cache,
                 use_cache=True,
             ).logits[:, -1]
-        self.length += 1
+        except Exception as error:  # a missing C compiler, an old GPU: each fails in a way of its own
+            if is_out_of_memory(error):
+                raise
+            reason = first_line(error, with_type=True)
+            raise UserError(f"this model cannot be compiled here ({reason}): set compile_sampling=false") from error
+        self.next_place += 1
         self.next_R = self.next_R + 1
         return row_A
 
@@ -129,30 +132,21 @@ def _prefill(
     return logits, mask
 
 
-#: The last cache of a model and its shape.
-_kept: weakref.WeakKeyDictionary[nn.Module, tuple[tuple[int, int], StaticCache]] = weakref.WeakKeyDictionary()
+#: The cache of a model, with its rows and their length.
+_kept: weakref.WeakKeyDictionary[nn.Module, tuple[int, int, StaticCache]] = weakref.WeakKeyDictionary()
 
 
-def _static_cache(causal_lm: nn.Module, rows: int, length: int) -> StaticCache:
-    """An empty cache of that shape: the model's last one if it fits."""
-    shape, cache = _kept.get(causal_lm, (None, None))
-    if shape is None:
-        torch.compiler.reset()  # torch compiles a function a few times only, and every model counts
-    if shape == (rows, length):
+def _fixed_cache(causal_lm: nn.Module, rows: int, length: int) -> tuple[int, int, StaticCache]:
+    """An empty cache of at least so many rows of at least that length: its rows, their length, itself."""
+    had_rows, had_length, cache = _kept.get(causal_lm, (0, 0, None))
+    if rows <= had_rows and length <= had_length:
         cache.reset()
-        return cache
-    cache = StaticCache(config=causal_lm.config, max_cache_len=length)
-    _kept[causal_lm] = (rows, length), cache
-    return cache
-
-
-@contextlib.contextmanager
-def _one_line() -> Iterator[None]:
-    try:
-        yield
-    except (torch.OutOfMemoryError, torch.AcceleratorError):
-        raise
-    except Exception as error:  # an architecture without such a cache, a missing C compiler: each fails in a way of its own
-        raise UserError(
-            f"this model cannot be compiled here ({first_line(error, with_type=True)}): set compile_sampling=false"
-        ) from error
+        return had_rows, had_length, cache
+    # Layers with a window have masks of their own, and a graph for each place in it.
+    if reason := why_not_packable(causal_lm):
+        raise UserError(f"sampling cannot be compiled for this model ({reason}): set compile_sampling=false")
+    if cache is None:
+        torch.compiler.reset()  # torch compiles a function a few times only, and every model counts
+    rows, length = max(rows, had_rows), max(-(-length // LENGTH_STEP) * LENGTH_STEP, had_length)
+    _kept[causal_lm] = rows, length, StaticCache(config=causal_lm.config, max_cache_len=length)
+    return _kept[causal_lm]

@@ -72,8 +72,8 @@ def generate(
     _check(prompts, temperature, generators)
     causal_lm = unwrapped(model)
     completions = len(prompts) * group_size
-    # The host keeps these and all bookkeeping. It waits for the device twice a token: transformers asks whether the mask is all
-    # ones, and the tokens drawn arrive.
+    # The host keeps these and all bookkeeping. It waits for the device when the tokens drawn arrive, and in eager mode when
+    # transformers asks whether the mask is all ones.
     tokens_CT = torch.full((completions, max_new_tokens), pad_token_id)
     log_probs_CT = torch.zeros((completions, max_new_tokens))
     entropies_CT = torch.zeros((completions, max_new_tokens))

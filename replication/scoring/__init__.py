@@ -14,6 +14,7 @@ from replication.scoring.log_probs import (
     token_log_probs,
     unwrapped,
     upcast,
+    why_not_packable,
 )
 from replication.scoring.packing import pack_groups
 
@@ -26,4 +27,5 @@ __all__ = [
     "token_log_probs",
     "unwrapped",
     "upcast",
+    "why_not_packable",
 ]

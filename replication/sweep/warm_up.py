@@ -13,11 +13,12 @@ from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
 from replication import signals
-from replication.errors import UserError, first_line
+from replication.errors import UserError, first_line, is_out_of_memory
 from replication.sweep.worker import how_it_died, prepare_child
 
 if TYPE_CHECKING:
     from replication.config import ExperimentConfig
+    from replication.groups import Group
 
 STEPS = 3
 
@@ -85,14 +86,8 @@ def _child(connection: Connection, warm_up: Callable, config: ExperimentConfig) 
     except UserError as error:
         outcome = str(error)
     except BaseException as error:  # the parent reports it
-        outcome = "memory" if _out_of_memory(error) else first_line(error, with_type=True)
+        outcome = "memory" if is_out_of_memory(error) else first_line(error, with_type=True)
     connection.send(("end", outcome))
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    # torch.OutOfMemoryError on a GPU; on a CPU torch raises a plain RuntimeError.
-    signs = ("out of memory", "can't allocate memory", "cublas_status_alloc_failed")
-    return isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in signs)
 
 
 def _steps(config: ExperimentConfig, report: Callable[..., None]) -> None:
@@ -100,21 +95,17 @@ def _steps(config: ExperimentConfig, report: Callable[..., None]) -> None:
     import torch
 
     from replication.checks import require_sampled_equals_scored
-    from replication.critic import Critic
-    from replication.groups import credit_of, sample_groups
+    from replication.groups import sample_groups
     from replication.models import load_policy
-    from replication.randomness import stream
     from replication.runs import forget_peak_memory, peak_memory
-    from replication.train import backward
+    from replication.train import learn
     from replication.training_state import TrainingState
 
     torch.set_num_threads(config.threads)
     task = dataclasses.replace(config.load_task(), stop_strings=())
     policy = dataclasses.replace(load_policy(config), eos_token_ids=(-1,))
     problems = sorted(task.train, key=lambda problem: len(problem.prompt), reverse=True)[: config.prompts_per_step]
-    state, method = TrainingState(policy, config.learning_rate), config.build_method()
-    if "values" in getattr(method, "needs", ()):
-        state.critic = TrainingState(Critic(policy, config), config.learning_rate)
+    state, method = TrainingState.of_run(config, policy), config.build_method()
     on_gpu = policy.model.device.type == "cuda"
     if on_gpu:
         properties = torch.cuda.get_device_properties(policy.model.device)
@@ -127,16 +118,26 @@ def _steps(config: ExperimentConfig, report: Callable[..., None]) -> None:
         forget_peak_memory()
         started = time.perf_counter()
         groups = sample_groups(policy, config, task, problems, step)
-        if step == 0:  # as every run does before its first step: what fails there fails here first
-            require_sampled_equals_scored(policy, config, groups)
         groups = [dataclasses.replace(group, rewards=torch.arange(len(group.samples)) % 2.0) for group in groups]
-        state.zero_grad()
-        if state.critic is not None:
-            groups, critic_row, _ = state.critic.trained.judge(groups, method.targets, state.critic.scaler.scale)
-        credits = [credit_of(method, group, stream(config.seed, "selection", step, group.problem.id)) for group in groups]
-        loss, _, _ = backward(config, policy, groups, credits, state.scaler.scale)
-        state.step(loss, config.learning_rate, config.max_grad_norm)  # its norm is read from the GPU, which is then done
-        if state.critic is not None:
-            state.critic.step(critic_row["value_loss"], config.learning_rate, config.max_grad_norm)
+        if step == 0:
+            require_sampled_equals_scored(policy, config, groups)  # as every run does: what fails there fails here first
+            groups = _filling(groups, config.token_budget)
+        learn(config, method, state, groups, step)  # its norm is read from the GPU, which is then done
         peak = peak_memory()["peak_gpu_bytes" if on_gpu else "peak_rss_bytes"]
         report("step", {"seconds": time.perf_counter() - started, "peak_bytes": peak, **machine})
+
+
+def _filling(groups: list[Group], budget: int) -> list[Group]:
+    """The groups, one of them cut so that the first part of a step is as full as the budget allows.
+
+    Whole groups of the greatest length leave a gap, which shorter groups of a run would fill.
+    """
+    room = budget
+    for index, group in enumerate(groups):
+        size = len(group.prompt) + group.generated_tokens
+        length = (room - len(group.prompt)) // len(group.samples)
+        if size > room and index and length > 0:
+            samples = [dataclasses.replace(sample, tokens=sample.tokens[:length]) for sample in group.samples]
+            return [*groups[:index], dataclasses.replace(group, samples=samples), *groups[index + 1 :]]
+        room -= size
+    return groups

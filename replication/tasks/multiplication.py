@@ -95,8 +95,6 @@ def _problem(left: int, right: int) -> Problem:
         "left": left,
         "right": right,
         "completion": split_completion(left, right),
-        # ' ', digits, '*', digits: the last of these, in tokens of the nano base; a test holds it to decisive_positions.
-        "decisive_positions": [len(str(left)) + len(str(right)) + 1],
     }
     return Problem(content_id(prompt), prompt, Decimal(left * right), meta)
 

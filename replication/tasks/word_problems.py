@@ -21,7 +21,7 @@ from random import Random
 from typing import Any
 
 from replication.errors import UserError
-from replication.tasks.asides import CONDITIONS, CUES, LENGTH, Asides, aside
+from replication.tasks.asides import CONDITIONS, CUES, Asides, aside
 from replication.tasks.habits import added, chance, habit
 from replication.tasks.multiplication import mixed_up_product
 from replication.tasks.problem import Problem, Task, bucket, content_id, content_version
@@ -97,15 +97,6 @@ def _prompt(question: str, asides: Asides) -> str:
     return PROMPT.format(question=f"{question} {CUES[asides]}")
 
 
-def _reference_positions(left: int, right: int, asides: Asides) -> list[int]:
-    """``decisive_positions`` of the reference in tokens of the nano base, without its tokenizer; a test holds them equal.
-
-    ' We', ' take', ' ', then the digits of both operands with the operator between them.
-    """
-    start = 3 + (LENGTH if asides == "before" else 0)
-    return list(range(start, start + len(str(left)) + 1 + len(str(right))))
-
-
 def _problem(drawn: dict[str, Any], asides: Asides) -> Problem:
     """The problem under a condition; its reference holds an aside that its question alone decides."""
     prompt, solution = _prompt(drawn["question"], asides), drawn["solution"]
@@ -117,7 +108,6 @@ def _problem(drawn: dict[str, Any], asides: Asides) -> Problem:
         "operands": [solution.left, solution.right],
         "story": re.sub(r"\d+", "#", drawn["question"]),
         "completion": completion(solution, asides, chat),
-        "decisive_positions": _reference_positions(solution.left, solution.right, asides),
         "hasty_completion": completion(drawn["hasty"], asides, chat),
     }
     return Problem(content_id(prompt), prompt, Decimal(solution.result), meta)

@@ -10,6 +10,7 @@ import time
 import pytest
 from tiny_runs import tiny_config
 
+from replication import train
 from replication.config import ExperimentConfig, load_profile
 from replication.errors import UserError
 from replication.sweep import memory_fit as fit
@@ -191,3 +192,18 @@ def test_a_first_step_has_the_longest_answers(random_base):
         config = tiny_config(random_base)
         warm_up._steps(config, lambda kind, value=None: steps.append(value))
     assert len(steps) == 1 + fit.STEPS and set(lengths) == {config.max_new_tokens}
+
+
+def test_a_part_of_a_measured_step_is_as_full_as_any_part_of_a_run(random_base, monkeypatch):
+    """Groups of equal size leave a part of the budget empty, and groups of a run fill it: they held more than was measured."""
+    held: list[int] = []
+    score = train.score
+
+    def watched(model, prompts, completions, credits, **how):
+        held.append(sum(map(len, prompts)) + sum(len(tokens) for group in completions for tokens in group))
+        return score(model, prompts, completions, credits, **how)
+
+    monkeypatch.setattr(train, "score", watched)
+    config = tiny_config(random_base, "grpo", token_budget=100)
+    warm_up._steps(config, lambda kind, value=None: None)
+    assert max(held) >= 100

@@ -65,7 +65,7 @@ def test_an_update_moves_the_adapter(method: str):
     before = {name: parameter.detach().clone() for name, parameter in policy.trainable.items()}
     config = common.nano_config(method)
     groups = common.synthetic_groups(vocabulary=64, prompts=2, group_size=4, prompt_length=5, completion_length=9)
-    common.update(config, policy, common.optimizer_of(config, policy), groups)
+    common.update_of(config, policy)(groups)
     assert any(not torch.equal(before[name], parameter) for name, parameter in policy.trainable.items())
 
 
@@ -80,9 +80,7 @@ def test_a_killed_benchmark_keeps_the_cases_that_it_has(tmp_path: Path, monkeypa
     """The third case fails: the table holds two, the manifest says how many of how many, and the text says so too."""
     peaks = iter([1000, 800])
     monkeypatch.setattr(trl_side, "require_trl", lambda: None)
-    monkeypatch.setattr(
-        bench_memory, "in_own_process", lambda *_: {"peak_bytes": next(peaks), "tokens_in_loss": 9}
-    )
+    monkeypatch.setattr(bench_memory, "in_own_process", lambda *_: {"peak_bytes": next(peaks), "tokens_in_loss": 9})
     with pytest.raises((StopIteration, RuntimeError)):
         bench_memory.main(tmp_path, quick=True)
     table = pd.read_csv(tmp_path / "memory.csv")
