@@ -137,7 +137,8 @@ def _train(config: ExperimentConfig, record: RunDirectory, task: Task, state: Tr
             # Learn: credit, score, differentiate, step.
             update = learn(config, method, state, groups, step)
             if update.overflow and not state.sixteen_bits:
-                raise Diverged(f"loss {update.loss} or its gradient is not finite at step {step + 1}: lower the learning rate")
+                loss = update.metrics["loss"]
+                raise Diverged(f"loss {loss} or its gradient is not finite at step {step + 1}: lower the learning rate")
             if update.overflow:
                 say(f"step {step + 1} is skipped: its gradient is not finite in {policy.dtype}")
 
@@ -160,7 +161,6 @@ class Update:
 
     Attributes:
         credits: of each group.
-        loss: of the batch.
         overflow: no step was taken, since the loss or its gradient is not finite.
         metrics: what the run records of it (docs/metrics.md).
         score_s: seconds to credit, score and differentiate.
@@ -168,7 +168,6 @@ class Update:
     """
 
     credits: list[TokenCredit]
-    loss: float
     overflow: bool
     metrics: dict[str, float | int | None]
     score_s: float
@@ -203,7 +202,7 @@ def learn(config: ExperimentConfig, method: Any, state: TrainingState, groups: S
     metrics |= {"learning_rate": state.learning_rate * warm, **critic_row}
     metrics |= {"tokens_forwarded": forwarded + judged, "tokens_scored": scored}
     update_s = time.perf_counter() - differentiated
-    return Update(credits, loss, learns and norm is None, metrics, differentiated - started, update_s)
+    return Update(credits, learns and norm is None, metrics, differentiated - started, update_s)
 
 
 def backward(
