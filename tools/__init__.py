@@ -1,1 +1,1 @@
-"""What only maintainers run: the generated parts of README and docs/, the dry run of the paper profile, packs of finished runs."""
+"""What only maintainers run: the generated parts of README and docs/ and the dry run of the paper profile."""
