@@ -1,6 +1,6 @@
 # The whole replication by name. `make` alone lists the targets; each makes .venv when it is missing.
 # Variables: PROFILE, PLAN, SEEDS, RATES, WORKERS, ENGINE, ADDRESS, OUT, MODEL, REVISION, SVAMP, DATA, REWARD, METHOD, SET,
-# CLAIM, PYTHON, VENV (see README.md).
+# CLAIM, NOTEBOOKS, PYTHON, VENV (see README.md).
 
 .DEFAULT_GOAL := help
 SHELL := bash
@@ -10,22 +10,7 @@ PYTHON ?= python3
 VENV ?= $(if $(filter replication,$(CONDA_DEFAULT_ENV)),$(CONDA_PREFIX),.venv)
 PROFILE ?= nano
 PLAN ?= default
-SEEDS ?=
-RATES ?=
-WORKERS ?=
 ENGINE ?= local
-ADDRESS ?=
-MODEL ?=
-REVISION ?=
-# Of data/claims.yaml.
-CLAIM ?=
-SVAMP ?=
-DATA ?=
-REWARD ?=
-METHOD ?=
-SET ?=
-# Names of notebooks; all if empty.
-NOTEBOOKS ?=
 OUT ?= results/local/$(PROFILE)
 BASE_OUT ?= results/local/nano-base
 TEST_WORKERS ?= 2
@@ -37,14 +22,15 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 CLI := $(PY) -m replication
 RESULTS := --profile $(call q,$(PROFILE)) --out $(call q,$(OUT))
-SETTINGS := $(if $(MODEL),--set $(call q,model=$(MODEL))) $(if $(REVISION),--set $(call q,revision=$(REVISION))) \
-	$(if $(SVAMP),--svamp $(call q,$(SVAMP))) $(if $(DATA),--data $(call q,$(DATA))) $(if $(REWARD),--reward $(call q,$(REWARD))) \
-	$(foreach setting,$(SET),--set $(call q,$(setting)))
-PLAN_OPTIONS := --plan $(call q,$(PLAN)) $(if $(SEEDS),--seeds $(call q,$(SEEDS))) $(if $(RATES),--rates $(call q,$(RATES))) \
-	$(if $(METHOD),--method $(call q,$(METHOD))) $(SETTINGS)
-NOTEBOOK_OPTIONS := --set $(call q,variant=$(PLAN)) $(if $(SEEDS),--set $(call q,seeds=$(SEEDS)))
-SWEEP_OPTIONS := $(PLAN_OPTIONS) $(if $(WORKERS),--workers $(call q,$(WORKERS))) \
-	$(if $(filter-out local,$(ENGINE)),--engine $(call q,$(ENGINE))) $(if $(ADDRESS),--address $(call q,$(ADDRESS)))
+# Of a variable, nothing if it is empty: --option 'value', or --set 'field=value'.
+opt = $(if $($(1)),--$(2) $(call q,$($(1))))
+set = $(if $($(1)),--set $(call q,$(2)=$($(1))))
+SETTINGS := $(call set,MODEL,model) $(call set,REVISION,revision) $(call opt,SVAMP,svamp) $(call opt,DATA,data) \
+	$(call opt,REWARD,reward) $(foreach setting,$(SET),--set $(call q,$(setting)))
+PLAN_OPTIONS := --plan $(call q,$(PLAN)) $(call opt,SEEDS,seeds) $(call opt,RATES,rates) $(call opt,METHOD,method) $(SETTINGS)
+NOTEBOOK_OPTIONS := --set $(call q,variant=$(PLAN)) $(call set,SEEDS,seeds)
+SWEEP_OPTIONS := $(PLAN_OPTIONS) $(call opt,WORKERS,workers) \
+	$(if $(filter-out local,$(ENGINE)),$(call opt,ENGINE,engine)) $(call opt,ADDRESS,address)
 PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PY) -m pytest
 
 .PHONY: help setup all smoke test test-full test-browser test-gpu test-real figures report verify check publish small prompts paper \
@@ -115,8 +101,7 @@ verify: $(STAMP) ## compare your tables in OUT with the committed ones, claim by
 	$(CLI) verify $(RESULTS)
 
 check: $(STAMP) ## run what one claim rests on with 3 seeds: CLAIM=N4, its interval beside the committed one
-	@$(CLI) check $(call q,$(CLAIM)) $(if $(SEEDS),--seeds $(call q,$(SEEDS))) $(if $(WORKERS),--workers $(call q,$(WORKERS))) \
-		$(SETTINGS)
+	@$(CLI) check $(call q,$(CLAIM)) $(call opt,SEEDS,seeds) $(call opt,WORKERS,workers) $(SETTINGS)
 
 publish: $(STAMP) ## copy tables, figures and pages of OUT over the committed ones
 	$(CLI) publish $(RESULTS)
@@ -133,7 +118,7 @@ prompts: $(STAMP) ## measure the base under each prompt template on the validati
 	@$(CLI) prompts $(RESULTS) $(SETTINGS)
 
 paper-dryrun: $(STAMP) ## the paper profile in minutes, offline: a random model, two steps a run (no evidence)
-	HF_HUB_OFFLINE=1 $(PY) -m tools.dryrun --out results/local/dryrun $(if $(SVAMP),--svamp $(call q,$(SVAMP))) $(if $(WORKERS),--workers $(call q,$(WORKERS)))
+	HF_HUB_OFFLINE=1 $(PY) -m tools.dryrun --out results/local/dryrun $(call opt,SVAMP,svamp) $(call opt,WORKERS,workers)
 
 base: $(STAMP) ## pre-train the nano base again into BASE_OUT and compare it with the shipped one
 	$(CLI) base --out $(call q,$(BASE_OUT))

@@ -54,7 +54,7 @@ def short_run(method: str, scoring: str, *, steps: int, **sizes: int) -> dict[st
     """Mean seconds of a step and its parts in a short run, and seconds of one validation and of the final evaluation."""
     config = common.nano_config(method, scoring=scoring, steps=steps, eval_every=NEVER, checkpoint_every=NEVER, threads=1, **sizes)
     with tempfile.TemporaryDirectory(prefix="bench-run-") as folder:
-        train.run(config, folder, progress=False)
+        train.run(config, folder)
         lines = [json.loads(line) for line in (Path(folder) / "timings.jsonl").read_text().splitlines()]
     of_steps = [line for line in lines if "step_s" in line]
     validation, final = (line["evaluation_s"] for line in lines if "evaluation_s" in line)

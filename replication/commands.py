@@ -212,8 +212,8 @@ def notebooks(options: argparse.Namespace) -> int:
         raise UserError("the notebooks are in the repository, not in an installed package: run this in a clone")
     if options.no_train and any("train" in parameters(name) for name in names):
         given["train"] = False
-    for executed in run_all(options.profile, out, names, given=given):
-        print(executed.page)
+    for page in run_all(options.profile, out, names, given=given):
+        print(page)
     return 0
 
 

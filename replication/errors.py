@@ -31,6 +31,3 @@ class Stopped(RuntimeError):
     def __init__(self, signum: int) -> None:
         super().__init__(f"stopped by signal {signum}, the work so far is saved")
         self.signum = signum
-
-    def __reduce__(self) -> tuple[type[Stopped], tuple[int]]:
-        return type(self), (self.signum,)

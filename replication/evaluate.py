@@ -52,28 +52,24 @@ def evaluate(
     Raises:
         Stopped: a signal came; there is nothing of an evaluation to save, which is done again from its start.
     """
-    size = config.eval_batch_size
-    batches = [problems[start : start + size] for start in range(0, len(problems), size)]
-    return [result for batch in batches for result in _answers(policy, config, task, batch, sampled)]
-
-
-def _answers(policy: Policy, config: ExperimentConfig, task: Task, batch: Sequence[Problem], sampled: int) -> list[ItemResult]:
-    raise_if_stopped()
-    prompts = [policy.encode(problem.prompt) for problem in batch]
-    completions = sample_in_chunks(
-        policy,
-        config,
-        task,
-        prompts,
-        group_size=1,
-        temperature=config.temperature if sampled else 0.0,
-        generators=[stream(config.seed, "evaluation", sampled, problem.id) for problem in batch] if sampled else None,
-    )
     results = []
-    for problem, prompt, (sample,) in zip(batch, prompts, completions, strict=True):
-        text = policy.decode(sample.tokens)
-        value = reward_under(task, text, sample.truncated, problem)
-        results.append(ItemResult(problem, prompt, sample, text, value, bool(value) if task.reward is None else None))
+    for start in range(0, len(problems), config.eval_batch_size):
+        raise_if_stopped()
+        batch = problems[start : start + config.eval_batch_size]
+        prompts = [policy.encode(problem.prompt) for problem in batch]
+        completions = sample_in_chunks(
+            policy,
+            config,
+            task,
+            prompts,
+            group_size=1,
+            temperature=config.temperature if sampled else 0.0,
+            generators=[stream(config.seed, "evaluation", sampled, problem.id) for problem in batch] if sampled else None,
+        )
+        for problem, prompt, (sample,) in zip(batch, prompts, completions, strict=True):
+            text = policy.decode(sample.tokens)
+            value = reward_under(task, text, sample.truncated, problem)
+            results.append(ItemResult(problem, prompt, sample, text, value, bool(value) if task.reward is None else None))
     return results
 
 
@@ -151,8 +147,8 @@ def step_metrics(
     """The metrics of one step's rollouts and credits.
 
     reward: mean over the originals (replays aside). tied_groups: share of groups whose rewards are all equal. kept_fraction:
-    credited over generated tokens of the groups that can teach, which are those that do not tie, and under a method that credits
-    tied groups too all of them; None if none can. kept_share_all: the same over all groups.
+    credited over generated tokens in the groups that can teach; None if none can. A group can teach if its rewards differ or if the
+    method credits it all the same. kept_share_all: the same over all groups.
     entropy: mean over generated tokens, in nats. kl_to_base: k3 on all tokens of the step's first group, a cheap and noisy
     estimate, in nats. truncated: share of completions cut at the length limit. stopped: share that a stop string ended, for a
     task that has stop strings.

@@ -36,13 +36,12 @@ from replication.training_state import TrainingState
 from replication.user_code import is_import_path
 
 
-def run(config: ExperimentConfig, run_dir: str | Path, *, progress: bool | None = None) -> RunSummary:
+def run(config: ExperimentConfig, run_dir: str | Path) -> RunSummary:
     """Train and evaluate one run in ``run_dir``: start it, resume it, or leave it alone if it is finished.
 
     Args:
         config: everything that decides the outcome.
         run_dir: the run's folder; made if missing.
-        progress: show a progress bar; default: if stderr is a terminal.
 
     Returns:
         The run's summary, also in summary.json. Its status is "diverged" if a loss, a gradient or a logit was not finite; the
@@ -84,7 +83,7 @@ def run(config: ExperimentConfig, run_dir: str | Path, *, progress: bool | None 
         state = TrainingState.of_run(config, policy)
         try:
             if policy.trainable:
-                _train(config, record, task, state, progress)
+                _train(config, record, task, state)
             final = _evaluate(config, record, task, policy)
         except Diverged as error:
             if not state.validated:  # the base itself gives no numbers: there is nothing to go back to
@@ -107,7 +106,7 @@ def _evaluate(config: ExperimentConfig, record: RunDirectory, task: Task, policy
     return final
 
 
-def _train(config: ExperimentConfig, record: RunDirectory, task: Task, state: TrainingState, progress: bool | None) -> None:
+def _train(config: ExperimentConfig, record: RunDirectory, task: Task, state: TrainingState) -> None:
     method, policy = config.build_method(), state.trained
     first, tensors = record.load_checkpoint() or (0, None)
     if tensors is not None:
@@ -115,9 +114,8 @@ def _train(config: ExperimentConfig, record: RunDirectory, task: Task, state: Tr
     # Lengths of the run's growing files after the last whole step: a resumed run cuts them back to it.
     lengths = record.lengths()
     step = first
-    show = bool(sys.stderr and sys.stderr.isatty()) if progress is None else progress
     name = f"{config.task} {config.method}"
-    bar = tqdm(range(first, config.steps), initial=first, total=config.steps, disable=not show, desc=name)
+    bar = tqdm(range(first, config.steps), initial=first, total=config.steps, disable=None if sys.stderr else True, desc=name)
     try:
         for step in bar:
             lengths = record.lengths()

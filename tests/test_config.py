@@ -19,7 +19,7 @@ from tiny_runs import HELPERS, TRAINED, make_base, tiny_config
 from replication import base_files, tasks, train
 from replication.__main__ import main
 from replication.ablations import plan
-from replication.config import ExperimentConfig, experiment, load_profile, make_config, profile_plan, run_command
+from replication.config import ExperimentConfig, experiment, load_profile, profile_plan, run_command
 from replication.errors import UserError
 from replication.names import METHODS, NANO_BASE, PROFILES, ROOT, TASKS
 
@@ -95,7 +95,7 @@ def another(base: Path, field: str) -> tuple[ExperimentConfig, ExperimentConfig]
     own = {"replay_successes": "t_spmo", "replay_failures": "t_spmo", "gae_lambda": "ppo", "critic_learning_rate": "ppo"}
     kind = own.get(field, "s_grpo")
     config = tiny_config(base, kind)
-    return config, make_config(**(config.model_dump() | OTHER_VALUES[field]))
+    return config, ExperimentConfig(**(config.model_dump() | OTHER_VALUES[field]))
 
 
 BAD = [
@@ -143,7 +143,7 @@ def test_what_is_impossible_is_refused_in_one_line(random_base, change, message)
     if "method" in change:
         change = tiny_config(random_base, "s_grpo").model_dump() | {"selector": None, "denominator": None} | change
         with pytest.raises(UserError) as error:
-            make_config(**change)
+            load_profile(change.pop("profile"), **change)
     else:
         with pytest.raises(UserError) as error:
             tiny_config(random_base, "s_grpo", **change)
@@ -158,11 +158,6 @@ def test_the_base_is_not_trained():
 def test_every_mistake_is_named_at_once(random_base):
     with pytest.raises(UserError, match=r"steps: .*; keep_probability: .*; speed is not a setting"):
         tiny_config(random_base, "s_grpo", steps=-1, keep_probability=2, speed=3)
-
-
-def test_a_missing_field_is_named():
-    with pytest.raises(UserError, match="profile: Field required"):
-        make_config(task="multiplication", method="base", steps=0)
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,7 @@ def test_in_16_bits_it_is_refused_too(absolute, monkeypatch):
 def test_a_run_compares_before_its_first_update(random_base, tmp_path, monkeypatch):
     monkeypatch.setattr("replication.checks.LIMIT_FLOAT32", -1.0)
     with pytest.raises(UserError, match="sampling and scoring disagree"):
-        run(tiny_config(random_base, **SMALL), tmp_path / "run", progress=False)
+        run(tiny_config(random_base, **SMALL), tmp_path / "run")
     assert not steps(tmp_path / "run")
 
 

@@ -39,8 +39,8 @@ class SelectedGRPO:
 
     - random: ceil(share * |y(i)|) tokens, uniformly;
     - unbiased: each token with probability share, independently, with weight 1 / (G * |y(i)| * share) (arXiv 2603.06619);
-    - prefix_cut: the tokens before a cut. Its place over |y(i)| is uniform with mean share, as wide as 0 and 1 allow (the
-      idea of arXiv 2603.06619; the range is our reconstruction);
+    - prefix_cut: the tokens before a random cut. The cut's place over |y(i)| is uniform with mean share, over the widest range
+      within 0 and 1 (the idea of arXiv 2603.06619; the range is our reconstruction);
     - earliest, latest: the first, the last ceil(share * |y(i)|) tokens;
     - entropy, low_entropy: those of highest, lowest entropy. Highest is the idea of arXiv 2506.01939 and lowest its control;
       there the rank is over the batch, here within the completion, so that every completion keeps the same share.
@@ -101,8 +101,7 @@ class SelectedGRPO:
         if is_tied(values):
             return TokenCredit.empty()
         advantages = group_advantages(values, ddof=self.ddof, eps=self.eps)
-        completion, position = flat_positions(completions)
-        lengths = np.array([len(tokens) for tokens in completions], dtype=np.int64)
+        completion, position, lengths = flat_positions(completions)
         kept = np.flatnonzero(self._kept_mask(completion, position, lengths, generator, entropies))  # [1]
         completion, position = completion[kept], position[kept]
         if self.selector == "unbiased":
@@ -170,12 +169,11 @@ class BranchGRPO:
         values = check_group(completions, rewards)
         if is_tied(values):
             return TokenCredit.empty()
-        completion, position = flat_positions(completions)
+        completion, position, lengths = flat_positions(completions)
         trie = build_trie(completions)
         mean = np.bincount(trie.path, weights=values[completion]) / np.bincount(trie.path)
         before = np.where(trie.parent >= 0, mean[trie.parent], values.mean())
         scale = values.std(ddof=self.ddof) + self.eps
         branch = (mean - before)[trie.path] / scale  # [3]
-        lengths = np.array([len(tokens) for tokens in completions])
         advantage = group_advantages(values, ddof=self.ddof, eps=self.eps)[completion] + branch
         return TokenCredit.from_arrays(completion, position, advantage, 1.0 / (len(completions) * lengths[completion]))

@@ -111,16 +111,16 @@ def check_normalisation(ddof: int, eps: float) -> None:
         raise ValueError(f"eps must be 0 or more, not {eps!r}")
 
 
-def flat_positions(completions: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
-    """(completion, position) of every generated token, completion by completion: two (T,) arrays."""
+def flat_positions(completions: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(completion, position) of every generated token, completion by completion, two (T,) arrays; and the (G,) lengths."""
     lengths = np.array([len(tokens) for tokens in completions], dtype=np.int64)
     completion = np.repeat(np.arange(len(completions)), lengths)
     starts = np.repeat(np.cumsum(lengths) - lengths, lengths)
-    return completion, np.arange(lengths.sum()) - starts
+    return completion, np.arange(lengths.sum()) - starts, lengths
 
 
 def every_token(completions: Sequence[Sequence[int]]) -> TokenCredit:
     """All tokens with advantage 1 and weight 1 over their number: to score a group rather than to learn from it."""
-    completion, position = flat_positions(completions)
+    completion, position, _ = flat_positions(completions)
     ones = np.ones(len(completion))
     return TokenCredit.from_arrays(completion, position, ones, ones / max(len(completion), 1))

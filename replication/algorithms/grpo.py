@@ -70,9 +70,8 @@ class GRPO:
         if is_tied(values):
             return TokenCredit.empty()
         advantages = group_advantages(values, ddof=self.ddof, eps=self.eps)
-        completion, position = flat_positions(completions)
+        completion, position, lengths = flat_positions(completions)
         if self.denominator == "completion":
-            lengths = np.array([len(tokens) for tokens in completions])
             weight = 1.0 / (len(completions) * lengths[completion])
         else:
             weight = np.full(len(completion), 1.0 / max(len(completion), 1))

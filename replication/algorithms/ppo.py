@@ -84,9 +84,8 @@ class PPO:
             tensor([0.2500, 0.2500, 0.5000])
         """
         advantages = self._advantages(completions, rewards, values)
-        completion, position = flat_positions(completions)
+        completion, position, lengths = flat_positions(completions)
         if self.denominator == "completion":
-            lengths = np.array([len(tokens) for tokens in completions])
             weight = 1.0 / (len(completions) * lengths[completion])
         else:
             weight = np.full(len(completion), 1.0 / max(len(completion), 1))

@@ -90,11 +90,10 @@ class SGRPO:
         if is_tied(values):
             return TokenCredit.empty()
         advantages = group_advantages(values, ddof=self.ddof, eps=self.eps)
-        completion, position = flat_positions(completions)
+        completion, position, lengths = flat_positions(completions)
         kept = self._kept_mask(completion, position, generator)  # [1]
         completion, position = completion[kept], position[kept]
         kept_count = np.bincount(completion, minlength=len(completions))
-        lengths = np.array([len(tokens) for tokens in completions])
         divisor = kept_count if self.denominator == "kept" else lengths
         weight = 1.0 / (len(completions) * divisor[completion])
         return TokenCredit.from_arrays(completion, position, advantages[completion], weight)

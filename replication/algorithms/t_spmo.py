@@ -78,7 +78,7 @@ class TSPMO:
         if is_tied(values):
             return TokenCredit.empty()
         trie = build_trie(completions)
-        completion, position = flat_positions(completions)
+        completion, position, _ = flat_positions(completions)
 
         # Mean reward of the completions that begin with each prefix. The token at position t completes a prefix of t + 1 tokens,
         # and a replay is a sample of the policy only given prefixes at least as long as its start. [3]

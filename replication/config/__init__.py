@@ -8,6 +8,6 @@ from __future__ import annotations
 
 from replication.config.command_line import parse_settings, run_command
 from replication.config.experiment import FIELDS_OF_A_METHOD, ExperimentConfig
-from replication.config.profiles import load_profile, make_config, profile_plan
+from replication.config.profiles import load_profile, profile_plan
 
-__all__ = ["FIELDS_OF_A_METHOD", "ExperimentConfig", "load_profile", "make_config", "parse_settings", "profile_plan", "run_command"]
+__all__ = ["FIELDS_OF_A_METHOD", "ExperimentConfig", "load_profile", "parse_settings", "profile_plan", "run_command"]

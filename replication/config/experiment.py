@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import operator
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -50,11 +51,6 @@ _FIELD_OF_A_TASK = {"word_problems": "asides", "svamp": "svamp_source", "jsonl":
 MEMORY_FIELDS = ("token_budget", "activation_checkpointing")
 #: Left out of the run id: paths of local files, whose bytes it covers, and what changes no number or rounding alone.
 _NO_PART = {"svamp_source", "data", "tensorboard", "sample_budget", "compile_sampling"}
-
-
-def _is_false(value: bool) -> bool:
-    """A field that is left out where it is not set: a run without it has the config, the id and the tables of before."""
-    return not value
 
 
 class ExperimentConfig(BaseModel):
@@ -134,7 +130,7 @@ class ExperimentConfig(BaseModel):
     activation_checkpointing: bool = Field(False, description="recompute activations in the backward pass to save memory")
     compile_sampling: bool = Field(
         False,
-        exclude_if=_is_false,
+        exclude_if=operator.not_,
         description="compile the model's passes in sampling, on a GPU into CUDA graphs; its cache stays in memory all along",
     )
     device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?|auto)$", description="cpu, cuda or auto")
@@ -157,7 +153,7 @@ class ExperimentConfig(BaseModel):
     checkpoint_every: int = Field(25, ge=1, description="steps between checkpoints: the most a kill can cost")
     tensorboard: bool = Field(
         False,
-        exclude_if=_is_false,
+        exclude_if=operator.not_,
         description="also write TensorBoard event files beside metrics.jsonl (extra tensorboard)",
     )
 

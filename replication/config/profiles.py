@@ -15,18 +15,6 @@ from replication.names import METHODS, PROFILES, TASKS
 from replication.user_code import is_import_path
 
 
-def make_config(**values: Any) -> ExperimentConfig:
-    """An ExperimentConfig, with what is wrong said in one line.
-
-    Raises:
-        UserError: naming every field that is unknown or impossible.
-    """
-    try:
-        return ExperimentConfig(**values)
-    except ValidationError as error:
-        raise UserError(f"bad config: {_one_line(error)}") from None
-
-
 def _one_line(error: ValidationError) -> str:
     parts = []
     for item in error.errors():
@@ -75,7 +63,10 @@ def load_profile(
     values |= profile["tasks"].get(task) or {}
     values |= {key: value for key, value in own.items() if key != "tasks"}
     values |= own.get("tasks", {}).get(task) or {}
-    return make_config(**(values | overrides))
+    try:
+        return ExperimentConfig(**(values | overrides))
+    except ValidationError as error:
+        raise UserError(f"bad config: {_one_line(error)}") from None
 
 
 def profile_plan(name: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Executed notebooks without what differs between two runs or two machines: times, progress bars, absolute paths."""
+"""Remove from an executed notebook what differs between two runs or two machines: times, progress bars, absolute paths."""
 
 from __future__ import annotations
 

@@ -46,21 +46,20 @@ def parameters(name: str, folder: Path = FOLDER) -> dict[str, Any]:
     return found
 
 
-def check_parameters(name: str, given: Mapping[str, Any], folder: Path = FOLDER) -> dict[str, Any]:
-    """``given`` as a dictionary, if the notebook has these parameters with these types.
+def check_parameters(name: str, given: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Those of ``given`` that are parameters of the notebook.
 
     Raises:
-        UserError: for a parameter that the notebook does not have, or a value of another type than its default.
+        UserError: for a value of another type than the parameter's default.
     """
     defaults = parameters(name, folder)
-    for key, value in given.items():
-        if key not in defaults:
-            raise UserError(f"notebook {name} has no parameter {key!r}: choose from {', '.join(defaults)}")
+    own = {key: value for key, value in given.items() if key in defaults}
+    for key, value in own.items():
         types = _types(key, defaults[key])
         if type(value) not in types:
             wanted = " or ".join("None" if kind is type(None) else kind.__name__ for kind in types)
             raise UserError(f"parameter {key} of notebook {name} must be {wanted}, not {value!r}")
-    return dict(given)
+    return own
 
 
 def _types(key: str, default: Any) -> tuple[type, ...]:

@@ -10,7 +10,6 @@ import os
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from replication.errors import Stopped, UserError
 from replication.notebooks.cleaning import cleaned, one_line
 from replication.notebooks.contents import note_seconds, title
 from replication.notebooks.kernels import ended_by_signals, kernel_manager
-from replication.notebooks.parameters_cell import FOLDER, check_parameters, notebook_names, parameters
+from replication.notebooks.parameters_cell import FOLDER, check_parameters, notebook_names
 from replication.report import notebook_page
 from replication.runs import atomic_write, explained, make_folder
 from replication.signals import raise_if_stopped
@@ -34,15 +33,6 @@ class NotebooksFailed(UserError):
     exit_status = 1
 
 
-@dataclass(frozen=True)
-class Executed:
-    """A notebook that ran to its end, and the files it became."""
-
-    name: str
-    notebook: Path
-    page: Path
-
-
 def run_all(
     profile: str,
     results_dir: str | Path,
@@ -50,7 +40,7 @@ def run_all(
     given: Mapping[str, Any] | None = None,
     *,
     folder: Path = FOLDER,
-) -> list[Executed]:
+) -> list[Path]:
     """Execute notebooks one after the other, each in a fresh kernel of this Python with one thread.
 
     Args:
@@ -70,7 +60,7 @@ def run_all(
     # Relative to the notebook's folder, so that its executed copy names no folder of this machine.
     seen = os.path.relpath(Path(results_dir).resolve(), folder.resolve())
     shared = {"profile": profile, "results_dir": seen, **(given or {})}
-    plan = {name: _for_notebook(name, shared, folder) for name in chosen}
+    plan = {name: check_parameters(name, shared, folder) for name in chosen}
     for key in given or {}:
         if not any(key in own for own in plan.values()):
             raise UserError(f"none of these notebooks has a parameter {key!r}: {', '.join(chosen)}")
@@ -85,7 +75,7 @@ def run_all(
             done.append(_execute(name, plan[name], folder, target))
             note_seconds(target, name, time.monotonic() - started)
         except _CellFailed as error:
-            failures.append(f"notebook {name} failed in code cell {error.cell} ({error.reason})")
+            failures.append(f"notebook {name} failed in {error}")
         except Exception as error:  # no answer of a kernel, or no page: the other notebooks can still run
             raise_if_stopped()
             if isinstance(error, Stopped) or isinstance(error.__cause__, OSError):  # a full disk stops them all
@@ -97,18 +87,11 @@ def run_all(
     return done
 
 
-def _for_notebook(name: str, shared: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    own = parameters(name, folder)
-    return check_parameters(name, {key: value for key, value in shared.items() if key in own}, folder)
-
-
 class _CellFailed(Exception):
-    def __init__(self, cell: int, reason: str) -> None:
-        super().__init__(reason)
-        self.cell, self.reason = cell, reason
+    """A cell raised or its kernel died; the text says which cell and why."""
 
 
-def _execute(name: str, given: Mapping[str, Any], folder: Path, target: Path) -> Executed:
+def _execute(name: str, given: Mapping[str, Any], folder: Path, target: Path) -> Path:
     import nbformat
     import papermill
     from nbclient.exceptions import DeadKernelError
@@ -143,14 +126,14 @@ def _execute(name: str, given: Mapping[str, Any], folder: Path, target: Path) ->
                 reason = f"its kernel died: {one_line(str(error))}; runs that were finished or saved are kept"
             else:
                 reason = f"{error.ename}: {one_line(error.evalue)}"
-            raise _CellFailed(cell, reason) from None
+            raise _CellFailed(f"code cell {cell} ({reason})") from None
         notebook = cleaned(nbformat.read(copy, as_version=4))
-    paths = Executed(name, target / f"{name}.ipynb", target / f"{name}.html")
-    atomic_write(paths.notebook, nbformat.writes(notebook) + "\n")
+    page = target / f"{name}.html"
+    atomic_write(target / f"{name}.ipynb", nbformat.writes(notebook) + "\n")
     unfolded, figures = name.startswith("0"), target.parent / "figures"
-    atomic_write(paths.page, notebook_page(notebook, title(notebook, name), show_code=unfolded, figures=figures))
+    atomic_write(page, notebook_page(notebook, title(notebook, name), show_code=unfolded, figures=figures))
     failed.unlink(missing_ok=True)
-    return paths
+    return page
 
 
 def cells_started(notebook: Any) -> int:

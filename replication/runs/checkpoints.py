@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from replication.console import say
 from replication.runs.files import atomic_write, explained, make_folder, remove_leftovers
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-log = logging.getLogger("replication")
 
 KEPT = 2
 #: What the names of the tensors that hold lengths begin with.
@@ -68,7 +66,7 @@ def intact(folder: Path) -> Iterator[tuple[int, dict[str, Tensor], dict[str, int
                 raise ValueError("its bytes do not have the checksum in its name")
             whole = safetensors.torch.load(data)
         except (ValueError, safetensors.SafetensorError) as error:
-            log.warning("checkpoint %s is damaged (%s): going back to the one before", path, error)
+            say(f"warning: checkpoint {path} is damaged ({error}): going back to the one before")
             continue
         lengths = {name.removeprefix(_LENGTH): int(whole.pop(name)) for name in list(whole) if name.startswith(_LENGTH)}
         yield _step(path), whole, lengths

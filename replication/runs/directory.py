@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
-import logging
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -18,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
+from replication.console import say
 from replication.errors import UserError
 from replication.names import SCHEMA_VERSION
 from replication.runs import checkpoints
@@ -30,8 +29,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from replication.config import ExperimentConfig
-
-log = logging.getLogger("replication")
 
 ITEM_COLUMNS = ("split", "item_id", "template", "correct", "reward", "truncated", "parsed")
 _GROWING = ("metrics.jsonl", "timings.jsonl", "samples.jsonl")
@@ -65,7 +62,7 @@ class RunDirectory:
         self._show = live_curves(path / "tensorboard") if config.tensorboard else None
         remove_leftovers(path)
         earlier = read_json(path / "manifest.json", "a manifest") if (path / "manifest.json").exists() else {}
-        settings = json.loads(to_json(config.model_dump(mode="json")))
+        settings = config.model_dump(mode="json")
         started_before = self._has_started()
         # A config.json without a run's manifest is somebody's file, a model's for instance, and is never written over.
         if (path / "config.json").exists() and (started_before or "run_id" not in earlier):
@@ -129,7 +126,7 @@ class RunDirectory:
     def _note_earlier_start(self, earlier: Mapping[str, Any]) -> None:
         """Keep in the manifest what the earlier starts ran on, where that differs from now."""
         if earlier["commit"] != self.manifest["commit"]:
-            log.warning("%s started at commit %s and goes on at %s", self.path, earlier["commit"], self.manifest["commit"])
+            say(f"warning: {self.path} started at commit {earlier['commit']} and goes on at {self.manifest['commit']}")
         start = {name: earlier[name] for name in ("started", "commit", "dirty")}
         start |= {name: earlier[name] for name in ("python", "packages") if earlier[name] != self.manifest[name]}
         self.manifest |= {name: earlier.get(name) for name in ("model_commit", "dtype")}
@@ -183,7 +180,7 @@ class RunDirectory:
             if lengths.keys() == now_there.keys() and all(lengths[name] <= now_there[name] for name in lengths):
                 self._cut(lengths)
                 return step, tensors
-            log.warning("the checkpoint of step %s counts on lines that are not there: going back to the one before", step)
+            say(f"warning: the checkpoint of step {step} counts on lines that are not there: going back to the one before")
         self._cut(dict.fromkeys(_GROWING, 0))
         return None
 

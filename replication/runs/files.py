@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import secrets
 from collections.abc import Iterator
@@ -93,16 +92,8 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def finite(value: Any) -> Any:
-    """The same value with floats that are not finite replaced by None, at any depth: JSON has no NaN."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {str(key): finite(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(inner) for inner in value]
-    if hasattr(value, "item") and not isinstance(value, str | bytes):  # a scalar of numpy or torch
-        return finite(value.item())
-    return value
+    """The value as JSON gives it back, with None for floats that are not finite; scalars of numpy and torch are numbers."""
+    return json.loads(json.dumps(value, default=lambda scalar: scalar.item()), parse_constant=lambda _: None)
 
 
 def to_json(value: Any, *, indent: int | None = None) -> str:

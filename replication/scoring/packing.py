@@ -1,8 +1,8 @@
 """How a group becomes one row of tokens: its prompt, then each needed node of its completions' trie once.
 
-The log-prob of token v after prefix p needs the hidden state of p's last token and of nothing that comes after it. So of the
-trie only the nodes above a credited token are laid out; an ancestor mask lets each of them see the prompt and its own prefix,
-and its position is its depth, so that the model computes for it exactly what it would compute for the completion alone.
+The log-prob of token v after prefix p needs the hidden state of p's last token and of nothing that comes after it. So a row holds
+only the trie's nodes above a credited token. A mask lets each node see the prompt and its own prefix, and its position is its
+depth: the model computes for it exactly what it would compute for the completion alone.
 """
 
 from __future__ import annotations
@@ -181,18 +181,12 @@ def _joined(rows: Sequence[PackedRow]) -> PackedRow:
 
 
 def subtree_end(parent: np.ndarray) -> np.ndarray:
-    """(L,) index behind the last token that comes after each one in some sequence; in depth-first order those are neighbours."""
+    """(L,) for each token the index behind its last descendant. In depth-first order its descendants stand directly behind it."""
     end = np.arange(1, len(parent) + 1)
     for child in range(len(parent) - 1, -1, -1):
         if parent[child] >= 0:
             end[parent[child]] = max(end[parent[child]], end[child])
     return end
-
-
-def ancestor_mask(row: PackedRow) -> np.ndarray:
-    """(L, L) bool, True where the query (first axis) may see the key: itself, the prompt before it, its own prefix."""
-    place, end = np.arange(len(row)), subtree_end(row.parent)
-    return (place[None, :] <= place[:, None]) & (place[:, None] < end[None, :])
 
 
 def collate(rows: Sequence[PackedRow], device: torch.device) -> tuple[Tensor, Tensor]:

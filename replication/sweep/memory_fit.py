@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from replication.console import say
 from replication.errors import UserError
 from replication.runs import atomic_write, cores, make_folder
+from replication.sweep.pool import gpus
 from replication.sweep.preflight import weight_bytes
 from replication.sweep.queue import cost
 from replication.sweep.warm_up import STEPS, Attempt, in_child
@@ -50,7 +51,6 @@ class Fit:
         step_s: seconds of a step, the first left out where there are others: it also warms up. A lower bound if ``steps`` is 0.
         peak_bytes: the most that any step held; None if no step ended in time.
         steps: whole steps that were measured.
-        tries: how many settings were tried.
     """
 
     settings: dict[str, Any]
@@ -61,7 +61,6 @@ class Fit:
     device: str
     gpus: int
     steps: int
-    tries: int
 
     @property
     def workers(self) -> int:
@@ -133,9 +132,8 @@ def find(config: ExperimentConfig, attempt: Callable[[ExperimentConfig, float], 
             peak_bytes=max((step["peak_bytes"] for step in made.steps), default=None),
             total_bytes=last["total_bytes"],
             device=last["device"],
-            gpus=_gpus(config),
+            gpus=len(gpus([config])),
             steps=len(made.steps),
-            tries=tries,
         )
     raise UserError(f"out of memory whatever was set, at last {_words(settings)}: {_advice(config)}")
 
@@ -152,7 +150,7 @@ def fitting(configs: Sequence[ExperimentConfig], runs_dir: Path, *, measure: Cal
     """The settings that fit these runs: read from ``measured.json`` beside ``runs_dir``, or measured. One run must be demanding."""
     config = heaviest(config for config in configs if is_demanding(config))
     dumped = config.model_dump(mode="json")
-    of = {name: dumped.get(name) for name in _DECIDES} | {"machine": platform.node(), "gpus": _gpus(config)}
+    of = {name: dumped.get(name) for name in _DECIDES} | {"machine": platform.node(), "gpus": len(gpus([config]))}
     of["visible"] = os.environ.get("CUDA_VISIBLE_DEVICES")  # another card of the machine has another memory
     path = runs_dir.parent / FILE
     try:
@@ -167,13 +165,6 @@ def fitting(configs: Sequence[ExperimentConfig], runs_dir: Path, *, measure: Cal
         make_folder(path.parent)
         atomic_write(path, json.dumps({"of": of, **dataclasses.asdict(found)}, indent=2) + "\n")
     return found
-
-
-def _gpus(config: ExperimentConfig) -> int:
-    import torch
-
-    # Only counted: asking for more would make this process hold memory on a GPU while the runs need it.
-    return torch.cuda.device_count() if config.device != "cpu" and torch.cuda.is_available() else 0
 
 
 def sentences(fit: Fit, configs: Sequence[ExperimentConfig], workers: int) -> Iterator[str]:

@@ -28,8 +28,8 @@ def run(queue: RunQueue, workers: int | None, target: str) -> None:
     Raises:
         Stopped: a signal came; the workers have saved and ended.
     """
-    gpus = _gpus(queue.configs[run_id] for run_id in queue.waiting)
-    pool = _Pool(queue, min(workers or len(gpus) or cores(), len(queue.waiting)), gpus, target)
+    own = gpus(queue.configs[run_id] for run_id in queue.waiting)
+    pool = _Pool(queue, min(workers or len(own) or cores(), len(queue.waiting)), own, target)
     queue.announce(f"in {len(pool.workers)} processes")
     try:
         while queue.waiting or queue.running:
@@ -116,7 +116,7 @@ class _Pool:
             worker.connection.close()
 
 
-def _gpus(configs: Iterable[ExperimentConfig]) -> list[str]:
+def gpus(configs: Iterable[ExperimentConfig]) -> list[str]:
     """The GPUs to hand to the workers, one each, if the configs ask for any."""
     if not any(config.device in ("cuda", "auto") for config in configs):
         return []

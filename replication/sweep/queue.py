@@ -1,7 +1,7 @@
 """The runs of a sweep: which wait, which are running, and how they ended.
 
-Run directories alone decide what is missing, and each is looked at just before its run is handed out. So two sweeps on one folder
-share the work: a run that another process holds is waited for and never run twice.
+A run is missing if its directory has no summary, and the directory is read again just before its run is handed out. So two sweeps
+on one folder share the work: a run that another process holds is waited for and never run twice.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ def prepare_child(threads: int) -> None:
 
 
 def _follow_parent() -> None:
-    """Save and stop when the parent is killed, or end at once if it had already said so: no child is left behind."""
+    """Leave no child behind: when the parent dies, have the run save and stop, or end at once if a stop was already requested."""
     multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
     if signals.stop_requested() is None:
         signals.request_stop(signal.SIGTERM)

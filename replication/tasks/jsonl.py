@@ -10,8 +10,8 @@ Problems without a split are shared out by the hash of their prompt: about 80, 1
 
 from __future__ import annotations
 
+import codecs
 import hashlib
-import json
 from collections.abc import Iterator
 from decimal import Decimal
 from functools import lru_cache
@@ -78,32 +78,21 @@ def _load(source: str, content: bytes) -> Task:
 
 
 def _lines(source: str, content: bytes) -> Iterator[tuple[int, Line]]:
-    for number, raw in enumerate(content.splitlines(), start=1):
-        if not raw.strip():
-            continue
-        try:
-            found = json.loads(raw)
-        except json.JSONDecodeError as error:
-            raise UserError(
-                f"{source}, line {number} is not JSON ({error.msg}, column {error.colno}): each line holds one object"
-            ) from None
-        except UnicodeDecodeError:
-            raise UserError(f"{source}, line {number} is not UTF-8: save the file in that encoding") from None
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{source}, line {number} is not JSON: {error}") from None
-        if not isinstance(found, dict):
-            raise UserError(f"{source}, line {number} holds a {type(found).__name__}, not an object with prompt and answer")
-        try:
-            yield number, Line.model_validate(found)
-        except ValidationError as error:
-            raise UserError(f"{source}, line {number} {_reason(error, found)}") from None
+    for number, raw in enumerate(content.removeprefix(codecs.BOM_UTF8).splitlines(), start=1):
+        if raw.strip():
+            try:
+                yield number, Line.model_validate_json(raw)
+            except ValidationError as error:
+                raise UserError(f"{source}, line {number} {_reason(error)}") from None
 
 
-def _reason(error: ValidationError, found: dict) -> str:
+def _reason(error: ValidationError) -> str:
     first = error.errors()[0]
+    if not first["loc"]:
+        return f"is not one JSON object in UTF-8: {first['msg']}"
     field = first["loc"][0]
     if first["type"] == "missing":
-        return f"has no {field!r} (it has {', '.join(map(repr, found)) or 'nothing'})"
+        return f"has no {field!r} (it has {', '.join(map(repr, first['input'])) or 'nothing'})"
     if first["type"] == "extra_forbidden":
         return f"has {field!r}: only prompt, answer, id and split are read"
     advice = "write a finite number or a text that is not blank" if field == "answer" else first["msg"]

@@ -41,7 +41,7 @@ _ANOTHER = "choose another prompt_template"
 
 
 def question_of(problem: Problem) -> str:
-    """The bare question of a problem: what its prompt holds in the tasks' own form, question and answer, or what it says itself."""
+    """The question without its template: cut out of a prompt "Question: ... Answer:", for any other prompt ``meta["question"]``."""
     before, after = QUESTION_ANSWER.text.split("{question}")
     if not (problem.prompt.startswith(before) and problem.prompt.endswith(after)):
         if "question" in problem.meta:
@@ -116,7 +116,7 @@ def _rendered(tokenizer, turns: list[dict[str, str]], **how: bool) -> str:
 
 
 def _end_of_turn(tokenizer) -> tuple[str, ...]:
-    """What the chat template writes after an answer, up to its first token of its own.
+    """What the chat template writes after an answer, up to and with the first special token in it.
 
     Some templates close the conversation behind the turn ("<|end|>\\n<|endoftext|>"), which no answer waits for.
     """

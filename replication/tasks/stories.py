@@ -11,12 +11,14 @@ mislead such a reader are used: so the careful and the hasty solution differ in 
 
 from __future__ import annotations
 
+import operator
 import re
 from dataclasses import dataclass
 from itertools import product
 from typing import Literal
 
 Operation = Literal["+", "-", "*", "/"]
+_RESULT = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.floordiv}
 
 NAMES = ("Sam", "Ann", "Tom", "Eva", "Ben", "Mia", "Leo", "Zoe", "Max", "Ida", "Jon", "Amy")
 
@@ -117,15 +119,7 @@ class Solution:
     @property
     def result(self) -> int:
         """The number after the equals sign; division rounds down (only the hasty reader ever meets a remainder)."""
-        match self.operation:
-            case "+":
-                return self.left + self.right
-            case "-":
-                return self.left - self.right
-            case "*":
-                return self.left * self.right
-            case _:
-                return self.left // self.right
+        return _RESULT[self.operation](self.left, self.right)
 
 
 def hasty_solution(question: str) -> Solution:

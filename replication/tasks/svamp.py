@@ -67,33 +67,31 @@ def load(source: str | Path | None = None) -> Task:
     """
     if source is None:
         return _load_hub()
-    path = Path(source)
     try:
-        stat = path.stat()
+        content = Path(source).read_bytes()
     except OSError as error:
-        raise UserError(f"cannot read SVAMP from {path}: {error.strerror}; {_ADVICE}") from None
-    # Size and time of change are part of the key: a file corrected after an error is read again.
-    return _load_file(path.resolve(), stat.st_size, stat.st_mtime_ns)
+        raise UserError(f"cannot read SVAMP from {source}: {error.strerror}; {_ADVICE}") from None
+    return _load_file(str(source), content)
 
 
 @lru_cache(maxsize=4)
-def _load_file(path: Path, size: int, changed: int) -> Task:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read SVAMP from {path}: {error.strerror}; {_ADVICE}") from None
+def _load_file(path: str, content: bytes) -> Task:
     try:
         rows = json.loads(content)
     except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are values
         raise UserError(f"{path} is not whole JSON ({error}): download the official SVAMP.json again") from None
-    records = parse(rows, str(path))
+    records = parse(rows, path)
     if len(records) != COUNT:
         raise UserError(f"{path} has {len(records)} records, the official SVAMP.json has {COUNT}: download it again")
     made_up = all(record.id.startswith(MADE_UP) for record in records)
     if (found := hashlib.sha256(content).hexdigest()) != SHA256 and not made_up:
         raise UserError(f"{path} has sha256 {found}, the official SVAMP.json has {SHA256}: download it again")
-    ranked = sorted(records, key=lambda record: hashlib.sha256(f"svamp:{record.id}:{record.text}".encode()).digest())
+    ranked = sorted(records, key=_rank)
     return _task(ranked[TEST:], ranked[:TEST])
+
+
+def _rank(record: Record) -> bytes:
+    return hashlib.sha256(f"svamp:{record.id}:{record.text}".encode()).digest()
 
 
 def is_made_up(task: Task) -> bool:
@@ -172,16 +170,12 @@ def _load_hub() -> Task:
         raise UserError(f"the Hub's {HUB} is not whole JSON ({error}): {_ADVICE}") from None
     except Exception as error:  # the client's errors have no common base: no network, offline mode, no access, ...
         raise UserError(f"cannot download {HUB} from the Hub ({type(error).__name__}): {_ADVICE}") from None
-    records = {split: parse(rows, f"{HUB} {split}") for split, rows in parts.items()}
-    parse(parts["train"] + parts["test"], HUB)  # no item in both
-    if (found := tuple(len(records[split]) for split in ("train", "test"))) != (COUNT - TEST, TEST):
-        counts = f"{found[0]} train and {found[1]} test records, not {COUNT - TEST} and {TEST}"
+    records = parse(parts["train"] + parts["test"], HUB)  # together: no item in both
+    train, test = records[: len(parts["train"])], records[len(parts["train"]) :]
+    if (len(train), len(test)) != (COUNT - TEST, TEST):
+        counts = f"{len(train)} train and {len(test)} test records, not {COUNT - TEST} and {TEST}"
         raise UserError(f"the Hub's {HUB} has {counts}: {_ADVICE}")
-    ranked = {
-        split: sorted(part, key=lambda record: hashlib.sha256(f"svamp:{record.id}:{record.text}".encode()).digest())
-        for split, part in records.items()
-    }
-    return _task(ranked["train"], ranked["test"])
+    return _task(sorted(train, key=_rank), sorted(test, key=_rank))
 
 
 def _rows(path: str) -> list[dict[str, Any]]:

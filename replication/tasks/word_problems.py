@@ -71,7 +71,7 @@ def _draw_operands(operation: Operation, random: Random, longer: bool) -> tuple[
 def draw(template: Template, random: Random, split: str | None = None, *, longer: bool = False) -> dict[str, Any]:
     """A problem of the template without a condition: question, solution, what the hasty reader makes of it, and its features.
 
-    With ``split`` one that belongs there; that follows from template and numbers alone, so a test question is never a training
+    With ``split`` one that belongs there. Template and numbers alone decide the split, so a test question is never a training
     question under other names. ``longer``: one operand (of a division: divisor or quotient) is larger than any that the operation
     has in the other splits.
     """

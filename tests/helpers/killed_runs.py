@@ -42,14 +42,14 @@ def main(base: str, folder: Path, kind: str, points: int) -> None:
 
     def whole() -> None:
         seen = interfere(folder / "whole", None, killed)
-        run(config, folder / "whole", progress=False)
+        run(config, folder / "whole")
         count.write_text("\n".join(seen))
 
     import peft  # noqa: F401  (each fork would import it again)
 
     assert forked(whole) == 0
     started = time.monotonic()
-    assert forked(lambda: run(config, folder / "timed", progress=False)) == 0
+    assert forked(lambda: run(config, folder / "timed")) == 0
     seconds = time.monotonic() - started
     calls = count.read_text().splitlines()
     of_checkpoints = [number for number, call in enumerate(calls) if re.match(r"(write|fsync|replace) checkpoints/", call)]
@@ -63,19 +63,19 @@ def main(base: str, folder: Path, kind: str, points: int) -> None:
 
             def act(number=number, there=there) -> None:
                 interfere(there, number, killed)
-                run(config, there, progress=False)
+                run(config, there)
 
             status, where = forked(act), f"in call {number} of {len(calls)} ({calls[number]})"
         else:
             status = 0
             while status == 0:  # it was quicker than the one that was timed: once more, from the start and sooner
                 shutil.rmtree(there, ignore_errors=True)
-                status = killed_after(lambda there=there: run(config, there, progress=False), at * seconds)
+                status = killed_after(lambda there=there: run(config, there), at * seconds)
                 where = f"after {at:.0%} of the time"
                 at *= 0.9
         assert status == -signal.SIGKILL, f"{where}: status {status}, not killed"
         begun = sorted(path.name[:13] for path in (there / "checkpoints").glob("step-*")) if there.exists() else []
-        assert forked(lambda there=there: run(config, there, progress=False)) == 0, where
+        assert forked(lambda there=there: run(config, there)) == 0, where
         differ = [name for name, data in wanted.items() if tiny_runs.outcome(there).get(name) != data]
         assert not differ, f"{kind} killed {where}: {differ} differ"
         print(f"killed {where}, checkpoints {begun}: resumed, same bytes", flush=True)

@@ -115,7 +115,7 @@ def test_every_solution_is_right_when_its_cells_are_run(name):
 
 @pytest.mark.slow
 def test_the_solutions_run_by_papermill_and_every_check_passes(tmp_path: Path):
-    for executed in run_all("smoke", tmp_path, [f"{name}_solutions" for name in WALKTHROUGHS]):
-        cells = nbformat.read(executed.notebook, as_version=4).cells
+    for page in run_all("smoke", tmp_path, [f"{name}_solutions" for name in WALKTHROUGHS]):
+        cells = nbformat.read(page.with_suffix(".ipynb"), as_version=4).cells
         shown = [output["data"]["text/plain"] for cell in cells if cell.cell_type == "code" for output in cell.outputs]
         assert len(shown) >= 4 and set(shown) == {"right"}

@@ -96,7 +96,7 @@ def test_a_fault_of_one_notebook_does_not_stop_the_others(tmp_path: Path, monkey
     def execute(name: str, *_):
         if name in faults:
             raise faults[name]
-        return runner.Executed(name, tmp_path, tmp_path)
+        return tmp_path / f"{name}.html"
 
     def run() -> None:
         runner.run_all("smoke", tmp_path / "results", names, folder=tmp_path / "notebooks")

@@ -82,12 +82,12 @@ def test_a_clock_that_goes_backwards_changes_nothing(tmp_path, whole):
     assert contents(folder) == whole
 
 
-def test_a_run_that_goes_on_at_another_commit_says_so(tmp_path, whole, caplog):
+def test_a_run_that_goes_on_at_another_commit_says_so(tmp_path, whole, capsys):
     folder = interrupted(tmp_path, 2)
     path = folder / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"commit": "0" * 40, "dirty": False, "packages": {"torch": "1.0"}}))
     train(StandIn(), folder)
-    assert "0" * 40 in caplog.text and contents(folder) == whole
+    assert "0" * 40 in capsys.readouterr().err and contents(folder) == whole
     (earlier,) = json.loads(path.read_text())["earlier_starts"]
     assert earlier["commit"] == "0" * 40 and earlier["packages"] == {"torch": "1.0"} and "python" not in earlier
 
@@ -167,7 +167,7 @@ def test_a_lock_dies_with_its_process(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["torn", "flipped", "empty"])
-def test_a_damaged_checkpoint_is_skipped_with_a_warning(tmp_path, whole, caplog, damage):
+def test_a_damaged_checkpoint_is_skipped_with_a_warning(tmp_path, whole, capsys, damage):
     folder = interrupted(tmp_path, 3)
     newest = max((folder / "checkpoints").iterdir())
     data = bytearray(newest.read_bytes())
@@ -176,7 +176,7 @@ def test_a_damaged_checkpoint_is_skipped_with_a_warning(tmp_path, whole, caplog,
     with RunDirectory.open(folder, StandIn()) as run:
         step, tensors = run.load_checkpoint()
     assert step == 2 and set(tensors) == {"weight", "total"}
-    assert newest.name in caplog.text
+    assert newest.name in capsys.readouterr().err
     train(StandIn(), folder)
     assert contents(folder) == whole
 
@@ -353,7 +353,7 @@ with RunDirectory.open({folder!r}, StandIn()) as run:
 
 
 @pytest.mark.parametrize("wait", [0.02, 0.11])
-def test_killed_while_writing_checkpoints_an_intact_one_is_there(tmp_path, wait, caplog):
+def test_killed_while_writing_checkpoints_an_intact_one_is_there(tmp_path, wait, capsys):
     folder = tmp_path / "run"
     code = KILLED_WRITER.format(helpers=str(HELPERS), folder=str(folder))
     child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
@@ -366,7 +366,7 @@ def test_killed_while_writing_checkpoints_an_intact_one_is_there(tmp_path, wait,
     child.stdout.close()
     with RunDirectory.open(folder, StandIn()) as run:
         step, tensors = run.load_checkpoint()
-        assert "damaged" not in caplog.text
+        assert "damaged" not in capsys.readouterr().err
         assert torch.equal(tensors["weight"], torch.full((20000,), float(step)))
         lines = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
         assert lines == list(range(1, step + 1))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from oracles import QUICK
 from tiny import credit_at
 
-from replication.scoring.packing import ancestor_mask, batch_rows, pack_groups
+from replication.scoring.packing import additive_mask, batch_rows, pack_groups
 
 _tokens = st.lists(st.integers(4, 6), min_size=1, max_size=6)
 
@@ -42,7 +43,7 @@ def test_a_token_sees_itself_and_what_comes_before_it_in_its_own_sequence(groups
     sequences = [[*prompt, *tokens] for prompt, group in groups for tokens in group]
     credited = []
     for row in (row for batch in batches for row in batch):
-        mask = ancestor_mask(row)
+        mask = (additive_mask([row], torch.device("cpu"), torch.float32)[0, 0] == 0).numpy()
         for place in range(len(row)):
             walk, at = [], place
             while at >= 0:

@@ -41,7 +41,7 @@ def test_the_tokens_at_a_time_are_halved_until_they_fit():
     machine = Machine(holds=3000)
     found = find(small(), machine)
     assert machine.tried == [(8192, False), (4096, False), (2048, False)]
-    assert found.settings == {"token_budget": 2048, "sample_budget": 16384, "activation_checkpointing": False} and found.tries == 3
+    assert found.settings == {"token_budget": 2048, "sample_budget": 16384, "activation_checkpointing": False}
     assert found.step_s == 2.0, "the first step also warms up"
 
 
