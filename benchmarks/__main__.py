@@ -14,7 +14,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.split("``")[2].strip(": ."))
     parser.add_argument("--out", type=Path, default=Path("results/local/bench"), help="folder of the tables (default: %(default)s)")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure; nothing else is touched")
-    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2], help="CPU threads of the side-by-side runs")
     parser.add_argument("--quick", action="store_true", help="few and small measurements, to see that everything runs")
     parser.add_argument("--figures-only", action="store_true", help="draw figures and text again from the tables in OUT")
     options = parser.parse_args(arguments)
@@ -24,22 +23,10 @@ def main(arguments: list[str] | None = None) -> int:
     from replication.errors import UserError
 
     try:
-        if not options.figures_only:
-            if "side_by_side" in options.parts:
-                print("side by side with TRL ...", flush=True)
-                bench_trl.main(options.out, quick=options.quick, thread_counts=tuple(options.threads))
-            if "memory" in options.parts:
-                print("peak memory, a process for each measurement ...", flush=True)
-                bench_memory.main(options.out, quick=options.quick)
-            if "scaling" in options.parts:
-                print("how the cost grows ...", flush=True)
-                bench_scaling.main(options.out, quick=options.quick)
-            if "dense_vs_packed" in options.parts:
-                print("whole runs, dense against packed ...", flush=True)
-                bench_runs.main(options.out, quick=options.quick)
-            if "in_trl" in options.parts:
-                print("TRL as it is, and with our trainer ...", flush=True)
-                bench_in_trl.main(options.out, quick=options.quick)
+        for name, module in zip(PARTS, (bench_trl, bench_memory, bench_scaling, bench_runs, bench_in_trl), strict=True):
+            if name in options.parts and not options.figures_only:
+                print(f"{name}: {module.__doc__.splitlines()[0]}", flush=True)
+                module.main(options.out, quick=options.quick)
         figures.write_all(options.out)
         print((options.out / "summary.md").read_text())
     except UserError as error:

@@ -5,7 +5,6 @@ Each turn makes a new trainer from the same weights, seed and problems, so its f
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +24,6 @@ CASES = [(TRL, "grpo"), *((IN_TRL, method) for method in METHODS)]
 
 def turn(implementation: str, method: str, *, steps: int, warm_up: int, **overrides: Any) -> list[dict[str, Any]]:
     """A row for each counted step of a new trainer."""
-    from transformers import TrainerCallback
-
     config = nano_config(method, **overrides)
     task = config.load_task()
     problems = [problem for step in range(steps) for problem in training_batch(config, task, step)]
@@ -34,32 +31,22 @@ def turn(implementation: str, method: str, *, steps: int, warm_up: int, **overri
     clock = trl_side.Clock()
     rows: list[dict[str, Any]] = []
 
-    class Steps(TrainerCallback):
-        def on_step_begin(self, *_, **__) -> None:
-            self.started = time.perf_counter()
-
-        def on_step_end(self, arguments, state, control, **_) -> None:
-            step_s = time.perf_counter() - self.started
-            metrics = trainer._metrics["train"]
-            if implementation == TRL:
-                ids, completions = clock.batch["prompt_ids"], clock.batch["completion_ids"]
-                forwarded = len(ids) * (ids.shape[1] + completions.shape[1])
-            else:
-                forwarded = metrics["tokens_forwarded"][-1]
-            completions = config.prompts_per_step * config.group_size
-            rows.append(
-                {
-                    "implementation": implementation,
-                    "method": method,
-                    "step": state.global_step,
-                    "rollout_s": clock.rollout_s,
-                    "update_s": step_s - clock.rollout_s,
-                    "step_s": step_s,
-                    "tied_groups": metrics["frac_reward_zero_std"][-1],
-                    "tokens_generated": round(metrics["completions/mean_length"][-1] * completions),
-                    "tokens_forwarded": forwarded,
-                }
-            )
+    def after(step: int) -> None:
+        metrics = trainer._metrics["train"]
+        completions = config.prompts_per_step * config.group_size
+        rows.append(
+            {
+                "implementation": implementation,
+                "method": method,
+                "step": step,
+                "rollout_s": clock.rollout_s,
+                "update_s": clock.step_s - clock.rollout_s,
+                "step_s": clock.step_s,
+                "tied_groups": metrics["frac_reward_zero_std"][-1],
+                "tokens_generated": round(metrics["completions/mean_length"][-1] * completions),
+                "tokens_forwarded": clock.tokens_forwarded if implementation == TRL else metrics["tokens_forwarded"][-1],
+            }
+        )
 
     trainer = trl_side.make_trainer(
         config,
@@ -68,11 +55,9 @@ def turn(implementation: str, method: str, *, steps: int, warm_up: int, **overri
         problems,
         steps=steps,
         max_new_tokens=config.max_new_tokens or task.max_new_tokens,
-        callbacks=[Steps()],
         credit=config.build_method() if implementation == IN_TRL else None,
     )
-    clock.attach(trainer)
-    trainer.train()
+    clock.run(trainer, after)
     return rows[warm_up:]
 
 

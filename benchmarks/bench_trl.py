@@ -41,8 +41,6 @@ AIMS = {"grpo": (4.0, 3.0), "s_grpo": (5.0, 3.5), "t_spmo": (15.0, 5.0)}
 
 def side_by_side(count: int, repetitions: int, overrides: dict[str, Any], keep: Callable[[list[dict]], None]) -> dict[str, float]:
     """How far losses and gradients differ; ``keep`` gets a row for each (implementation, method, work, phase) of a repetition."""
-    from transformers import TrainerCallback
-
     configs = {method: nano_config(method, **overrides) for method in METHODS}
     config = configs["grpo"]
     policies = {method: load_policy(configs[method]) for method in METHODS}
@@ -59,14 +57,13 @@ def side_by_side(count: int, repetitions: int, overrides: dict[str, Any], keep: 
         groups = _groups(clock, batch, config.group_size)
         common = {"threads": count, "repetition": step - WARM_UP}
         ties = sum(group.is_tied for group in groups) / len(groups)
-        ids, completion_ids = clock.batch["prompt_ids"], clock.batch["completion_ids"]
         theirs = {
             "implementation": TRL,
             "method": "grpo",
             "work": "own rollout",
             "tied_groups": ties,
             "tokens_generated": int(clock.batch["completion_mask"].sum()),
-            "tokens_forwarded": len(ids) * (ids.shape[1] + completion_ids.shape[1]),
+            "tokens_forwarded": clock.tokens_forwarded,
             "tokens_in_loss": int(clock.batch["completion_mask"].sum()),
         }
         measured = [
@@ -86,14 +83,6 @@ def side_by_side(count: int, repetitions: int, overrides: dict[str, Any], keep: 
         if step >= WARM_UP:
             keep([{**common, **row} for row in measured])
 
-    class Turns(TrainerCallback):
-        def on_step_begin(self, *_, **__) -> None:
-            self.started = time.perf_counter()
-
-        def on_step_end(self, arguments, state, control, **_) -> None:
-            clock.step_s = time.perf_counter() - self.started
-            ours(state.global_step - 1)
-
     trainer = trl_side.make_trainer(
         config,
         model,
@@ -101,11 +90,9 @@ def side_by_side(count: int, repetitions: int, overrides: dict[str, Any], keep: 
         problems,
         steps=steps,
         max_new_tokens=config.max_new_tokens or task.max_new_tokens,
-        on_rewards=lambda values: setattr(clock, "rewards", values),
-        callbacks=[Turns()],
+        clock=clock,
     )
-    clock.attach(trainer)
-    trainer.train()
+    clock.run(trainer, lambda step: ours(step - 1))
     return differences
 
 

@@ -34,8 +34,7 @@ def make_trainer(
     steps: int,
     max_new_tokens: int,
     checkpointing: bool = False,
-    on_rewards: Callable[[list[float]], None] | None = None,
-    callbacks: Sequence[Any] = (),
+    clock: Clock | None = None,
     credit: Any = None,
 ):
     """A GRPOTrainer for the base model: loss_type grpo, beta 0, one iteration, no top-k or top-p, plain AdamW.
@@ -56,8 +55,8 @@ def make_trainer(
         for text, ids, which in zip(completions, completion_ids, index, strict=True):
             truncated = ids[-1] not in (tokenizer.eos_token_id, tokenizer.pad_token_id)
             values.append(reward(text, truncated, problems[which]))
-        if on_rewards is not None:
-            on_rewards(values)
+        if clock is not None:
+            clock.rewards = values
         return values
 
     arguments = GRPOConfig(
@@ -107,7 +106,6 @@ def make_trainer(
             lora_dropout=0.0,
             bias="none",
         ),
-        callbacks=list(callbacks),
     )
 
 
@@ -192,8 +190,24 @@ class Clock:
         self.batch: dict[str, Tensor] = {}
         self.rewards: list[float] = []
 
-    def attach(self, trainer: Any) -> None:
-        original = trainer._generate_and_score_completions
+    @property
+    def tokens_forwarded(self) -> int:
+        """Of TRL's own update, which forwards its padding too."""
+        return sum(self.batch[name].numel() for name in ("prompt_ids", "completion_ids"))
+
+    def run(self, trainer: Any, after: Callable[[int], None]) -> None:
+        """Train, and call ``after`` with the number of each step once it is timed."""
+        from transformers import TrainerCallback
+
+        clock, original = self, trainer._generate_and_score_completions
+
+        class Steps(TrainerCallback):
+            def on_step_begin(self, *_, **__) -> None:
+                clock.started = time.perf_counter()
+
+            def on_step_end(self, arguments, state, control, **_) -> None:
+                clock.step_s = time.perf_counter() - clock.started
+                after(state.global_step)
 
         def timed(inputs):
             started = time.perf_counter()
@@ -202,3 +216,5 @@ class Clock:
             return self.batch
 
         trainer._generate_and_score_completions = timed
+        trainer.add_callback(Steps())
+        trainer.train()

@@ -6,7 +6,6 @@ python -m tools.docs            brings them up to date
 from __future__ import annotations
 
 import ast
-import re
 import sys
 from pathlib import Path
 
@@ -16,10 +15,9 @@ from benchmarks import text as bench_text
 from benchmarks.figures import read_tables as read_bench
 from replication.ablations import plan
 from replication.errors import UserError
-from replication.names import CLAIMS, HEADLINE, METHOD_LABELS, RESULTS, ROOT
+from replication.names import HEADLINE, METHOD_LABELS, RESULTS, ROOT
 from replication.report import EXHIBITS, advice_table, conclusions, interval, limits
 from replication.runs import atomic_write, read_json
-from replication.statistics import verdicts
 from replication.tables import read_tables
 from tools import api, predictions
 
@@ -38,11 +36,11 @@ MODULES = {
 
 def verdict_table(committed: Path = COMMITTED) -> str:
     """The report's opening sentences, a row for each claim of the lab, a line for those of other scales, the headline figure."""
-    tables = read_tables(committed) if any(committed.glob("*.csv*")) else {}
-    judged = tables["verdicts"] if "verdicts" in tables else verdicts(CLAIMS, {})
+    tables = read_tables(committed)
+    judged = tables["verdicts"]
     nano = judged[judged["scale"] == "nano"]
-    lines = [f"{place}. {sentence}" for place, sentence in enumerate(conclusions(judged, tables, "nano"), 1)] if tables else []
-    if tables and (said := limits(judged, tables, "nano")):
+    lines = [f"{place}. {sentence}" for place, sentence in enumerate(conclusions(judged, tables, "nano"), 1)]
+    if said := limits(judged, tables, "nano"):
         lines += ["", f"**Limits.** {' '.join(said)}"]
     lines += ["", "| claim in the nano lab | of the paper's | ours [95 % interval] | seeds | verdict |", "|---|---|---|---|---|"]
     for row in nano.to_dict("records"):
@@ -55,19 +53,14 @@ def verdict_table(committed: Path = COMMITTED) -> str:
         counts = own["verdict"].value_counts()
         said = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
         lines += ["", f"The {len(own)} claims at the scale `{scale}` ({own['claim'].iloc[0]} to {own['claim'].iloc[-1]}): {said}."]
-    if "runs" in tables:
-        runs = tables["runs"].drop_duplicates("run_id")
-        done = int((runs["status"] != "pending").sum())
-        share = f"All {done}" if done == len(runs) else f"Of the {len(runs)}"
-        lines += ["", f"{share} runs of the full plan {'' if done == len(runs) else f'{done} '}are in these tables."]
-    figure = committed / "figures" / "full_vs_sparse.png"
-    if figure.exists():
-        path = figure.relative_to(committed.parents[1]).as_posix()
-        lines += ["", f"![Test accuracy of the base and the methods]({path})"]
-    return "\n".join(lines)
+    runs = tables["runs"].drop_duplicates("run_id")
+    done = int((runs["status"] != "pending").sum())
+    share = f"All {done}" if done == len(runs) else f"Of the {len(runs)}"
+    lines += ["", f"{share} runs of the full plan {'' if done == len(runs) else f'{done} '}are in these tables."]
+    return "\n".join([*lines, "", "![Test accuracy of the base and the methods](results/nano/figures/full_vs_sparse.png)"])
 
 
-def plan_size(profile: str = "nano", committed: Path = COMMITTED) -> str:
+def plan_size(profile: str = "nano") -> str:
     """How many runs and steps the plans of a profile have, and how long the committed runs took. Equal plans have one row."""
     lines = ["| plan | runs | optimizer steps |", "|---|---|---|"]
     command = "make all" if profile == "nano" else f"make {profile}"
@@ -78,8 +71,8 @@ def plan_size(profile: str = "nano", committed: Path = COMMITTED) -> str:
         if configs != above:
             lines.append(f"| `{command}{words}` | {len(configs)} | {sum(config.steps for config in configs):,} |")
         above = configs
-    if profile == "nano" and (committed / "timings.csv").exists():
-        timings = read_tables(committed)["timings"].drop_duplicates("run_id").set_index("run_id")["seconds"]
+    if profile == "nano":
+        timings = read_tables(COMMITTED)["timings"].drop_duplicates("run_id").set_index("run_id")["seconds"]
         first = timings.reindex([config.run_id for config in {run.config for run in plan(profile)}])
         lines += ["", f"A committed run took {timings.mean():.0f} s on average (one thread of a shared machine: an upper bound)."]
         if first.notna().all():
@@ -110,11 +103,9 @@ def _first_sentence(path: Path) -> str:
     return docstring.splitlines()[0].rstrip(".")
 
 
-def cost(folder: Path = BENCH) -> str:
-    """How many times faster than TRL an update and a step are, and the share of its memory; not measured = not run."""
-    tables = read_bench(folder)
-    if "ratios" not in tables:
-        return "not run"
+def cost() -> str:
+    """How many times faster than TRL an update and a step are, and the share of its memory."""
+    tables = read_bench(BENCH)
     ratios = tables["ratios"]
     untied = ratios[ratios["work"].str.endswith("no ties")].assign(phase="update, no group tied")
     shown = pd.concat([bench_text.headline(ratios), untied]).sort_values(["threads", "method"], kind="stable")
@@ -123,29 +114,21 @@ def cost(folder: Path = BENCH) -> str:
         aim = f"{row.aim:g}{'' if row.ratio >= row.aim else ' (missed)'}"
         spread = f"{row.ratio:.1f} [{row.ratio_q1:.1f}, {row.ratio_q3:.1f}]"
         lines.append(f"| {row.threads} | {row.method} | {row.phase.replace('step', 'whole step')} | {spread} | {aim} |")
-    if "memory" in tables:
-        packed = tables["memory"][tables["memory"]["implementation"] == "packed"]
-        worst = packed.groupby("method")["share_of_trl_at_its_best"].max()
-        shares = ", ".join(f"{METHOD_LABELS[method]} {share:.2f}" for method, share in worst.items())
-        least = "as a share of TRL's better setting (checkpointing on or off). The worse of two test cases is shown"
-        lines += ["", f"Peak memory of an update, {least}: {shares}."]
-    if "in_trl" in tables:
-        lines += ["", *bench_text.in_trl(tables)]
-    if "scaling" in tables:
-        lines += ["", bench_text.least_gain(tables["scaling"])]
-    if "dense_vs_packed" in tables:
-        lines += ["", "A run of the first nano lab (75 steps), scored densely or packed:", "", *bench_text.whole_runs(tables)]
-    if (folder / "figures" / "ratios.png").exists():
-        lines += ["", "![Speed of an update and of a step as a ratio to TRL](../results/bench/figures/ratios.png)"]
+    packed = tables["memory"][tables["memory"]["implementation"] == "packed"]
+    worst = packed.groupby("method")["share_of_trl_at_its_best"].max()
+    shares = ", ".join(f"{METHOD_LABELS[method]} {share:.2f}" for method, share in worst.items())
+    least = "as a share of TRL's better setting (checkpointing on or off). The worse of two test cases is shown"
+    lines += ["", f"Peak memory of an update, {least}: {shares}.", "", *bench_text.in_trl(tables)]
+    lines += ["", bench_text.least_gain(tables["scaling"])]
+    lines += ["", "A run of the first nano lab (75 steps), scored densely or packed:", "", *bench_text.whole_runs(tables)]
+    lines += ["", "![Speed of an update and of a step as a ratio to TRL](../results/bench/figures/ratios.png)"]
     return "\n".join(lines)
 
 
-def real_weights(folder: Path = SMOLLM2) -> str:
+def real_weights() -> str:
     """What the methods made of SmolLM2-135M on problems of one step: accuracy, gain, tokens in the loss, hardware."""
-    if not (folder / "runs.csv").exists():
-        return "not run"
-    tables = read_tables(folder)
-    made = read_json(folder / "manifest.json", "a manifest")
+    tables = read_tables(SMOLLM2)
+    made = read_json(SMOLLM2 / "manifest.json", "a manifest")
     lines = ["| | seeds | test accuracy, % | gain, points | sampled, % | tokens in the loss, % of untied groups |"]
     lines += ["|---|---|---|---|---|---|"]
     for row in EXHIBITS[HEADLINE].tabulate(tables, "small").itertuples():
@@ -162,24 +145,21 @@ def real_weights(folder: Path = SMOLLM2) -> str:
     return "\n".join(lines)
 
 
-def notebook_times(committed: Path = COMMITTED) -> str:
+def notebook_times() -> str:
     """Seconds that each notebook took when the committed pages were made, in reading order; the trained runs were there already."""
-    path = committed / "notebooks" / "seconds.csv"
-    if not path.exists():
-        return "not run"
     lines = ["| notebook | seconds |", "|---|---|"]
-    seconds = pd.read_csv(path).set_index("notebook")["seconds"].sort_index()
+    seconds = pd.read_csv(COMMITTED / "notebooks" / "seconds.csv").set_index("notebook")["seconds"].sort_index()
     lines += [f"| `{name}` | {took:.0f} |" for name, took in seconds.items() if not name.endswith("_solutions")]
     lines += ["", "Measured with the runs of the plan already trained. `01` to `04` also train short runs of 40 steps, once."]
     return "\n".join(lines)
 
 
-def advice(committed: Path = COMMITTED) -> str:
+def advice() -> str:
     """A row for each question of which setting to start with, from the tables of the nano lab."""
-    rows = advice_table(read_tables(committed), "nano") if any(committed.glob("*.csv*")) else pd.DataFrame()
+    rows = advice_table(read_tables(COMMITTED), "nano")
     lines = ["| question | start with | evidence |", "|---|---|---|"]
     lines += [f"| {row.question} | {row.start_with} | {row.evidence} |" for row in rows.itertuples()]
-    return "\n".join(lines) if len(rows) else "not run"
+    return "\n".join(lines)
 
 
 #: file -> name of the block -> what makes it.
@@ -206,14 +186,6 @@ def with_block(text: str, name: str, content: str) -> str:
     if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
         raise UserError(f"the markers of block {name} are lost: put back {begin!r} and {end!r}")
     return text[: text.index(begin) + len(begin)] + f"\n{content}\n" + text[text.index(end) :]
-
-
-def block(text: str, name: str) -> str:
-    """What stands between the markers of a block."""
-    found = re.search(rf"<!-- {name}: begin [^>]*-->\n(.*?)\n?<!-- {name}: end -->", text, re.S)
-    if not found:
-        raise UserError(f"the markers of block {name} are lost")
-    return found.group(1)
 
 
 def update(root: Path = ROOT) -> list[str]:

@@ -16,8 +16,8 @@ from replication.tasks import Problem
 def flops_per_token(policy: Policy, tokens: Sequence[int]) -> tuple[float, float]:
     """FLOPs of a token of one sequence: forward alone, and forward and backward to the trainable parameters.
 
-    A multiplication and an addition are two. Matrix products are counted and nothing else. The counter does not see fused
-    attention, so it is computed step by step here.
+    A multiplication and an addition count as two. Only matrix products are counted. The counter cannot see fused attention, so
+    attention is computed step by step here.
     """
     policy.model.set_attn_implementation("eager")
     ids, found = torch.tensor([list(tokens)], device=next(policy.model.parameters()).device), []

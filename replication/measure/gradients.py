@@ -138,8 +138,8 @@ def update_snr(gram: np.ndarray, within: np.ndarray, redraws: int, batch: int, w
     """Signal-to-noise ratio of the gradient of an update: |mean g|^2 / mean |g - mean g|^2 over redraws of its groups.
 
     Numerator as in ``batch_product``, so without the noise that a mean of few redraws keeps; denominator mean(within) / B.
-    Noise is what sampling the completions and selecting tokens adds for given problems, not the choice of the problems.
-    Under averaging n independent updates it grows n-fold; so divided by tokens it says how well tokens are used.
+    The problems are fixed: noise comes from sampling completions and selecting tokens. The mean of n independent updates has n
+    times the ratio, so the ratio per token says how well tokens are used.
 
     Source: our own definition. Example: gradients 3 and 1 of one problem have mean 2 and variance 2:
         >>> update_snr(np.array([[4.0]]), np.array([2.0]), 2, 1, np.ones((1, 1))).tolist()

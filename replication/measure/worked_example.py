@@ -27,7 +27,7 @@ def worked_example(
     rules: Mapping[tuple[str, str], Any],
     audit: int,
 ) -> list[dict[str, Any]]:
-    """The rows of the group of the first redraw that is nearest to half right: its first right and first wrong completion.
+    """Credit of one group's first right and first wrong completion. Of the first redraw, the group nearest to half right.
 
     A rule that credits a transition once (T-SPMO) has its credit shown at every completion that takes it. Empty if all groups tie.
     """

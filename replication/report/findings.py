@@ -55,7 +55,7 @@ def conclusions(judged: pd.DataFrame, tables: Tables, profile: str, table: pd.Da
         + _under(table, 70),
         "The paper reports that GRPO with LoRA, which learns from every token, does not improve on SVAMP. "
         + _improvement(table[(table["method"] == "grpo") & table["gain"].notna()])
-        + (" The verdict stays open; its note says why." if _is_open(own, "C4") else ""),
+        + (" The verdict stays open; its note says why." if "inconclusive" in set(_about(own, "C4")["verdict"]) else ""),
         _comparison(detectable_differences(tables, profile)),
         _still_rising(learning_table(tables, profile)),
         _tokens(table),
@@ -171,23 +171,14 @@ def _verdict(judged: pd.DataFrame, *claims: str) -> str:
     return _PHRASES[found.pop()] if len(found) == 1 else "the verdicts on the two differ"
 
 
-def _is_open(judged: pd.DataFrame, *claims: str) -> bool:
-    """Whether claims of the paper were judged and at least one of them stays open."""
-    return bool((_about(judged, *claims)["verdict"] == "inconclusive").any())
-
-
 def verdict_rows(judged: pd.DataFrame) -> list[dict[str, str]]:
     """The verdicts as texts, each claim of the paper followed by its counterparts in the nano lab.
 
     Keys: claim, mark, text, verdict, ours (with its interval), paper, seeds, items, rule, note, p, scale, counterpart.
     """
     texts = [_verdict_row(row) for row in judged.to_dict("records")]
-    counterparts = {row["claim"]: row["counterpart"] for row in texts}
-    ordered = []
-    for row in texts:
-        if counterparts[row["claim"]] not in counterparts:
-            ordered += [row, *(other for other in texts if other["counterpart"] == row["claim"])]
-    return ordered
+    place = {row["claim"]: number for number, row in enumerate(texts)}
+    return sorted(texts, key=lambda row: place.get(row["counterpart"], place[row["claim"]]))
 
 
 def verdict_table(judged: pd.DataFrame, *claims: str) -> str:

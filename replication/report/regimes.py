@@ -104,8 +104,8 @@ def overfitting_table(tables: Tables, profile: str) -> pd.DataFrame:
 
     ahead: how far that on trained items is above that on test items, in points.
 
-    epochs: how often a training item was seen. Of trained items and of held-out templates as many are evaluated as of validation
-    items, of a smaller training set all.
+    epochs: how often a training item was seen. A run evaluates as many trained items, and as many held-out items, as validation
+    items. A smaller training set is evaluated whole.
     """
     runs, rows = _overfit(tables, profile), []
     for (items, steps, method), own in runs.groupby(["train_items", "steps", "method"], sort=True) if len(runs) else ():

@@ -52,8 +52,8 @@ def items_of(runs: pd.DataFrame) -> float:
 def items_of_split(tables: Tables, runs: pd.DataFrame, split: str) -> float:
     """How many items of another split each of some runs answered, the fewest where they differ; NaN where the tables do not say.
 
-    ``eval_items`` is the most that it can be: a small split has fewer. So they are counted in items.csv, which has them of the
-    headline runs alone; the ablations in the same settings evaluate the same items.
+    ``eval_items`` is only an upper limit, so the items are counted in items.csv. That table has the headline runs alone; ablations
+    in the same setting evaluate the same items.
     """
     every, items = table(tables, "runs", ("run_id", "profile", "task")), table(tables, "items", ("run_id", "split"))
     alike = every[every["setting"].isin(runs["setting"]) & every["profile"].isin(runs["profile"])]

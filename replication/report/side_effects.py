@@ -33,8 +33,8 @@ def effects_table(tables: Tables, profile: str) -> pd.DataFrame:
 
     On held-out templates the interval is over seeds, templates and items.
 
-    Of the KL to the base the mean is geometric, and ``times_grpo`` is the ratio to GRPO's. Items: those of the test split for KL
-    and entropy, otherwise those of the split that is named. A measure that says nothing in a setting (not measured, or one value
+    The mean of the KL to the base is geometric, and ``times_grpo`` is its ratio to GRPO's. ``items`` counts test items for KL and
+    entropy, and items of the named split for an accuracy. A measure that says nothing in a setting (not measured, or one value
     for the base and every run) is left out.
     """
     runs, rows = runs_of(tables, HEADLINE, profile), []

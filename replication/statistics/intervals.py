@@ -66,15 +66,6 @@ def wilson(correct: int, n: int) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
-def mcnemar(only_a: int, only_b: int) -> float:
-    """Exact two-sided McNemar test: p-value of the discordant pairs under a fair coin.
-
-    p = P(|X − m/2| ≥ |only_a − m/2|), X binomial(m, 1/2), m = only_a + only_b. No discordant pair gives 1.
-    """
-    discordant = only_a + only_b
-    return float(stats.binomtest(int(only_a), int(discordant), 0.5).pvalue) if discordant else 1.0
-
-
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's step-down adjustment (Holm 1979), in the order given; NaN stays NaN and does not count in the family.
 
@@ -87,15 +78,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
     steps = (len(order) - np.arange(len(order))) * p[order]
     adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
     return adjusted.tolist()
-
-
-def detectable_gap(rate: float, n: int) -> float:
-    """Smallest difference of two unpaired proportions near ``rate``, n items each, that a test finds four times in five.
-
-    (z(0.975) + z(``POWER``)) · sqrt(2 · rate · (1 − rate) / n), the normal approximation; 10.5 points at 70 % and n = 300.
-    """
-    z = stats.norm.ppf(0.5 + LEVEL / 2) + stats.norm.ppf(POWER)
-    return float(z * np.sqrt(2 * rate * (1 - rate) / n))
 
 
 def bootstrap(

@@ -58,11 +58,11 @@ def _by_setting(tables: Tables, profile: str) -> Iterator[tuple[str, dict[str, p
 
 
 def detectable_differences(tables: Tables, profile: str = "nano") -> pd.DataFrame:
-    """The smallest difference of each sparse method to full-token GRPO that these seeds and items show four times in five.
+    """For each sparse method, the smallest true difference from full-token GRPO that these seeds and items show four times in five.
 
-    The half-width of the 95 % interval of the paired difference, times 1 + z(``POWER``) / z(0.975): a true difference of that size
-    has an interval without 0 so often. Columns setting, method, seeds, items, difference, difference_low, difference_high,
-    equal_within (see ``Estimate``), design_effect, detectable, in points.
+    It is the half-width of the 95 % interval of the paired difference, times 1 + z(``POWER``) / z(0.975). Columns setting, method,
+    seeds, items, difference, difference_low, difference_high, equal_within (see ``Estimate``), design_effect, detectable, in
+    points.
     """
     rows = []
     for setting, methods in _by_setting(tables, profile):

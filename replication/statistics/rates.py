@@ -20,10 +20,10 @@ def tuning(tables: Tables) -> pd.DataFrame:
     """What the ablation learning_rate chose: every method at every rate, judged on the validation split alone.
 
     Columns setting, method, learning_rate, seeds, diverged, validation_accuracy, accuracy (means over seeds, fractions), chosen
-    (see ``best_rate``). Diverged runs count as of their last validation; points without any validation accuracy cannot be
-    chosen. The row of the chosen rate also has forgiving: highest divided by lowest rate of the unbroken stretch of the grid
-    around the chosen one that stays within ``NEAR`` of it on validation. With two seeds or more at every rate it has peak_low and
-    peak_high: the lowest and highest rate that one of these seeds would choose alone.
+    (see ``best_rate``). Diverged runs count as of their last validation; points without any validation accuracy cannot be chosen.
+    The row of the chosen rate also has forgiving: the highest divided by the lowest rate of the unbroken run of grid points around
+    it whose validation accuracy is within ``NEAR`` of its own. With two seeds or more at every rate it has peak_low and peak_high:
+    the lowest and highest rate that one of these seeds would choose alone.
     """
     runs = table(tables, "runs", (*RUN_COLUMNS, "learning_rate", "validation_accuracy"))
     runs = runs[(runs["ablation"] == "learning_rate") & runs["status"].isin(ENDED)]

@@ -129,8 +129,8 @@ def _timing_row(run_id: str, folder: Path) -> dict[str, Any]:
 def tables_manifest(planned: Sequence[PlannedRun], runs_dir: str | Path) -> dict[str, Any]:
     """What the tables were made from: this machine and tree, and the commit, seed, seconds and memory of every finished run.
 
-    A run counts as dirty if any of its starts was, and ``run_commits`` are those of every start; None = not known. What all
-    runs have in common of Python, packages, CPU and GPU stands once, as ``runs_python`` and so on.
+    A run is dirty if any of its starts was; None means not known. ``run_commits`` lists the commits of all starts. Python,
+    packages, CPU and GPU stand once, as ``runs_python`` and so on, where all runs agree.
     """
     runs: dict[str, dict[str, Any]] = {}
     starts: dict[str, list[dict[str, Any]]] = {}

@@ -117,9 +117,9 @@ def write_tables(
 ) -> None:
     """Write each table to ``out_dir``/<name>.csv (large ones to <name>.csv.gz), and their sha256 into manifest.json.
 
-    Floats have six significant digits, lines end in "\\n", empty is missing: equal tables, equal bytes. Without a manifest the
-    one that is there is kept, and only ``notes`` and the checksums of these tables change in it. A file is replaced whole; while
-    the tables are written, the manifest has no checksum of them, so that a killed writer leaves none that is stale.
+    Floats have six significant digits, lines end in "\\n", empty is missing: equal tables, equal bytes. Without a manifest the one
+    that is there is kept, and only ``notes`` and the checksums of these tables change in it. A file is replaced whole. The
+    manifest loses the checksums of these tables first and gets the new ones last, so a killed writer leaves no stale one.
 
     Raises:
         UserError: if the folder cannot be written.

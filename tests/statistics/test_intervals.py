@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from math import comb
 
 import numpy as np
 import pytest
@@ -13,9 +12,7 @@ from replication.randomness import numpy_stream
 from replication.statistics import (
     bootstrap,
     design_effect,
-    detectable_gap,
     holm,
-    mcnemar,
     mean_over_items,
     mean_over_seeds,
     wilson,
@@ -42,26 +39,11 @@ def test_wilson_of_nothing_is_not_a_number():
     assert all(np.isnan(end) for end in wilson(0, 0))
 
 
-@pytest.mark.parametrize(("only_a", "only_b"), [(10, 2), (2, 10), (0, 5), (7, 7), (1, 0)])
-def test_mcnemar_is_the_two_sided_binomial_sum(only_a: int, only_b: int):
-    m, least = only_a + only_b, min(only_a, only_b)
-    by_hand = min(1.0, 2 * sum(comb(m, k) for k in range(least + 1)) / 2**m)
-    assert mcnemar(only_a, only_b) == pytest.approx(by_hand, rel=1e-12)
-
-
-def test_mcnemar_without_discordant_pairs_says_nothing():
-    assert mcnemar(0, 0) == 1.0
-
-
 def test_holm_by_hand_keeps_order_and_leaves_out_what_was_not_tested():
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([0.04, float("nan"), 0.01]) == pytest.approx([0.04, float("nan"), 0.02], nan_ok=True)
     assert holm([0.9, 0.8]) == [1.0, 1.0]
     assert holm([]) == []
-
-
-def test_detectable_gap_at_seventy_percent_of_300_items():
-    assert 100 * detectable_gap(0.7, 300) == pytest.approx(10.5, abs=0.05)
 
 
 @pytest.mark.parametrize("seeds", [1, 3, 10])

@@ -28,7 +28,7 @@ EXAMPLES = re.findall(r"^```(json|python|sh) ?(\S*)\n(.*?)^```", PAGES["docs/ext
 
 @pytest.mark.parametrize("page, name", [(page, name) for page, blocks in docs.BLOCKS.items() for name in blocks])
 def test_generated_parts_are_up_to_date(page, name):
-    assert docs.block(PAGES[page], name) == docs.BLOCKS[page][name](), "run `python -m tools.docs`"
+    assert docs.with_block(PAGES[page], name, docs.BLOCKS[page][name]()) == PAGES[page], "run `python -m tools.docs`"
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -109,7 +109,7 @@ def test_the_verdict_table_shows_the_committed_verdicts(tmp_path):
     for row in judged[judged["scale"] == "nano"].itertuples():
         (line,) = [line for line in table.splitlines() if f"**{row.claim}** " in line]
         assert line.endswith(f"| {row.verdict} |")
-    assert "![" not in table and "not run" in table
+    assert "not run" in table
 
 
 def test_blocks_are_replaced_and_nothing_else():
