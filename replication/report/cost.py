@@ -18,9 +18,9 @@ from replication.statistics import Tables, mean_over_seeds, runs_of, table
 _TOKENS = {"tokens_in_loss": ("tokens_in_loss",), "tokens_through_model": ("tokens_generated", "tokens_forwarded")}
 _LABELS = {
     "tokens_in_loss": "tokens in the loss",
-    "tokens_through_model": "tokens through the model\n(sampled, and forwarded in the updates)",
-    "tflop": "TFLOP of training\n(sampling included)",
-    "seconds": "seconds of training\n(sampling included)",
+    "tokens_through_model": "tokens through the model",
+    "tflop": "TFLOP of training",
+    "seconds": "seconds of training",
 }
 _SECONDS = ("rollout_s", "score_s", "update_s")
 _SECONDS_ARE = (
@@ -153,7 +153,7 @@ def draw_cost(tables: Tables, profile: str, table: pd.DataFrame) -> Figure:
                 axis.plot(x.mean(axis=1), y.mean(axis=1), **look)
                 reached += list(x.mean(axis=1))
             p.decades(axis, reached)
-            axis.set_xlabel(f"{_LABELS[name].splitlines()[0]} (log scale)")
+            axis.set_xlabel(f"{_LABELS[name]} (log scale)")
             axis.set_title(SETTING_LABELS[setting], loc="left")
             p.percent_axis(axis, "validation accuracy (%)")
     p.legend_beside(figure, axes.flat)

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from replication.names import METHOD_LABELS, NEW_SEED, TRAINED
 from replication.report import style as p
 from replication.report.select import by_seed, curves_of, items_of, items_of_split
-from replication.report.wording import counted, listing, number, percent
+from replication.report.wording import counted, interval, listing, number, percent
 from replication.statistics import CELL, Tables, at_best_rate, cell_name, difference, end_of_grid, mean_over_seeds, runs_of
 
 #: The margins of the rule in docs/nano-lab.md, in points over the base.
@@ -204,8 +204,5 @@ def draw_replay(tables: Tables, profile: str, table: pd.DataFrame) -> Figure:
 def say_replay(table: pd.DataFrame) -> list[str]:
     """The difference, and what the replays cost in tokens."""
     row = table.iloc[0]
-    return [
-        f"Replays change T-SPMO's accuracy by {number(row['difference'])} points "
-        f"[{number(row['difference_low'])}, {number(row['difference_high'])}], "
-        f"with {row['tokens_with_over_without']:.2f} times the tokens generated."
-    ]
+    gap = interval(row["difference"], row["difference_low"], row["difference_high"], " points")
+    return [f"Replays change T-SPMO's accuracy by {gap}, with {row['tokens_with_over_without']:.2f} times the tokens generated."]
