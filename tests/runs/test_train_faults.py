@@ -63,15 +63,15 @@ def test_a_signal_within_an_evaluation_stops_it_and_costs_no_step(random_base, t
     """A step was saved only after its validation: whoever did not get the time for that lost all since the checkpoint before."""
     config = tiny_config(random_base, "grpo", checkpoint_every=100)
     run(config, tmp_path / "whole")
-    answers, trained, batches = evaluate._answers, [], []
+    sample, trained, batches = evaluate.sample_in_chunks, [], []
 
-    def asked(*given):
+    def asked(*given, **how):
         batches.append(1)
         if len(batches) == at:
             os.kill(os.getpid(), signal.SIGTERM)
-        return answers(*given)
+        return sample(*given, **how)
 
-    monkeypatch.setattr(evaluate, "_answers", asked)
+    monkeypatch.setattr(evaluate, "sample_in_chunks", asked)
     noted = lambda config, task, step: trained.append(step) or training_batch(config, task, step)  # noqa: E731
     monkeypatch.setattr(train, "training_batch", noted)
     # Greedy and sampled are a batch each: the third is in the validation after step 2. That one comes first when the run goes on,

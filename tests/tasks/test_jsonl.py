@@ -45,7 +45,7 @@ def test_splits_ids_and_texts_are_taken_as_given(tmp_path):
     [
         ("{", "line 61 is not one JSON object"),
         ("[1]", "line 61 is not one JSON object"),
-        ('{"prompt": "p", "answer": 7', "line 61 is not one JSON object .* column 28"),
+        ('{"prompt": "p", "answer": 7', "line 61 is not one JSON object .* column 27"),
         (b'{"prompt": "caf\xe9", "answer": 7}', "line 61 is not one JSON object in UTF-8"),
         ('{"prompt": "p"}', "line 61 has no 'answer'"),
         ('{"question": "q", "target": 7}', r"line 61 has no 'prompt' \(it has 'question', 'target'\)"),
