@@ -49,7 +49,7 @@ _FIELD_OF_A_TASK = {"word_problems": "asides", "svamp": "svamp_source", "jsonl":
 #: Settings that bound memory and change a run's numbers by rounding alone. A run id is computed with their defaults, so that a
 #: run can start or resume with whatever fits the GPU.
 MEMORY_FIELDS = ("token_budget", "activation_checkpointing")
-#: Left out of the run id: paths of local files, whose bytes it covers, and what changes no number or rounding alone.
+#: Left out of the run id: paths of local files, whose bytes it covers, and what changes no number but by rounding.
 _NO_PART = {"svamp_source", "data", "tensorboard", "sample_budget", "compile_sampling"}
 
 
@@ -130,7 +130,7 @@ class ExperimentConfig(BaseModel):
     activation_checkpointing: bool = Field(False, description="recompute activations in the backward pass to save memory")
     compile_sampling: bool = Field(
         False,
-        exclude_if=operator.not_,
+        exclude_if=operator.not_,  # a run without it has the config, the id and the tables of before
         description="compile the model's passes in sampling, on a GPU into CUDA graphs; its cache stays in memory all along",
     )
     device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?|auto)$", description="cpu, cuda or auto")
