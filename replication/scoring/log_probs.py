@@ -17,7 +17,7 @@ from replication.scoring.packing import additive_mask, batch_rows, collate, pack
 #: The output layer runs in chunks of positions, so that no tensor of logits is larger than this.
 MAX_LOGIT_BYTES = 64 * 2**20
 #: Architectures whose attention honours a custom mask and explicit positions; others are scored densely.
-PACKABLE = ("qwen2", "llama", "gpt2")
+PACKABLE = ("qwen2", "qwen3", "llama", "smollm3", "olmo2", "gpt2")
 #: Tokens that go through the model at a time, where the caller sets no other budget.
 TOKEN_BUDGET = 16384
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import types
 
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config
 
 from replication.algorithms import GRPO, SGRPO, TSPMO, TokenCredit
 
@@ -35,12 +36,13 @@ _COMMON = {
 }
 
 
+def tiny(architecture: str, attention: str = "sdpa", seed: int = 0, **changes) -> torch.nn.Module:
+    """A causal LM of an architecture whose config names things as Qwen2's does."""
+    return _built(AutoConfig.for_model(architecture, **{**_COMMON, **changes}), attention, seed)
+
+
 def tiny_qwen2(attention: str = "sdpa", seed: int = 0, **changes) -> torch.nn.Module:
-    return _built(Qwen2ForCausalLM, Qwen2Config(**{**_COMMON, **changes}), attention, seed)
-
-
-def tiny_llama(attention: str = "sdpa", seed: int = 0) -> torch.nn.Module:
-    return _built(LlamaForCausalLM, LlamaConfig(**_COMMON), attention, seed)
+    return tiny("qwen2", attention, seed, **changes)
 
 
 def tiny_gpt2(attention: str = "sdpa", seed: int = 0) -> torch.nn.Module:
@@ -49,18 +51,18 @@ def tiny_gpt2(attention: str = "sdpa", seed: int = 0) -> torch.nn.Module:
     settings = {names.get(name, name): value for name, value in _COMMON.items() if name != "intermediate_size"}
     del settings["num_key_value_heads"]
     dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-    return _built(GPT2LMHeadModel, GPT2Config(**settings, **dropout), attention, seed)
+    return _built(GPT2Config(**settings, **dropout), attention, seed)
 
 
-BUILDERS = {"qwen2": tiny_qwen2, "llama": tiny_llama, "gpt2": tiny_gpt2}
+BUILDERS = {name: functools.partial(tiny, name) for name in ("qwen2", "qwen3", "llama", "olmo2")}
+BUILDERS |= {"smollm3": functools.partial(tiny, "smollm3", no_rope_layers=[1, 0, 1]), "gpt2": tiny_gpt2}
 
 
-def _built(model_class: type, config, attention: str, seed: int) -> torch.nn.Module:
-    config._attn_implementation = attention
+def _built(config, attention: str, seed: int) -> torch.nn.Module:
     # Weights come from a seed of their own, and the state of the session stays as it was.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = model_class(config)
+        model = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
     return exact(model).eval()
 
 
