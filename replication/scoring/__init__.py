@@ -12,10 +12,8 @@ from replication.scoring.log_probs import (
     prefix_states,
     score,
     token_log_probs,
-    unwrapped,
-    upcast,
-    why_not_packable,
 )
+from replication.scoring.model import unwrapped, upcast, why_not_packable
 from replication.scoring.packing import pack_groups
 
 __all__ = [

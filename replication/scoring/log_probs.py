@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-import weakref
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
@@ -12,12 +10,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from replication.algorithms import TokenCredit
+from replication.scoring.model import device_of, result_dtype, unwrapped, upcast, warn_once, why_not_packable
 from replication.scoring.packing import additive_mask, batch_rows, collate, pack_groups
 
 #: The output layer runs in chunks of positions, so that no tensor of logits is larger than this.
 MAX_LOGIT_BYTES = 64 * 2**20
-#: Architectures whose attention honours a custom mask and explicit positions; others are scored densely.
-PACKABLE = ("qwen2", "qwen3", "llama", "smollm3", "olmo2", "gpt2")
 #: Tokens that go through the model at a time, where the caller sets no other budget.
 TOKEN_BUDGET = 16384
 
@@ -88,13 +85,13 @@ def score(
         raise ValueError(f'strategy must be "packed" or "dense", not {strategy!r}')
     rows = sum(len(credit) for credit in credits)
     if not rows:
-        nothing = torch.zeros(0, dtype=_result_dtype(model), device=_device(model), requires_grad=torch.is_grad_enabled())
+        nothing = torch.zeros(0, dtype=result_dtype(model), device=device_of(model), requires_grad=torch.is_grad_enabled())
         return Scores(nothing, 0, 0)
     if strategy == "packed":
         reason = why_not_packable(model)
         if reason is None:
             return _packed(model, prompts, completions, credits, temperature, token_budget)
-        _warn_once(model, reason)
+        warn_once(model, reason)
     return _dense(model, prompts, completions, credits, temperature)
 
 
@@ -115,13 +112,13 @@ def prefix_states(
     _check(prompts, completions, credits, temperature=1.0)
     if strategy == "packed" and why_not_packable(model) is None:
         passes = list(_packed_passes(model, prompts, completions, credits, token_budget))
-        order = torch.argsort(torch.cat([made.output for made in passes])).to(_device(model))
+        order = torch.argsort(torch.cat([made.output for made in passes])).to(device_of(model))
         states = torch.cat([made.hidden_U[made.which_N.to(made.hidden_U.device)] for made in passes])
         return states[order], sum(made.tokens for made in passes)
     parts, forwarded = [], 0
     for prompt, group, credit in zip(prompts, completions, credits, strict=True):
         if len(credit):
-            tokens_GL, mask_GL = _padded(prompt, group, _device(model))
+            tokens_GL, mask_GL = _padded(prompt, group, device_of(model))
             hidden = unwrapped(model).base_model(input_ids=tokens_GL, attention_mask=mask_GL, use_cache=False).last_hidden_state
             parts.append(hidden[credit.completion.to(hidden.device), credit.position.to(hidden.device) + len(prompt) - 1])
             forwarded += sum(len(prompt) + len(tokens) for tokens in group)
@@ -142,7 +139,7 @@ class _Pass(NamedTuple):
 
 def _packed_passes(model, prompts, completions, credits, token_budget: int) -> Iterator[_Pass]:
     causal_lm = unwrapped(model)
-    device = _device(model)
+    device = device_of(model)
     rows = pack_groups(prompts, completions, credits, token_budget // 4, width=causal_lm.config.hidden_size)
     for batch in batch_rows(rows, token_budget // 2):
         tokens, positions = collate(batch, device)
@@ -182,7 +179,7 @@ def gathered_log_softmax(causal_lm, hidden_U: Tensor, which_N: Tensor, target_N:
     positions = chunk_positions(causal_lm)
     if len(hidden_U) <= positions:
         return chunk_log_probs(hidden_U, which_N, target_N)
-    result = hidden_U.new_zeros(len(which_N), dtype=_result_dtype(causal_lm))
+    result = hidden_U.new_zeros(len(which_N), dtype=result_dtype(causal_lm))
     for start in range(0, len(hidden_U), positions):
         inside = torch.nonzero((which_N >= start) & (which_N < start + positions)).squeeze(1)
         # Recomputed in the backward pass: otherwise autograd would keep the logits of all chunks.
@@ -207,7 +204,7 @@ def _dense(model, prompts, completions, credits, temperature: float) -> Scores:
     """The reference: every token of every completion of a group that has credit goes through the model, prompts repeated."""
     parts = []
     forwarded = 0
-    device = _device(model)
+    device = device_of(model)
     for prompt, group, credit in zip(prompts, completions, credits, strict=True):
         if not len(credit):
             continue
@@ -257,32 +254,6 @@ def micro_batches(
         yield part
 
 
-def why_not_packable(model: nn.Module) -> str | None:
-    """What about this model could make packed log-probs wrong, or None."""
-    causal_lm = unwrapped(model)
-    config = causal_lm.config
-    if config.model_type not in PACKABLE:
-        return f"packing was not checked for the architecture {config.model_type!r}"
-    if any(kind != "full_attention" for kind in getattr(config, "layer_types", None) or ()):
-        return "it has layers without full attention (a sliding window counts rows, not depths)"
-    if config._attn_implementation not in ("sdpa", "eager"):
-        return f"its attention {config._attn_implementation!r} takes no custom mask"
-    rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type", "default") in ("dynamic", "longrope"):
-        return f"its rotary embedding {rope['rope_type']!r} depends on the length of the row"
-    return None
-
-
-_warned: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-
-
-def _warn_once(model: nn.Module, reason: str) -> None:
-    causal_lm = unwrapped(model)
-    if causal_lm not in _warned:
-        _warned.add(causal_lm)
-        warnings.warn(f"scoring this model densely: {reason}", stacklevel=3)
-
-
 def _check(prompts, completions, credits, temperature: float) -> None:
     if not len(prompts) == len(completions) == len(credits):
         raise ValueError(
@@ -294,21 +265,3 @@ def _check(prompts, completions, credits, temperature: float) -> None:
         if not len(prompt):
             raise ValueError(f"prompt {index} is empty: the first token has nothing to be predicted from")
         credit.require_inside(group)
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The causal LM itself; a PEFT adapter lives inside its layers and stays active."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device
-
-
-def _result_dtype(model: nn.Module) -> torch.dtype:
-    return torch.float64 if unwrapped(model).dtype == torch.float64 else torch.float32
-
-
-def upcast(logits: Tensor) -> Tensor:
-    """Logits in float32, or in float64 if they are: log-probs are never computed in half precision."""
-    return logits if logits.dtype == torch.float64 else logits.float()
