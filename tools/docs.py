@@ -41,7 +41,7 @@ def verdict_table(committed: Path = COMMITTED) -> str:
     nano = judged[judged["scale"] == "nano"]
     lines = [f"{place}. {sentence}" for place, sentence in enumerate(conclusions(judged, tables, "nano"), 1)]
     if said := limits(judged, tables, "nano"):
-        lines += ["", f"**Limits.** {' '.join(said)}"]
+        lines += ["", "**Limits.**", "", *(f"- {sentence}" for sentence in said)]
     lines += ["", "| claim in the nano lab | of the paper's | ours [95 % interval] | seeds | verdict |", "|---|---|---|---|---|"]
     for row in nano.to_dict("records"):
         seeds = "" if pd.isna(row["seeds"]) else f"{row['seeds']:.0f}"

@@ -103,7 +103,7 @@ def build(results_dir: str | Path, profile: str) -> Path:
     manifest = read_json(results_dir / "manifest.json", "a manifest")
     values = _context(tables, judged, manifest, results_dir, profile)
     values["conclusions"] = conclusions(judged, tables, profile, exhibits[0].table)
-    values["limits"] = " ".join(limits(judged, tables, profile))
+    values["limits"] = limits(judged, tables, profile)
     values["exhibits"] = [one.html(f"figures/{one.name}.png") for one in shown]
     values["without_runs"] = listing([one.title for one in exhibits if one not in shown])
     page = results_dir / "report.html"
