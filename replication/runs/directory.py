@@ -34,9 +34,6 @@ ITEM_COLUMNS = ("split", "item_id", "template", "correct", "reward", "truncated"
 _GROWING = ("metrics.jsonl", "timings.jsonl", "samples.jsonl")
 #: What may lie in the folder of a run before its first start.
 _BEFOREHAND = {"run.log", "failure.json"}
-#: Fields that may differ between two starts of one run: paths to the same bytes, how it is computed, further files.
-_CHANGEABLE = {"model", "svamp_source", "data", "tensorboard"}
-_CHANGEABLE |= {"token_budget", "sample_budget", "activation_checkpointing", "compile_sampling"}
 #: Seconds that a start waits for the lock: ``is_locked`` in another process holds it for a moment.
 _PATIENCE = 2.0
 
@@ -114,13 +111,13 @@ class RunDirectory:
 
     def _refuse_another(self, here: dict[str, Any], earlier: Mapping[str, Any]) -> None:
         there = read_json(self.path / "config.json", "the config of a run")
-        names = [name for name in {**here, **there} if there.get(name) != here.get(name)]
-        if earlier.get("run_id") == self.run_id and set(names) <= _CHANGEABLE:
+        if earlier.get("run_id") == self.run_id:  # it covers all that may not differ between two starts
             return
+        names = [name for name in {**here, **there} if there.get(name) != here.get(name)]
         if names:
             first = "; ".join(f"{name} is {there.get(name)!r} there and {here.get(name)!r} here" for name in names[:3])
             raise UserError(f"{self.path} holds a run of another config ({first}): choose another folder")
-        if earlier.get("run_id", self.run_id) != self.run_id:
+        if "run_id" in earlier:
             raise UserError(f"{self.path} holds run {earlier['run_id']} of another base or task version: choose another folder")
 
     def _note_earlier_start(self, earlier: Mapping[str, Any]) -> None:
