@@ -79,7 +79,7 @@ def in_child(config: ExperimentConfig, seconds: float, warm_up: Callable[..., No
 
 
 def _child(connection: Connection, warm_up: Callable, config: ExperimentConfig) -> None:
-    prepare_child(config.threads)
+    prepare_child()
     try:
         warm_up(config, lambda kind, value=None: connection.send((kind, value)))
         outcome = "done"

@@ -1,7 +1,4 @@
-"""A worker process. It does one run after another, since importing torch takes seconds. Each run has its own log.
-
-Nothing heavy is imported at the top: the number of threads is set before torch is imported.
-"""
+"""A worker process. It does one run after another, since importing torch takes seconds. Each run has its own log."""
 
 from __future__ import annotations
 
@@ -45,7 +42,7 @@ def work(connection: multiprocessing.connection.Connection, target: str, gpu: st
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     signal.signal(signal.SIGTERM, lambda signum, frame: signals.request_stop(signum))
-    prepare_child(threads=1)
+    prepare_child()
     with contextlib.suppress(EOFError, OSError):  # the parent closed its end, or is gone
         while True:
             config, folder = connection.recv()
@@ -56,10 +53,8 @@ def work(connection: multiprocessing.connection.Connection, target: str, gpu: st
             gc.collect()
 
 
-def prepare_child(threads: int) -> None:
-    """Set up a child process before it imports torch: threads, open streams, and the parent as the only one that ends it."""
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ[name] = str(threads)
+def prepare_child() -> None:
+    """Set up a child process: open streams, and the parent as the only one that ends it."""
     console.open_closed_streams()
     # Ctrl-C and a closing terminal reach the whole process group; the parent then decides what its children do.
     for number in (signal.SIGINT, signal.SIGHUP):
