@@ -65,19 +65,19 @@ def test_the_split_depends_on_content_alone(tmp_path: Path, task: Task) -> None:
 
 @needs_file
 @pytest.mark.parametrize(
-    ("damage", "message"),
+    "damage",
     [
-        (lambda b: b[:1000], "not whole JSON"),
-        (lambda b: b.replace(b"12 customers", b"13 customers", 1), "sha256"),
-        (lambda b: json.dumps(json.loads(b)[:999]).encode(), "999 records"),
-        (lambda b: b"\xff" + b, "not whole JSON"),
-        (lambda b: b"{}", "not the list"),
+        lambda b: b[:1000],
+        lambda b: b.replace(b"12 customers", b"13 customers", 1),
+        lambda b: json.dumps(json.loads(b)[:999]).encode(),
+        lambda b: b"\xff" + b,
+        lambda b: b"{}",
     ],
 )
-def test_a_file_that_is_not_the_official_one(tmp_path: Path, damage, message: str) -> None:
+def test_a_file_that_is_not_the_official_one(tmp_path: Path, damage) -> None:
     path = tmp_path / "SVAMP.json"
     path.write_bytes(damage(OFFICIAL.read_bytes()))
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=r"SVAMP\.json has sha256"):
         get_task("svamp", source=path)
     path.write_bytes(OFFICIAL.read_bytes())  # mended: not the cached error
     assert len(get_task("svamp", source=path).test) == 300
@@ -93,7 +93,6 @@ def test_a_file_that_is_not_the_official_one(tmp_path: Path, damage, message: st
         ({"ID": None}, r"record 1 \(without ID\): ID"),
         ({"ID": "chal-0"}, r"'chal-0' occurs 2 times"),
         ({"Body": f"0 {ROW['Body']}"}, r"occurs 2 times \(records chal-0, chal-1\)"),
-        ({"Type": "Modulo"}, r"record chal-1 has the unknown Type 'Modulo'"),
     ],
 )
 def test_errors_name_the_record(changes: dict, message: str) -> None:
@@ -124,7 +123,6 @@ def test_the_misspelt_type_is_division_and_answers_are_exact() -> None:
     record = svamp.Record.model_validate({**ROW, "Type": "Common-Divison", "Answer": 2.0})
     problem = svamp._problem(record)
     assert problem.meta["type"] == "Common-Division"
-    assert problem.meta["operation"] == "/"
     assert problem.answer == Decimal(2)
 
 
