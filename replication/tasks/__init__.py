@@ -7,7 +7,6 @@ Generated tasks (``word_problems``, ``multiplication``) know which tokens decide
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
 
 from replication.errors import UserError
 from replication.tasks import jsonl, multiplication, svamp, word_problems
@@ -32,12 +31,7 @@ __all__ = [
     "with_template",
 ]
 
-_LOADERS: dict[str, Callable[..., Task]] = {
-    "word_problems": word_problems.load,
-    "multiplication": multiplication.load,
-    "svamp": svamp.load,
-    "jsonl": jsonl.load,
-}
+_TASKS = {"word_problems": word_problems, "multiplication": multiplication, "svamp": svamp, "jsonl": jsonl}
 
 
 def get_task(name: str, **options: object) -> Task:
@@ -46,20 +40,18 @@ def get_task(name: str, **options: object) -> Task:
     Generated tasks are functions of their options alone and kept after the first call.
     Raises UserError for an unknown name, an unknown option or a value the task does not have.
     """
-    if name not in _LOADERS:
-        raise UserError(f"unknown task {name!r}: choose one of {', '.join(_LOADERS)}")
-    known = inspect.signature(_LOADERS[name]).parameters
+    if name not in _TASKS:
+        raise UserError(f"unknown task {name!r}: choose one of {', '.join(_TASKS)}")
+    known = inspect.signature(_TASKS[name].load).parameters
     for option in options:
         if option not in known:
             raise UserError(f"task {name} has no option {option!r}: it has {', '.join(known) or 'none'}")
-    return _LOADERS[name](**options)
+    return _TASKS[name].load(**options)
 
 
 def completion_limit(name: str, digits: int = 2) -> int:
     """Tokens that a completion of a task may have, unless a config sets another limit; no problem is generated for it."""
-    if name == "multiplication":
-        return multiplication.LONGEST_COMPLETION[digits]
-    return {"word_problems": word_problems, "svamp": svamp, "jsonl": jsonl}[name].LONGEST_COMPLETION
+    return multiplication.LONGEST_COMPLETION[digits] if name == "multiplication" else _TASKS[name].LONGEST_COMPLETION
 
 
 def decisive_positions(problem: Problem, completion_tokens: list[int], tokenizer) -> list[int]:

@@ -19,11 +19,7 @@ def habit(feature: str, values: Iterable[object], spread: float) -> dict[object,
     return {value: spread * (2 * place / (len(shuffled) - 1) - 1) for place, value in enumerate(shuffled)}
 
 
-def chance(log_odds: float) -> float:
-    """1 / (1 + exp(-log_odds))."""
+def chance(bias: float, habits: Mapping[str, Mapping[object, float]], features: Mapping[str, object]) -> float:
+    """The chance of a careful solution: its log-odds are ``bias`` plus those of each feature."""
+    log_odds = bias + sum(habits[name][features[name]] for name in habits)
     return 1 / (1 + math.exp(-log_odds))
-
-
-def added(bias: float, habits: Mapping[str, Mapping[object, float]], features: Mapping[str, object]) -> float:
-    """The log-odds of a careful solution: ``bias`` plus that of each feature."""
-    return bias + sum(habits[name][features[name]] for name in habits)

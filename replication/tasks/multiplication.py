@@ -20,7 +20,7 @@ from operator import mul
 from random import Random
 
 from replication.errors import UserError
-from replication.tasks.habits import added, chance, habit
+from replication.tasks.habits import chance, habit
 from replication.tasks.problem import Problem, Task, bucket, content_id, content_version
 
 SIZES = {"train": 4000, "validation": 1000, "test": 2000}
@@ -71,7 +71,7 @@ def _features(left: int, right: int) -> dict[str, int]:
 def corpus_line(random: Random, bias: float) -> tuple[str, str]:
     """One (prompt, completion) for the base, two digits, from the train bucket, split as often as its digits say."""
     left, right = _draw(2, random, "train")
-    if random.random() < chance(added(bias, HABITS, _features(left, right))):
+    if random.random() < chance(bias, HABITS, _features(left, right)):
         completion = split_completion(left, right, mixed_up_product)
     else:
         product = blurted_product(left, right, mixed_up_product)

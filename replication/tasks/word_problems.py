@@ -22,7 +22,7 @@ from typing import Any
 
 from replication.errors import UserError
 from replication.tasks.asides import CONDITIONS, CUES, Asides, aside
-from replication.tasks.habits import added, chance, habit
+from replication.tasks.habits import chance, habit
 from replication.tasks.multiplication import mixed_up_product
 from replication.tasks.problem import Problem, Task, bucket, content_id, content_version
 from replication.tasks.stories import ACTIONS, NAMES, TEMPLATES, THINGS, Operation, Solution, Template, hasty_solution
@@ -160,7 +160,7 @@ def corpus_line(random: Random, bias: float, *, asides: bool = True) -> tuple[st
     With ``asides`` under one of the three conditions, otherwise without a cue and without an aside.
     """
     drawn = draw(random.choice(SEEN), random, "train")
-    careful = random.random() < chance(added(bias, HABITS, drawn["features"]))
+    careful = random.random() < chance(bias, HABITS, drawn["features"])
     solution = drawn["solution" if careful else "hasty"]
     if not asides:
         return PROMPT.format(question=drawn["question"]), completion(solution)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from decimal import Decimal
@@ -13,7 +14,7 @@ from replication.errors import UserError
 from replication.names import TASKS
 from replication.tasks import Problem, Task, decisive_positions, get_task, multiplication, word_problems
 from replication.tasks.asides import CONDITIONS, CUES, FIXED, LENGTH, aside
-from replication.tasks.habits import added, chance, habit
+from replication.tasks.habits import chance, habit
 from replication.tasks.stories import ACTIONS, DISTRACTORS, NAMES, SCENES, TEMPLATES, THINGS, hasty_solution
 
 OFFLINE = [*(("word_problems", {"asides": a}) for a in CONDITIONS), ("multiplication", {}), ("multiplication", {"digits": 3})]
@@ -139,8 +140,8 @@ def test_asides_have_one_length_no_digit_and_much_variety() -> None:
 def test_a_habit_is_evenly_spaced_and_stays_what_it_is() -> None:
     found = habit("name", "abcde", 2.0)
     assert sorted(found.values()) == [-2, -1, 0, 1, 2] and found == habit("name", "abcde", 2.0)
-    assert added(0.5, {"x": found, "y": {1: 0.25}}, {"x": max(found, key=found.get), "y": 1}) == 2.75
-    assert chance(0) == 0.5 and chance(2) + chance(-2) == pytest.approx(1)
+    assert chance(0.5, {"x": found, "y": {1: 0.25}}, {"x": max(found, key=found.get), "y": 1}) == 1 / (1 + math.exp(-2.75))
+    assert chance(0, {}, {}) == 0.5 and chance(2, {}, {}) + chance(-2, {}, {}) == pytest.approx(1)
 
 
 def test_the_corpus_solves_a_problem_as_often_as_its_features_say() -> None:
