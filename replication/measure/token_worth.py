@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -29,33 +28,27 @@ CONSEQUENCE = 0.05
 AUDITED = 30
 
 
-@dataclass(frozen=True)
-class Truth:
-    """What is known about one problem under one policy.
+#: What is known about one problem under one policy: prefix (token ids) -> (audit samples that begin with it, share of them right).
+Truth = Mapping[tuple[int, ...], tuple[int, float]]
 
-    Attributes:
-        value: prefix (token ids) -> (audit samples that begin with it, share of them that are right).
+
+def worth(truth: Truth, prefix: tuple[int, ...]) -> float:
+    """V(prefix) - V(prefix without its last token); NaN if the audit does not tell it well enough.
+
+    Of the n samples before the token, m take it and are right at rate a, the others at rate b: the worth is
+    (1 - m/n)(a - b), and its standard error (1 - m/n) sqrt(var(a) / m + var(b) / (n - m)), rates smoothed by one
+    success and one failure, so that equal answers are not certainty.
     """
-
-    value: Mapping[tuple[int, ...], tuple[int, float]]
-
-    def worth(self, prefix: tuple[int, ...]) -> float:
-        """V(prefix) - V(prefix without its last token); NaN if the audit does not tell it well enough.
-
-        Of the n samples before the token, m take it and are right at rate a, the others at rate b: the worth is
-        (1 - m/n)(a - b), and its standard error (1 - m/n) sqrt(var(a) / m + var(b) / (n - m)), rates smoothed by one
-        success and one failure, so that equal answers are not certainty.
-        """
-        (m, a), (n, whole) = self.value.get(prefix, (0, 0.0)), self.value.get(prefix[:-1], (0, 0.0))
-        if min(m, n) < AUDITED:
-            return float("nan")
-        worth, others = a - whole, n - m
-        if not others:
-            return worth  # no sample did otherwise: 0
-        right = ((m * a, m), (n * whole - m * a, others))
-        smooth = [((count + 1) / (size + 2), size) for count, size in right]
-        error = others / n * math.sqrt(sum(rate * (1 - rate) / size for rate, size in smooth))
-        return float("nan") if abs(worth) <= 2 * error and abs(worth) + 2 * error >= CONSEQUENCE else worth
+    (m, a), (n, whole) = truth.get(prefix, (0, 0.0)), truth.get(prefix[:-1], (0, 0.0))
+    if min(m, n) < AUDITED:
+        return float("nan")
+    difference, others = a - whole, n - m
+    if not others:
+        return difference  # no sample did otherwise: 0
+    right = ((m * a, m), (n * whole - m * a, others))
+    smooth = [((count + 1) / (size + 2), size) for count, size in right]
+    error = others / n * math.sqrt(sum(rate * (1 - rate) / size for rate, size in smooth))
+    return float("nan") if abs(difference) <= 2 * error and abs(difference) + 2 * error >= CONSEQUENCE else difference
 
 
 def audited(group: Group) -> Truth:
@@ -66,7 +59,7 @@ def audited(group: Group) -> Truth:
             entry = value.setdefault(tuple(tokens[:length]), [0, 0.0])
             entry[0] += 1
             entry[1] += reward
-    return Truth({prefix: (int(n), total / n) for prefix, (n, total) in value.items()})
+    return {prefix: (int(n), total / n) for prefix, (n, total) in value.items()}
 
 
 def decisive_tokens(completions: Sequence[Sequence[int]], problem: Problem, tokenizer: Any) -> np.ndarray:
@@ -86,4 +79,4 @@ def decisive_tokens(completions: Sequence[Sequence[int]], problem: Problem, toke
 
 def token_worths(completions: Sequence[Sequence[int]], truth: Truth) -> np.ndarray:
     """What each generated token was worth, completion by completion: (T,), NaN unknown."""
-    return np.array([truth.worth(tuple(tokens[:length])) for tokens in completions for length in range(1, len(tokens) + 1)])
+    return np.array([worth(truth, tuple(tokens[:length])) for tokens in completions for length in range(1, len(tokens) + 1)])

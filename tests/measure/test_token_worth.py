@@ -16,7 +16,7 @@ from replication.measure import credit as credit_module
 from replication.measure import token_worth
 from replication.measure.credit import _Measured, credit_table
 from replication.measure.gradients import Redraws
-from replication.measure.token_worth import AUDITED, audited, token_worths
+from replication.measure.token_worth import AUDITED, audited, token_worths, worth
 
 
 def group_of(completions: list[list[int]], rewards: list[float]) -> SimpleNamespace:
@@ -30,7 +30,7 @@ def test_the_value_of_a_prefix_is_the_share_of_right_completions_that_begin_with
     dice = random.Random(0)
     completions = [[dice.randrange(3) for _ in range(dice.randrange(5))] for _ in range(200)]
     rewards = [float(dice.randrange(2)) for _ in completions]
-    value = audited(group_of(completions, rewards)).value
+    value = audited(group_of(completions, rewards))
     for prefix in {tuple(tokens[:length]) for tokens in completions for length in range(5)}:
         those = [r for tokens, r in zip(completions, rewards, strict=True) if tuple(tokens[: len(prefix)]) == prefix]
         assert value[prefix] == (len(those), pytest.approx(sum(those) / len(those)))
@@ -39,9 +39,9 @@ def test_the_value_of_a_prefix_is_the_share_of_right_completions_that_begin_with
 def test_worth_is_a_difference_of_values_and_unknown_where_the_audit_is_small():
     completions = [[1, 2]] * AUDITED + [[1, 3]] * AUDITED + [[4, 5]] * (AUDITED - 1)
     truth = audited(group_of(completions, [1.0] * AUDITED + [0.0] * (2 * AUDITED - 1)))
-    assert truth.worth((1, 2)) == 0.5 and truth.worth((1, 3)) == -0.5
-    assert truth.worth((1,)) == pytest.approx(0.5 - AUDITED / (3 * AUDITED - 1))
-    assert np.isnan(truth.worth((4,))) and np.isnan(truth.worth((4, 5))) and np.isnan(truth.worth((9,)))
+    assert worth(truth, (1, 2)) == 0.5 and worth(truth, (1, 3)) == -0.5
+    assert worth(truth, (1,)) == pytest.approx(0.5 - AUDITED / (3 * AUDITED - 1))
+    assert np.isnan(worth(truth, (4,))) and np.isnan(worth(truth, (4, 5))) and np.isnan(worth(truth, (9,)))
 
 
 def test_a_worth_that_chance_explains_is_unknown_and_one_that_is_surely_small_is_nothing():
@@ -50,17 +50,17 @@ def test_a_worth_that_chance_explains_is_unknown_and_one_that_is_surely_small_is
     named = {"known": 0, "unknown": 0}
     for _ in range(200):  # both tokens are right half of the time
         right = rng.random(2 * AUDITED) < 0.5
-        worth = audited(group_of([[1, 2], [1, 3]] * AUDITED, right.astype(float).tolist())).worth((1, 2))
-        named["unknown" if np.isnan(worth) else "known"] += 1
+        truth = audited(group_of([[1, 2], [1, 3]] * AUDITED, right.astype(float).tolist()))
+        named["unknown" if np.isnan(worth(truth, (1, 2))) else "known"] += 1
     assert named["known"] <= 0.08 * 200
     many = audited(group_of([[1, 2], [1, 3]] * 4000, [0.0, 0.0, 1.0, 1.0] * 2000))
-    assert many.worth((1, 2)) == 0.0
+    assert worth(many, (1, 2)) == 0.0
 
 
 def test_every_generated_token_has_the_worth_of_its_prefix():
     completions, rewards = [[1, 2, 3], [1, 2, 4], [1, 5]], [1.0, 0.0, 0.0]
-    worth = token_worths(completions, audited(group_of(completions * AUDITED, rewards * AUDITED)))
-    assert worth == pytest.approx([0, 1 / 2 - 1 / 3, 1 / 2, 0, 1 / 2 - 1 / 3, -1 / 2, 0, -1 / 3])
+    worths = token_worths(completions, audited(group_of(completions * AUDITED, rewards * AUDITED)))
+    assert worths == pytest.approx([0, 1 / 2 - 1 / 3, 1 / 2, 0, 1 / 2 - 1 / 3, -1 / 2, 0, -1 / 3])
 
 
 def test_a_transition_that_completions_share_is_decisive_for_all_of_them(monkeypatch):
