@@ -61,7 +61,7 @@ def turn(implementation: str, method: str, *, steps: int, warm_up: int, **overri
     return rows[warm_up:]
 
 
-def main(out: Path, *, quick: bool = False, **overrides: Any) -> pd.DataFrame:
+def main(out: Path, *, quick: bool = False) -> pd.DataFrame:
     """Measure and write in_trl.csv and in_trl_memory.csv, again after each case."""
     trl_side.require_trl()
     turns, steps, warm_up = (1, 2, 1) if quick else (TURNS, STEPS, WARM_UP)
@@ -69,7 +69,7 @@ def main(out: Path, *, quick: bool = False, **overrides: Any) -> pd.DataFrame:
     cases = [(repetition, *case) for repetition in range(turns) for case in CASES]
     for done, (repetition, implementation, method) in enumerate(cases, start=1):
         with threads(1):
-            measured = turn(implementation, method, steps=steps, warm_up=warm_up, threads=1, **overrides)
+            measured = turn(implementation, method, steps=steps, warm_up=warm_up, threads=1)
         rows += [{"repetition": repetition, **row} for row in measured]
         table = write_table(out, "in_trl", rows)
         write_manifest(out, "in_trl", threads=1, cases_done=done, cases=len(cases))

@@ -68,16 +68,7 @@ def measure(implementation: str, method: str, shape: dict[str, Any]) -> dict[str
 
 
 def _trl_work(config, policy, small, groups, *, checkpointing: bool, credit: Any = None):
-    from replication.models import load_base
-
-    # The trainer wants a tokenizer and problems, though neither is used: the batches are ready.
-    _, tokenizer = load_base(config.model_path)
-    base = policy.model.unload()
-    problems = config.load_task().train[:1]
-    how = {"steps": 1, "max_new_tokens": 128, "checkpointing": checkpointing, "credit": credit}
-    trainer = trl_side.make_trainer(config, base, tokenizer, problems, **how)
-    trainer.current_gradient_accumulation_steps = 1
-    optimizer = trainer.create_optimizer()
+    trainer, optimizer = trl_side.idle_trainer(config, policy.model.unload(), checkpointing=checkpointing, credit=credit)
 
     def update(batch) -> None:
         inputs = trl_side.inputs_of(batch, policy.pad_token_id) if credit is None else trl_side.credited_inputs_of(config, batch)

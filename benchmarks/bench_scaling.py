@@ -27,18 +27,18 @@ GRID = {
 MANY, FEW, SLOW = 5, 3, 5.0
 
 
-def main(out: Path, *, quick: bool = False, threads: int = 1) -> pd.DataFrame:
+def main(out: Path, *, quick: bool = False) -> pd.DataFrame:
     """Measure and write scaling.csv, again after each point: a row for each (what grows, its value, method)."""
     trl_side.require_trl()
     points = [(grows, value) for grows, values in GRID.items() for value in (values[:2] if quick else values)]
     rows: list[dict[str, Any]] = []
-    with common.threads(threads):
-        common.write_manifest(out, "scaling", threads=threads, cases_done=0, cases=len(points))
+    with common.threads(1):
+        common.write_manifest(out, "scaling", threads=1, cases_done=0, cases=len(points))
         for done, (grows, value) in enumerate(points, start=1):
             measured = point({**BASE, grows: value}, quick=quick)
             rows += [{"grows": grows, "value": value, **row} for row in measured]
             table = common.write_table(out, "scaling", rows)
-            common.write_manifest(out, "scaling", threads=threads, cases_done=done, cases=len(points))
+            common.write_manifest(out, "scaling", threads=1, cases_done=done, cases=len(points))
             medians = ", ".join(f"{row['implementation']} {row['method']} {row['seconds']:.3f} s" for row in measured)
             print(f"  {done} of {len(points)}: {grows} {value}: {medians} (n = {measured[0]['n']})", flush=True)
     return table
@@ -81,13 +81,7 @@ def point(shape: dict[str, Any], *, quick: bool) -> list[dict[str, Any]]:
 @functools.lru_cache(maxsize=1)
 def _models(vocabulary: int, width: int):
     """Our policy, TRL's trainer and its optimizer; points that follow each other mostly have the same model."""
-    from replication.models import load_base
-
     gc.collect()
-    config = common.nano_config("grpo")
-    _, tokenizer = load_base(config.model_path)  # the trainer wants one and a problem; the batches are ready
-    problems = config.load_task().train[:1]
     base = common.random_policy(vocabulary=vocabulary, width=width).model.unload()
-    trainer = trl_side.make_trainer(config, base, tokenizer, problems, steps=1, max_new_tokens=8)
-    trainer.current_gradient_accumulation_steps = 1
-    return common.random_policy(vocabulary=vocabulary, width=width), trainer, trainer.create_optimizer()
+    trainer, optimizer = trl_side.idle_trainer(common.nano_config("grpo"), base)
+    return common.random_policy(vocabulary=vocabulary, width=width), trainer, optimizer

@@ -35,13 +35,14 @@ from replication.models import load_base, load_policy
 
 REPETITIONS = 9
 WARM_UP = 2
+THREADS = (1, 2)
 #: Ratios to TRL that the design sets as its aims: method -> (update, whole step).
 AIMS = {"grpo": (4.0, 3.0), "s_grpo": (5.0, 3.5), "t_spmo": (15.0, 5.0)}
 
 
-def side_by_side(count: int, repetitions: int, overrides: dict[str, Any], keep: Callable[[list[dict]], None]) -> dict[str, float]:
+def side_by_side(count: int, repetitions: int, keep: Callable[[list[dict]], None]) -> dict[str, float]:
     """How far losses and gradients differ; ``keep`` gets a row for each (implementation, method, work, phase) of a repetition."""
-    configs = {method: nano_config(method, **overrides) for method in METHODS}
+    configs = {method: nano_config(method, threads=count) for method in METHODS}
     config = configs["grpo"]
     policies = {method: load_policy(configs[method]) for method in METHODS}
     updates = {method: update_of(configs[method], policies[method]) for method in METHODS}
@@ -148,7 +149,7 @@ def _groups(clock: trl_side.Clock, problems, group_size: int) -> list[Group]:
         mask = batch["prompt_mask"][first].bool()
         prompt = batch["prompt_ids"][first][mask].tolist()
         members = slice(first, first + group_size)
-        groups.append(make_group(problem.id, prompt, tokens[members], clock.rewards[members], problem))
+        groups.append(make_group(problem, prompt, tokens[members], clock.rewards[members]))
     return groups
 
 
@@ -186,10 +187,11 @@ def ratios(table: pd.DataFrame) -> list[dict]:
     return rows
 
 
-def main(out: Path, *, quick: bool = False, thread_counts: tuple[int, ...] = (1, 2), **overrides: Any) -> pd.DataFrame:
+def main(out: Path, *, quick: bool = False) -> pd.DataFrame:
     """Measure and write side_by_side.csv and ratios.csv, again after each repetition."""
     trl_side.require_trl()
     repetitions = 2 if quick else REPETITIONS
+    cases = len(THREADS) * repetitions
     rows: list[dict] = []
     checks: dict[str, Any] = {}
 
@@ -202,18 +204,12 @@ def main(out: Path, *, quick: bool = False, thread_counts: tuple[int, ...] = (1,
         steps[TRL] = next(row["seconds"] for row in measured if row["phase"] == "step" and row["implementation"] == TRL)
         whole = ", ".join(f"{name} {value:.2f} s" for name, value in steps.items())
         print(f"  {count} threads, {repetition + 1} of {repetitions}: steps: {whole}", flush=True)
-        done = thread_counts.index(count) * repetitions + repetition + 1
-        write_manifest(out, "side_by_side", cases_done=done, cases=len(thread_counts) * repetitions)
+        done = THREADS.index(count) * repetitions + repetition + 1
+        write_manifest(out, "side_by_side", cases_done=done, cases=cases)
 
-    for count in thread_counts:
+    for count in THREADS:
         with threads(count):
-            checks[str(count)] = side_by_side(count, repetitions, {"threads": count, **overrides}, keep)
-    write_manifest(
-        out,
-        "side_by_side",
-        cases_done=len(thread_counts) * repetitions,
-        cases=len(thread_counts) * repetitions,
-        differences=checks,
-    )
+            checks[str(count)] = side_by_side(count, repetitions, keep)
+    write_manifest(out, "side_by_side", cases_done=cases, cases=cases, differences=checks)
     assert all(facts["gradient"] < 1e-4 for facts in checks.values()), f"TRL's gradient is another one: {checks}"
     return pd.read_csv(out / "ratios.csv")

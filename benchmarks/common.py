@@ -105,14 +105,13 @@ def synthetic_groups(
     prompt_length: int,
     completion_length: int,
     common: float = 0.9,
-    seed: int = 0,
 ) -> list[Group]:
     """Groups whose completions share prefixes as sampled ones do, and whose rewards never tie.
 
     Each token is the one that the group has in common with probability ``common``, else any other; so two completions part
     after 1 / (1 - common^2) tokens on average (0.9: about 5), and for good.
     """
-    chance = numpy_stream(seed, "benchmark")
+    chance = numpy_stream(0, "benchmark")
     groups = []
     for index in range(prompts):
         prompt = chance.integers(1, vocabulary - 2, prompt_length).tolist()
@@ -121,12 +120,11 @@ def synthetic_groups(
         tokens = np.where(chance.random((group_size, completion_length)) < common, shared, own)
         rewards = np.zeros(group_size)
         rewards[chance.permutation(group_size)[: max(1, group_size // 2)]] = 1.0
-        groups.append(make_group(f"synthetic-{index}", prompt, tokens.tolist(), rewards))
+        groups.append(make_group(Problem(f"synthetic-{index}", "", Decimal(0)), prompt, tokens.tolist(), rewards))
     return groups
 
 
-def make_group(name: str, prompt: list[int], completions: list[list[int]], rewards: Any, problem: Problem | None = None) -> Group:
-    problem = problem or Problem(name, "", Decimal(0))
+def make_group(problem: Problem, prompt: list[int], completions: list[list[int]], rewards: Any) -> Group:
     samples = [Completion(tokens, [], [], False) for tokens in completions]
     return Group(problem, prompt, samples, [""] * len(samples), torch.as_tensor(rewards, dtype=torch.float32), [0] * len(samples))
 
@@ -158,7 +156,7 @@ def untied(groups: Sequence[Group]) -> list[Group]:
     for group in groups:
         size = len(group.samples)
         rewards = np.arange(size) % 2 == 0
-        result.append(make_group(group.problem.id, group.prompt, group.completions, rewards, group.problem))
+        result.append(make_group(group.problem, group.prompt, group.completions, rewards))
     return result
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from replication.config import ExperimentConfig
 from replication.errors import UserError
 from replication.groups import Group, reward
-from replication.models import Policy
+from replication.models import Policy, load_base
 from replication.tasks import Problem
 
 
@@ -107,6 +107,14 @@ def make_trainer(
             bias="none",
         ),
     )
+
+
+def idle_trainer(config: ExperimentConfig, model: torch.nn.Module, **how: Any) -> tuple[Any, torch.optim.Optimizer]:
+    """A trainer that samples nothing, and its optimizer: it wants a tokenizer and a problem, but the batches are ready."""
+    _, tokenizer = load_base(config.model_path)
+    trainer = make_trainer(config, model, tokenizer, config.load_task().train[:1], steps=1, max_new_tokens=8, **how)
+    trainer.current_gradient_accumulation_steps = 1
+    return trainer, trainer.create_optimizer()
 
 
 def inputs_of(groups: Sequence[Group], pad_token_id: int) -> dict[str, Tensor]:
