@@ -41,11 +41,11 @@ _KINDS: dict[str, tuple[Callable[[int, int], int], str, str]] = {
 }
 
 
-def made_up_items(count: int = COUNT) -> list[dict[str, Any]]:
+def made_up_items() -> list[dict[str, Any]]:
     """Items with the keys, types, spellings and forgotten stops of the official file; their ids say that they are made up."""
     random = Random("dry run")
     items = []
-    for index in range(count):
+    for index in range(COUNT):
         name, thing, kind = random.choice(_PEOPLE), random.choice(_THINGS), random.choice(list(_KINDS))
         a, b = random.randint(2, 9), random.randint(2, 9)
         answer, sign, event = _KINDS[kind]
@@ -120,18 +120,18 @@ def prepare(out: Path, svamp: str | None = None) -> tuple[Path, str]:
     return folder, svamp
 
 
-def steps(out: Path, model: Path, svamp: str, workers: int | None, seeds: int) -> list[list[str]]:
+def steps(out: Path, model: Path, svamp: str, workers: int | None) -> list[list[str]]:
     """The commands of `make paper`, with what makes them small."""
     results = ["--profile", PROFILE, "--out", str(out)]
     settings = [f"{name}={value}" for name, value in ({"model": str(model)} | SETTINGS).items()]
     chosen = ["--svamp", svamp, *(word for setting in settings for word in ("--set", setting))]
-    sweep = ["sweep", *results, "--seeds", str(seeds), *chosen]
+    sweep = ["sweep", *results, "--seeds", "1", *chosen]
     sweep += ["--workers", str(workers)] if workers else []
     notebooks = ["notebooks", *results, *NOTEBOOKS, "--no-train"]
     return [["prompts", *results, *chosen], sweep, notebooks, ["report", *results]]
 
 
-def run(out: Path, svamp: str | None = None, workers: int | None = None, seeds: int = 1) -> int:
+def run(out: Path, svamp: str | None = None, workers: int | None = None) -> int:
     """Every command after the other; stops at the first that fails, with its status.
 
     Raises:
@@ -141,7 +141,7 @@ def run(out: Path, svamp: str | None = None, workers: int | None = None, seeds: 
     from replication.tables import read_tables
 
     model, svamp = prepare(out, svamp)
-    for command in steps(out, model, svamp, workers, seeds):
+    for command in steps(out, model, svamp, workers):
         print(f"dry run: {command[0]}", file=sys.stderr)
         if status := main(command):
             return status
