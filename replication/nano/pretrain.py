@@ -119,18 +119,14 @@ def build(out: Path, *, steps: int | None = None, threads: int = 1) -> dict[str,
     steps = STEPS if steps is None else steps
     if steps < 1 or threads < 1:
         raise UserError(f"steps and threads must be at least 1, not {steps} and {threads}")
-    before = torch.get_num_threads()
     torch.set_num_threads(threads)  # the order of float sums, so the bits of the weights, depend on it
-    try:
-        start = time.perf_counter()
-        model, tokenizer = pretrain(steps)
-        seconds = time.perf_counter() - start
-        out.mkdir(parents=True)
-        model.save_pretrained(out)
-        tokenizer.save_pretrained(out)
-        (out / base_report.WEIGHTS).chmod(0o644)  # safetensors writes for the owner alone
-        mixtures = [{"steps": share, **asdict(mixture)} for mixture, share in MIXTURES]
-        settings = {"seed": SEED, "batch": BATCH, "adamw_rate": LEARNING_RATE, "muon_rate": MUON_RATE, "mixtures": mixtures}
-        return base_report.write(out, steps=steps, threads=threads, seconds=seconds, shipped=NANO_BASE, settings=settings)
-    finally:
-        torch.set_num_threads(before)
+    start = time.perf_counter()
+    model, tokenizer = pretrain(steps)
+    seconds = time.perf_counter() - start
+    out.mkdir(parents=True)
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    (out / base_report.WEIGHTS).chmod(0o644)  # safetensors writes for the owner alone
+    mixtures = [{"steps": share, **asdict(mixture)} for mixture, share in MIXTURES]
+    settings = {"seed": SEED, "batch": BATCH, "adamw_rate": LEARNING_RATE, "muon_rate": MUON_RATE, "mixtures": mixtures}
+    return base_report.write(out, steps=steps, threads=threads, seconds=seconds, shipped=NANO_BASE, settings=settings)
