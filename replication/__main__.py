@@ -130,11 +130,6 @@ def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _is_bad_input(error: BaseException) -> bool:
-    # Told by name, so that pydantic need not be imported for --help.
-    return isinstance(error, UserError | OSError) or type(error).__name__ == "ValidationError"
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
     with lenient_streams() as out:
@@ -158,9 +153,7 @@ def _status(arguments: Sequence[str] | None) -> int:
     except KeyboardInterrupt:
         say("stopped")
         return 128 + signal.SIGINT
-    except Exception as error:
-        if not _is_bad_input(error):
-            raise
+    except (UserError, OSError) as error:
         say(f"error: {_one_line(error)}")
         return getattr(error, "exit_status", 2)
 

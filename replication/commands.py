@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import tempfile
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from replication.config import ExperimentConfig, load_profile, parse_settings, p
 from replication.console import say
 from replication.errors import Stopped, UserError, first_line
 from replication.names import CLAIMS, METHOD_LABELS, RESULTS
-from replication.runs import explained, manifest, mark_failed, now, peak_memory, read_json, read_summary
+from replication.runs import make_folder, manifest, mark_failed, now, peak_memory, read_json, read_summary
 
 if TYPE_CHECKING:
     from replication.statistics import Claim
@@ -86,13 +85,6 @@ def _results(options: argparse.Namespace) -> Path:
     return options.out or Path("results/local") / options.profile
 
 
-def _check_writable(out: Path) -> None:
-    """Raise UserError now, not after minutes of measuring, if nothing can be written into ``out``."""
-    with explained(out):
-        out.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=out).close()
-
-
 def _plan(options: argparse.Namespace, names: Sequence[str] | None = None) -> list[PlannedRun]:
     refused = (*_OWN, "names", "variant", "seeds", "rates", "methods")
     overrides = _overrides(options, refused, "a plan chooses its runs by the options of sweep (see sweep --help)")
@@ -160,7 +152,7 @@ def diagnose(options: argparse.Namespace) -> int:
     from replication.measure import diagnose as measure
     from replication.tables import write_tables
 
-    _check_writable(out)
+    make_folder(out)  # what cannot be made is told now, not after minutes of measuring
     size = {"problems": options.problems, "redraws": options.redraws}
     tables, took = measure(options.profile, task=options.task, **size, **parse_settings(options.set))
     about = {**manifest(), **took, **peak_memory(), "made": now(), "tables": [f"{name}.csv" for name in tables]}
@@ -177,7 +169,7 @@ def prompts(options: argparse.Namespace) -> int:
     from replication.sweep import check_needs
     from replication.tables import PROMPT_SHARES
 
-    _check_writable(out)
+    make_folder(out)
     # Raise for what the later runs lack now, not after the base was measured.
     planned = _plan(argparse.Namespace(**_DEFAULT_PLAN | vars(options)))
     check_needs([run.config for run in planned], out / "runs")
