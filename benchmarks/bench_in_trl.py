@@ -62,7 +62,7 @@ def turn(implementation: str, method: str, *, steps: int, warm_up: int, **overri
 
 
 def main(out: Path, *, quick: bool = False) -> pd.DataFrame:
-    """Measure and write in_trl.csv and in_trl_memory.csv, again after each case."""
+    """Measure and write in_trl.csv and in_trl_memory.csv."""
     trl_side.require_trl()
     turns, steps, warm_up = (1, 2, 1) if quick else (TURNS, STEPS, WARM_UP)
     rows: list[dict[str, Any]] = []
@@ -71,19 +71,19 @@ def main(out: Path, *, quick: bool = False) -> pd.DataFrame:
         with threads(1):
             measured = turn(implementation, method, steps=steps, warm_up=warm_up, threads=1)
         rows += [{"repetition": repetition, **row} for row in measured]
-        table = write_table(out, "in_trl", rows)
-        write_manifest(out, "in_trl", threads=1, cases_done=done, cases=len(cases))
         middle = np.median([row["step_s"] for row in measured])
         print(f"  {done} of {len(cases)}: {implementation} {method}: {middle:.2f} s a step", flush=True)
+    table = write_table(out, "in_trl", rows)
+    write_manifest(out, "in_trl", threads=1)
     shape = bench_memory.SHAPE | ({"vocabulary": 4096, "completion_length": 32} if quick else {})
     shape |= {"common": bench_memory.COMMON[0]}
     peaks: list[dict[str, Any]] = []
     processes = range(1 if quick else MEMORY_PROCESSES)
-    for done, (implementation, method) in enumerate(CASES, start=1):
+    for implementation, method in CASES:
         bytes_ = [bench_memory.in_own_process(implementation, method, shape)["peak_bytes"] for _ in processes]
         row = {"implementation": implementation, "method": method, **shape, "peak_bytes": float(np.median(bytes_))}
         peaks.append(row | {"peak_bytes_low": min(bytes_), "peak_bytes_high": max(bytes_), "n": len(bytes_)})
-        write_table(out, "in_trl_memory", peaks)
-        write_manifest(out, "in_trl_memory", threads=1, cases_done=done, cases=len(CASES))
         print(f"  {implementation} {method}: peak {np.median(bytes_) / 1e6:.0f} MB", flush=True)
+    write_table(out, "in_trl_memory", peaks)
+    write_manifest(out, "in_trl_memory", threads=1)
     return table

@@ -93,12 +93,11 @@ def in_own_process(implementation: str, method: str, shape: dict[str, Any]) -> d
 
 
 def main(out: Path, *, quick: bool = False) -> pd.DataFrame:
-    """Measure and write memory.csv, again after each case: the median of some processes for each."""
+    """Measure and write memory.csv: the median of some processes for each case."""
     trl_side.require_trl()
     shape = {**SHAPE, "vocabulary": 4096, "completion_length": 32} if quick else SHAPE
     cases = [(likeness, *case) for likeness in (COMMON[:1] if quick else COMMON) for case in CASES]
     measured: dict[tuple[float, str, str], dict[str, Any]] = {}
-    common.write_manifest(out, "memory", threads=1, cases_done=0, cases=len(cases))
     for done, (likeness, implementation, method) in enumerate(cases, start=1):
         runs: list[dict[str, Any]] = []
         started = time.perf_counter()
@@ -112,12 +111,11 @@ def main(out: Path, *, quick: bool = False) -> pd.DataFrame:
             "peak_bytes_high": max(peaks),
             "n": len(runs),
         }
-        table = common.write_table(out, "memory", _rows(measured, shape))
-        common.write_manifest(out, "memory", threads=1, cases_done=done, cases=len(cases))
         taken = time.perf_counter() - started
         print(f"  {done} of {len(cases)}: {implementation} {method}, {likeness} in common: {np.median(peaks) / 1e6:.0f} MB, "
               f"{len(runs)} processes in {taken:.0f} s", flush=True)  # fmt: skip
-    return table
+    common.write_manifest(out, "memory", threads=1)
+    return common.write_table(out, "memory", _rows(measured, shape))
 
 
 def _rows(measured: dict[tuple[float, str, str], dict[str, Any]], shape: dict[str, Any]) -> list[dict[str, Any]]:

@@ -23,7 +23,7 @@ PARTS = ("rollout_s", "score_s", "update_s", "step_s")
 
 
 def main(out: Path, *, quick: bool = False) -> pd.DataFrame:
-    """Measure and write dense_vs_packed.csv, again after each run: a row for each (repetition, method, scoring).
+    """Measure and write dense_vs_packed.csv: a row for each (repetition, method, scoring).
 
     train_s, evaluation_s and run_s are those of a run as long as the profile's. Evaluation does not depend on the scoring, so it
     is measured once at its full size, in a run of one step that also loads what is loaded once.
@@ -32,7 +32,6 @@ def main(out: Path, *, quick: bool = False) -> pd.DataFrame:
     repetitions, steps = (1, 1) if quick else (REPETITIONS, STEPS)
     few = {"eval_items": 1, "test_items": 1}
     cases = [(repetition, method, scoring) for repetition in range(repetitions) for method in METHODS for scoring in SCORINGS]
-    common.write_manifest(out, "dense_vs_packed", threads=1, cases_done=0, cases=len(cases))
     whole = short_run("grpo", "packed", steps=1, **(few if quick else {}))
     # Before the first step, and after every eval_every steps but the last.
     evaluation = -(-default.steps // default.eval_every) * whole["validation_s"] + whole["final_evaluation_s"]
@@ -44,10 +43,9 @@ def main(out: Path, *, quick: bool = False) -> pd.DataFrame:
         row |= {part: measured[part] for part in PARTS}
         row |= {"default_steps": default.steps, "train_s": default.steps * row["step_s"], "evaluation_s": evaluation}
         rows.append(row | {"run_s": row["train_s"] + evaluation})
-        table = common.write_table(out, "dense_vs_packed", rows)
-        common.write_manifest(out, "dense_vs_packed", threads=1, cases_done=done, cases=len(cases))
         print(f"  {done} of {len(cases)}: {method} {scoring}: {row['step_s']:.3f} s a step", flush=True)
-    return table
+    common.write_manifest(out, "dense_vs_packed", threads=1)
+    return common.write_table(out, "dense_vs_packed", rows)
 
 
 def short_run(method: str, scoring: str, *, steps: int, **sizes: int) -> dict[str, float]:

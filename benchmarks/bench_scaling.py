@@ -28,20 +28,18 @@ MANY, FEW, SLOW = 5, 3, 5.0
 
 
 def main(out: Path, *, quick: bool = False) -> pd.DataFrame:
-    """Measure and write scaling.csv, again after each point: a row for each (what grows, its value, method)."""
+    """Measure and write scaling.csv: a row for each (what grows, its value, method)."""
     trl_side.require_trl()
     points = [(grows, value) for grows, values in GRID.items() for value in (values[:2] if quick else values)]
     rows: list[dict[str, Any]] = []
     with common.threads(1):
-        common.write_manifest(out, "scaling", threads=1, cases_done=0, cases=len(points))
         for done, (grows, value) in enumerate(points, start=1):
             measured = point({**BASE, grows: value}, quick=quick)
             rows += [{"grows": grows, "value": value, **row} for row in measured]
-            table = common.write_table(out, "scaling", rows)
-            common.write_manifest(out, "scaling", threads=1, cases_done=done, cases=len(points))
             medians = ", ".join(f"{row['implementation']} {row['method']} {row['seconds']:.3f} s" for row in measured)
             print(f"  {done} of {len(points)}: {grows} {value}: {medians} (n = {measured[0]['n']})", flush=True)
-    return table
+    common.write_manifest(out, "scaling", threads=1)
+    return common.write_table(out, "scaling", rows)
 
 
 def point(shape: dict[str, Any], *, quick: bool) -> list[dict[str, Any]]:

