@@ -13,6 +13,8 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING
 
+import torch
+
 from replication import signals
 from replication.runs import cores
 from replication.sweep.queue import RunQueue
@@ -120,8 +122,6 @@ def gpus(configs: Iterable[ExperimentConfig]) -> list[str]:
     """The GPUs to hand to the workers, one each, if the configs ask for any."""
     if not any(config.device in ("cuda", "auto") for config in configs):
         return []
-    import torch
-
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0  # a driver that is too old still counts
     names = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
     return names[:count] if len(names) >= count and names[0] else [str(number) for number in range(count)]

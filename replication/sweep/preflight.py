@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from replication.base_files import check_gguf, is_gguf
 from replication.errors import UserError
 from replication.names import CLAIMS
@@ -45,11 +47,8 @@ def check_needs(configs: Sequence[ExperimentConfig], runs_dir: str | Path | None
     if not problems and runs_dir is not None:  # a run id covers the data: it is known only if they are there
         demanding = unfinished(demanding, Path(runs_dir))
     problems += _model_problems(config for config in demanding if config.model != "nano")
-    if here and (problem := gpu_problem(demanding, _no_gpu())):
-        import torch
-
-        if not torch.cuda.is_available():
-            problems.append(problem)
+    if here and (problem := gpu_problem(demanding, _no_gpu())) and not torch.cuda.is_available():
+        problems.append(problem)
     if problems:
         numbered = "; ".join(f"({number}) {problem}" for number, problem in enumerate(problems, 1))
         raise UserError(f"these runs cannot start, and none was started: {numbered}")
@@ -59,8 +58,6 @@ def _no_gpu() -> str:
     """Why torch sees no GPU, as far as that can be told without one."""
     if shutil.which("nvidia-smi") is None:
         return "torch sees none"
-    import torch
-
     built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "a build for the CPU"
     return f"this torch ({built}) sees none, although nvidia-smi is here (docs/your-gpu.md: which torch a GPU needs)"
 
