@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
 from replication.ablations import PlannedRun, plan
 from replication.config import ExperimentConfig, load_profile, parse_settings, profile_plan, run_command
 from replication.console import say
@@ -23,23 +21,9 @@ if TYPE_CHECKING:
 _OWN = ("profile", "task", "method", "seed")  # options of ``run`` that --set may not name
 
 
-class _PlanOptions(BaseModel):
-    """The options that say which runs a plan has, as a manifest notes them. Older manifests end after the fourth."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    plan: str
-    seeds: int | None
-    set: list[str]
-    svamp: str | None
-    task: str | None = None
-    data: str | None = None
-    reward: str | None = None
-    method: list[str] = []
-    rates: int | None = None
-
-
-_DEFAULT_PLAN = _PlanOptions(plan="default", seeds=None, set=[], svamp=None).model_dump()
+#: The options that say which runs a plan has, as a manifest notes them, and their defaults. Older manifests note fewer.
+_DEFAULT_PLAN: dict[str, Any] = {"plan": "default", "seeds": None, "set": [], "svamp": None, "task": None, "data": None}
+_DEFAULT_PLAN |= {"reward": None, "method": [], "rates": None}
 
 
 def run(options: argparse.Namespace) -> int:
@@ -110,7 +94,7 @@ def sweep(options: argparse.Namespace) -> int:
     for run_id in result.missing:  # before the tables, which a damaged file of another run can stop
         say(f"missing: {out / 'runs' / run_id}: {result.failed.get(run_id, 'not finished')}")
     # The tables cover the whole plan: a run that this sweep left out has a row there, as pending.
-    noted = {name: getattr(options, name) for name in _PlanOptions.model_fields}
+    noted = {name: getattr(options, name) for name in _DEFAULT_PLAN}
     rebuild_tables(_plan(options), out, {"profile": options.profile, "plan": noted})
     finished = f"{len(result.planned) - len(result.missing)} of {len(result.planned)} runs finished"
     diverged = f", {len(result.diverged)} of them diverged" if result.diverged else ""
@@ -139,12 +123,10 @@ def report(options: argparse.Namespace) -> int:
 
 def _noted_plan(path: Path) -> dict[str, Any]:
     """The plan that the tables beside a manifest were made for."""
-    found = read_json(path, "a manifest") if path.exists() else {}
-    noted = found.get("plan") if isinstance(found, dict) else None
-    try:
-        return _PlanOptions.model_validate(noted or _DEFAULT_PLAN).model_dump()
-    except ValidationError:
-        raise UserError(f"{path} does not say of which plan the tables are (edited?): `make all` notes it anew") from None
+    noted = read_json(path, "a manifest").get("plan", {}) if path.exists() else {}
+    if not isinstance(noted, dict) or not noted.keys() <= _DEFAULT_PLAN.keys():
+        raise UserError(f"{path} does not say of which plan the tables are (edited?): `make all` notes it anew")
+    return _DEFAULT_PLAN | noted
 
 
 def diagnose(options: argparse.Namespace) -> int:

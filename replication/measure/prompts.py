@@ -6,7 +6,6 @@ ended by itself and holds a number, so that accuracy = parsable share × accurac
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import pandas as pd
 
 from replication.config import ExperimentConfig, load_profile, profile_plan
+from replication.console import say
 from replication.errors import UserError
 from replication.evaluate import ItemResult, evaluate
 from replication.models import check_sizes, load_policy
@@ -70,7 +70,7 @@ def measure_prompts(profile: str, out: str | Path, *, task: str | None = None, *
         check_sizes(policy, config, loaded)
         rows.append(row | {"status": "done"} | shares(evaluate(policy, config, loaded, loaded.validation[: config.eval_items])))
         write_tables({"prompts": _frame(rows)}, out)
-        print(f"{config.task} {row['template']}: accuracy {rows[-1]['accuracy']:.3f} on {rows[-1]['items']} items", file=sys.stderr)
+        say(f"{config.task} {row['template']}: accuracy {rows[-1]['accuracy']:.3f} on {rows[-1]['items']} items")
     write_tables({"prompts": _frame(rows)}, out)
     return _frame(rows)
 
