@@ -7,7 +7,6 @@ same problems: an update on the very completions that TRL sampled (equal work), 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +39,8 @@ THREADS = (1, 2)
 AIMS = {"grpo": (4.0, 3.0), "s_grpo": (5.0, 3.5), "t_spmo": (15.0, 5.0)}
 
 
-def side_by_side(count: int, repetitions: int, keep: Callable[[list[dict]], None]) -> dict[str, float]:
-    """How far losses and gradients differ; ``keep`` gets a row for each (implementation, method, work, phase) of a repetition."""
+def side_by_side(count: int, repetitions: int) -> tuple[list[dict], dict[str, float]]:
+    """A row for each (repetition, implementation, method, work, phase), and how far losses and gradients differ."""
     configs = {method: nano_config(method, threads=count) for method in METHODS}
     config = configs["grpo"]
     policies = {method: load_policy(configs[method]) for method in METHODS}
@@ -51,12 +50,12 @@ def side_by_side(count: int, repetitions: int, keep: Callable[[list[dict]], None
     problems = [problem for step in range(steps) for problem in training_batch(config, task, step)]
     model, tokenizer = load_base(config.model_path, config.revision)
     clock = trl_side.Clock()
+    rows: list[dict] = []
     differences = {"loss": 0.0, "gradient": 0.0}
 
     def ours(step: int) -> None:
         batch = problems[step * config.prompts_per_step : (step + 1) * config.prompts_per_step]
         groups = _groups(clock, batch, config.group_size)
-        common = {"threads": count, "repetition": step - WARM_UP}
         ties = sum(group.is_tied for group in groups) / len(groups)
         theirs = {
             "implementation": TRL,
@@ -82,7 +81,10 @@ def side_by_side(count: int, repetitions: int, keep: Callable[[list[dict]], None
         if step == WARM_UP:
             differences.update(_differences(trainer, config, policies["grpo"], groups))
         if step >= WARM_UP:
-            keep([{**common, **row} for row in measured])
+            rows.extend({"threads": count, "repetition": step - WARM_UP, **row} for row in measured)
+            whole = [row for row in measured if row["phase"] == "step"]
+            said = ", ".join(f"{row['implementation']} {row['method']} {row['seconds']:.2f} s" for row in whole)
+            print(f"  {count} threads, {step - WARM_UP + 1} of {repetitions}: steps: {said}", flush=True)
 
     trainer = trl_side.make_trainer(
         config,
@@ -94,7 +96,7 @@ def side_by_side(count: int, repetitions: int, keep: Callable[[list[dict]], None
         clock=clock,
     )
     clock.run(trainer, lambda step: ours(step - 1))
-    return differences
+    return rows, differences
 
 
 def _our_rows(config, policy, update, task, groups, batch, step) -> list[dict]:
@@ -193,18 +195,10 @@ def main(out: Path, *, quick: bool = False) -> pd.DataFrame:
     repetitions = 2 if quick else REPETITIONS
     rows: list[dict] = []
     checks: dict[str, Any] = {}
-
-    def keep(measured: list[dict]) -> None:
-        rows.extend(measured)
-        count, repetition = measured[0]["threads"], measured[0]["repetition"]
-        steps = {row["method"]: row["seconds"] for row in measured if row["phase"] == "step" and row["implementation"] != TRL}
-        steps[TRL] = next(row["seconds"] for row in measured if row["phase"] == "step" and row["implementation"] == TRL)
-        whole = ", ".join(f"{name} {value:.2f} s" for name, value in steps.items())
-        print(f"  {count} threads, {repetition + 1} of {repetitions}: steps: {whole}", flush=True)
-
     for count in THREADS:
         with threads(count):
-            checks[str(count)] = side_by_side(count, repetitions, keep)
+            measured, checks[str(count)] = side_by_side(count, repetitions)
+        rows += measured
     assert all(facts["gradient"] < 1e-4 for facts in checks.values()), f"TRL's gradient is another one: {checks}"
     write_manifest(out, "side_by_side", differences=checks)
     return write_table(out, "ratios", ratios(write_table(out, "side_by_side", rows)))
