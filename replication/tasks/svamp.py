@@ -142,9 +142,11 @@ def _load_hub() -> Task:
         names = [sibling.rfilename for sibling in info.siblings or ()]
         parts = {}
         for split in ("train", "test"):
-            found = [name for name in names if split in Path(name).name and name.endswith(".json")]
+            # JSON where there is one: parquet needs pyarrow, which nothing else here does.
+            found = [n for n in names if split in Path(n).name and n.endswith((".json", ".parquet"))]
+            found.sort(key=lambda name: (name.endswith(".parquet"), name))
             if not found:
-                raise UserError(f"the Hub's {HUB} has no {split} file in JSON: {_ADVICE}")
+                raise UserError(f"the Hub's {HUB} has no {split} file in JSON or parquet: {_ADVICE}")
             parts[split] = _rows(hf_hub_download(HUB, found[0], repo_type="dataset", revision=info.sha))
     except UserError:
         raise
@@ -161,5 +163,12 @@ def _load_hub() -> Task:
 
 
 def _rows(path: str) -> list[dict[str, Any]]:
-    text = Path(path).read_text(encoding="utf-8")
-    return json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in text.splitlines() if line]
+    if path.endswith(".json"):
+        text = Path(path).read_text(encoding="utf-8")
+        return json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in text.splitlines() if line]
+    import pandas as pd
+
+    try:
+        return pd.read_parquet(path).to_dict("records")
+    except ImportError:
+        raise UserError(f"reading the Hub's parquet needs pyarrow: install it, or {_ADVICE}") from None
