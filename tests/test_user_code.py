@@ -19,7 +19,7 @@ from replication.config import load_profile
 from replication.errors import UserError
 from replication.groups import reward_under
 from replication.report import EXHIBITS
-from replication.statistics import scores
+from replication.statistics import answers
 from replication.tables import build_tables
 from replication.tasks import Problem, get_task
 
@@ -229,10 +229,11 @@ def test_the_rule_credits_what_it_says(compared):
 
 
 def test_right_answers_win_over_rewards_where_both_are_there():
-    items = pd.DataFrame({"correct": [1.0, 0.0, None], "reward": [0.2, 0.9, 0.25]})
-    assert scores(items).tolist() == [1.0, 0.0, 0.25]
-    with pytest.raises(UserError, match="correct = .nan"):
-        scores(items.drop(columns="reward"))
+    items = pd.DataFrame({"run_id": "a", "item_id": list("xyz"), "correct": [1.0, 0.0, None], "reward": [0.2, 0.9, 0.25]})
+    runs = pd.DataFrame({"run_id": ["a"], "seed": [0], "accuracy": [1.25 / 3]})
+    assert answers({"items": items}, runs).to_numpy().tolist() == [[1.0, 0.0, 0.25]]
+    with pytest.raises(UserError, match="neither correct nor reward"):
+        answers({"items": items.drop(columns="reward")}, runs)
 
 
 def test_a_plan_on_own_problems_has_its_task_and_rule_in_the_headline(mine):

@@ -95,7 +95,7 @@ def measured(tables: Tables, rule: Rule) -> Estimate | None:
 
 def _rates(tables: Tables, rule: Rule) -> Estimate | None:
     """Log ratio of the highest rates within ``NEAR`` of the best on validation, by seed; None until both grids are run."""
-    runs = table(tables, "runs", ("ablation", "learning_rate", "status", "validation_accuracy"))
+    runs = table(tables, "runs")
     runs = runs[runs["ablation"] == "learning_rate"]
     highest = []
     for place, method in ((rule.setting, rule.method), rule.other or ("", "")):

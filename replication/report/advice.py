@@ -42,7 +42,7 @@ Answers = Iterator[tuple[str, Answer]]
 
 def advice_table(tables: Tables, profile: str) -> pd.DataFrame:
     """A row for each question that the plan of a profile asks: question, start_with ("not run" while pending) and evidence."""
-    runs, rows = table(tables, "runs", ("profile", "ablation", "task", "method", "seed", "status", "accuracy")), []
+    runs, rows = table(tables, "runs"), []
     runs = in_order(runs[runs["profile"] == profile], "setting", "method", "seed")
     for ablation, ask in _QUESTIONS:
         for setting, planned in runs[runs["ablation"] == ablation].groupby("setting", sort=False):

@@ -26,7 +26,7 @@ def gain_table(tables: Tables, profile: str) -> pd.DataFrame:
     the two answers nothing parsable its c does not exist, and the whole gain is one of form. Empty without ``parsed`` in the
     items, and under a reward of one's own.
     """
-    items = table(tables, "items", ("run_id", "split", "item_id", "correct", "truncated", "parsed"))
+    items = table(tables, "items")
     items = items[items["split"] == "test"].merge(runs_of(tables, HEADLINE, profile)[["run_id", "setting", "method"]], on="run_id")
     if items.empty or items[["parsed", "correct"]].isna().any(axis=None):
         return pd.DataFrame()
@@ -52,9 +52,7 @@ def gain_table(tables: Tables, profile: str) -> pd.DataFrame:
 
 def prompt_table(tables: Tables, profile: str) -> pd.DataFrame:
     """prompts.csv of a profile in percent: the base under each prompt template, with Wilson intervals."""
-    found = tables.get("prompts")
-    if found is None or not len(found):
-        return pd.DataFrame()
+    found = table(tables, "prompts")
     found = found[found["profile"] == profile].reset_index(drop=True)
     shares = [f"{name}{end}" for name in PROMPT_SHARES for end in ("", "_low", "_high")]
     shown = found[["task", "template", "chosen", "items", *shares]].copy()

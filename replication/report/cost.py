@@ -47,7 +47,7 @@ def _spent(tables: Tables, profile: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     sums: dict[str, pd.Series] = {name: sum(steps.get(part, missing) for part in parts) for name, parts in _TOKENS.items()}
     sums["tflop"] = flops / 1e12
     spent = pd.DataFrame(sums, index=steps.index).groupby("run_id").cumsum().reset_index()
-    timings = table(tables, "timings", ("run_id", *_SECONDS)).drop_duplicates("run_id").set_index("run_id")
+    timings = table(tables, "timings").drop_duplicates("run_id").set_index("run_id")
     seconds = timings[list(_SECONDS)].astype(float).sum(axis=1, skipna=False)
     last = spent.groupby("run_id")["step"].transform("max")
     return runs, spent.assign(seconds=spent["run_id"].map(seconds).astype(float) * spent["step"] / last)
@@ -55,7 +55,7 @@ def _spent(tables: Tables, profile: str) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 def _flops_per_token(tables: Tables, profile: str) -> dict[str, float]:
     """FLOPs of a sampled and of an update's token by the metric of curves.csv that counts such tokens; empty if not measured."""
-    found = table(tables, "credit", ("profile", "quantity", "value"))
+    found = table(tables, "credit")
     found = found[found["profile"] == profile].drop_duplicates("quantity").set_index("quantity")["value"]
     names = {"tokens_generated": "flops_sampled_token", "tokens_forwarded": "flops_updated_token"}
     return {metric: float(found[name]) for metric, name in names.items()} if set(names.values()) <= set(found.index) else {}

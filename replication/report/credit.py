@@ -11,7 +11,7 @@ from matplotlib.patches import Rectangle
 from replication.names import METHOD_LABELS, SETTING_LABELS, SETTINGS
 from replication.report import style as p
 from replication.report.wording import listing, number, percent, points, span
-from replication.statistics import Tables, with_setting
+from replication.statistics import Tables, table, with_setting
 
 #: The selectors that are the methods themselves; the others are controls.
 _METHOD_OF = {"all": "grpo", "rule": "s_grpo", "trie": "t_spmo"}
@@ -35,7 +35,7 @@ def noise_table(tables: Tables, profile: str) -> pd.DataFrame:
 
 def _by_setting(tables: Tables, profile: str) -> list[pd.DataFrame]:
     """The rows of credit.csv about the untrained base, a frame for each setting that was measured."""
-    credit = with_setting(tables.get("credit", pd.DataFrame(columns=["profile", "task"])))
+    credit = with_setting(table(tables, "credit"))
     credit = credit[credit["profile"] == profile]
     return [credit[credit["setting"] == setting] for setting in SETTINGS if (credit["setting"] == setting).any()]
 
@@ -185,7 +185,7 @@ def _sample(table: pd.DataFrame, profile: str) -> str:
 
 def _example(tables: Tables, profile: str) -> pd.DataFrame:
     """worked_example.csv of a profile, the right completion first."""
-    rows = tables.get("worked_example", pd.DataFrame(columns=["profile", "correct", "completion", "position"]))
+    rows = table(tables, "worked_example")
     rows = rows[rows["profile"] == profile]
     return rows.sort_values(["correct", "completion", "position"], ascending=[False, True, True], kind="stable")
 

@@ -39,7 +39,7 @@ def accuracy_table(tables: Tables, profile: str) -> pd.DataFrame:
         row |= found.columns("accuracy") | dict.fromkeys(("gain", "gain_low", "gain_high"), np.nan)  # beside it for the base too
         if method != "base" and setting in base and (gain := difference(tables, own, base[setting])):
             row |= gain.scaled(100).columns("gain")
-        row |= {name: 100 * own[name].mean() for name in _SHARES if name in own}
+        row |= {name: 100 * own[name].mean() for name in _SHARES}
         row["held_out_items"] = held_out.reindex(own["run_id"].astype(str)).min()
         row["tokens_in_loss"] = own["tokens_in_loss"].mean()
         row |= {status: int((own["status"] == status).sum()) for status in ("diverged", "collapsed")}
@@ -50,7 +50,7 @@ def accuracy_table(tables: Tables, profile: str) -> pd.DataFrame:
 
 def _held_out_items(tables: Tables, runs: pd.DataFrame) -> pd.Series:
     """How many items of held-out templates each run answered, by run."""
-    items = table(tables, "items", ("run_id", "split"))
+    items = table(tables, "items")
     items = items[(items["split"] == "held_out") & items["run_id"].isin(runs["run_id"])]
     return items.groupby(items["run_id"].astype(str)).size()
 

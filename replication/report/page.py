@@ -112,18 +112,18 @@ def build(results_dir: str | Path, profile: str) -> Path:
 
 
 def _context(tables: Tables, judged: pd.DataFrame, manifest: Mapping[str, Any], folder: Path, profile: str) -> dict[str, Any]:
-    runs = table(tables, "runs", ("profile", "task"))
+    runs = table(tables, "runs")
     runs = runs[runs["profile"] == profile]
     rewards = own_reward(tables, profile)
     folded = _folded(tables, runs, profile, rewards)
-    done = runs[runs["status"] == "done"] if len(runs) else runs
+    done = runs[runs["status"] == "done"]
     return {
         "profile": profile,
         "own_reward": listing(sorted(set(runs["reward"].dropna()))) if rewards else "",
         "verdicts": verdict_table(judged),
         "power": power(tables, profile),
         "negative": negative_results(judged) if profile == "nano" else [],
-        "models": listing(sorted({str(model).rsplit("/", 1)[-1] for model in runs["model"].dropna()})) if "model" in runs else "",
+        "models": listing(sorted({str(model).rsplit("/", 1)[-1] for model in runs["model"].dropna()})),
         "not_run": appendix.ledger()["not_run"],
         "folded": [(title, text, shown_table(one, rewards)) for title, text, one in folded if len(one)],
         "plan": plan.plan_sentence(runs) if len(runs) else "Nothing was planned.",
@@ -136,15 +136,17 @@ def _context(tables: Tables, judged: pd.DataFrame, manifest: Mapping[str, Any], 
 def _folded(tables: Tables, runs: pd.DataFrame, profile: str, rewards: bool) -> list[tuple[str, str, pd.DataFrame]]:
     """Title, explanation and numbers of the tables that a click unfolds."""
     spread = seed_spread(tables, profile)
+    # A field that is newer than these tables has no value in them, which is not the same as unset.
+    written = runs[runs.columns.intersection(tables.get("runs", runs).columns)]
     fractions = ["mean", "seed_sd", "seed_min", "seed_max", "items_low", "items_high"]
     return [
         ("Which setting to start with", _ADVICE, advice_table(tables, profile)),
         ("Two kinds of uncertainty", _SPREAD, spread.assign(**{name: 100 * spread[name] for name in fractions})),
         ("A parsable answer, or a right one?", _GAINS, appendix.gain_table(tables, profile)),
         ("Prompt templates", _PROMPTS, appendix.prompt_table(tables, profile)),
-        ("Runs that did not simply end", _TROUBLED, appendix.troubled_table(runs) if len(runs) else runs),
-        ("How the plan went", "Distinct runs of each ablation.", plan.state_table(runs) if len(runs) else runs),
-        ("The plan in full", "", plan.plan_table(runs) if len(runs) else runs),
-        ("Deviations ledger", _DEVIATIONS, appendix.deviation_table(runs)),
-        ("Every setting, with its source", _SETTINGS, appendix.setting_table(runs)),
+        ("Runs that did not simply end", _TROUBLED, appendix.troubled_table(runs)),
+        ("How the plan went", "Distinct runs of each ablation.", plan.state_table(runs)),
+        ("The plan in full", "", plan.plan_table(runs)),
+        ("Deviations ledger", _DEVIATIONS, appendix.deviation_table(written)),
+        ("Every setting, with its source", _SETTINGS, appendix.setting_table(written)),
     ]

@@ -32,7 +32,7 @@ def rate_table(tables: Tables, profile: str) -> pd.DataFrame:
     table[["validation_accuracy", "accuracy"]] *= 100
     counts = {key: (items_of_split(tables, own, "validation"), items_of(own)) for key, own in runs.groupby(["setting", "method"])}
     table[["validation_items", "items"]] = [counts[key] for key in zip(table["setting"], table["method"], strict=True)]
-    used = set(zip(headline["setting"], headline["method"], headline.get("learning_rate", []), strict=False))
+    used = set(zip(headline["setting"], headline["method"], headline["learning_rate"], strict=True))
     table["used"] = [row in used for row in table[["setting", "method", "learning_rate"]].itertuples(index=False, name=None)]
     tried = dict(list(table.groupby(["setting", "method"])["learning_rate"]))
     ends = [end_of_grid(row.learning_rate, tried[row.setting, row.method]) if row.chosen else "" for row in table.itertuples()]
@@ -114,7 +114,7 @@ def rank_table(tables: Tables, profile: str) -> pd.DataFrame:
     not part of it. all_seeds: see ``with_all_seeds``.
     """
     runs, rows = runs_of(tables, "lora_rank", profile), []
-    for (setting, method, rank), own in runs.groupby(["setting", "method", "lora_rank"], sort=False) if len(runs) else ():
+    for (setting, method, rank), own in runs.groupby(["setting", "method", "lora_rank"], sort=False):
         rate, tried = best_rate(own), sorted(own["learning_rate"].unique())
         at_rate = 100 * own.loc[own["learning_rate"] == rate, "accuracy"]
         row = {"setting": setting, "method": method, "rank": int(rank), "learning_rate": rate, "rates_tried": len(tried)}

@@ -24,8 +24,6 @@ def regime_table(tables: Tables, profile: str) -> pd.DataFrame:
     """
     runs, rows = runs_of(tables, "regimes", profile), []
     base = runs[runs["method"] == "base"]
-    if runs.empty:
-        return pd.DataFrame()
     trained = runs[(runs["method"] != "base") & (runs["extra_splits"] == "never")]
     for (*cell, method, screening), own in trained.groupby([*CELL, "method", trained["seed"] < NEW_SEED], dropna=False, sort=True):
         best = at_best_rate(own)
@@ -108,7 +106,7 @@ def overfitting_table(tables: Tables, profile: str) -> pd.DataFrame:
     items. A smaller training set is evaluated whole.
     """
     runs, rows = _overfit(tables, profile), []
-    for (items, steps, method), own in runs.groupby(["train_items", "steps", "method"], sort=True) if len(runs) else ():
+    for (items, steps, method), own in runs.groupby(["train_items", "steps", "method"], sort=True):
         row = {"train_items": int(items), "steps": int(steps), "method": method, "seeds": own["seed"].nunique()}
         row["epochs"] = steps * own["prompts_per_step"].iloc[0] / items
         validation = items_of_split(tables, own, "validation")
@@ -122,7 +120,7 @@ def overfitting_table(tables: Tables, profile: str) -> pd.DataFrame:
 
 def _overfit(tables: Tables, profile: str) -> pd.DataFrame:
     runs = runs_of(tables, "regimes", profile)
-    return runs[(runs["method"] != "base") & (runs["extra_splits"] == "always")] if len(runs) else runs
+    return runs[(runs["method"] != "base") & (runs["extra_splits"] == "always")]
 
 
 def draw_overfitting(tables: Tables, profile: str, table: pd.DataFrame) -> Figure:

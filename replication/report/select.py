@@ -33,7 +33,7 @@ def with_all_seeds(tables: Tables, profile: str, own: pd.DataFrame) -> float:
 
 def curves_of(tables: Tables, runs: pd.DataFrame, *metrics: str) -> pd.DataFrame:
     """The curves of some runs: columns run_id, step, metric, value, setting, method, seed."""
-    curves = table(tables, "curves", ("run_id", "step", "metric", "value"))
+    curves = table(tables, "curves")
     curves = curves.loc[curves["metric"].isin(metrics), ["run_id", "step", "metric", "value"]]
     return curves.merge(runs[["run_id", "setting", "method", "seed"]], on="run_id").astype({"step": int, "value": float})
 
@@ -46,7 +46,7 @@ def by_seed(curves: pd.DataFrame, metric: str, setting: str, method: str) -> pd.
 
 def items_of(runs: pd.DataFrame) -> float:
     """How many test items each of some runs answered, the fewest where they differ; NaN where the tables do not say."""
-    return runs["n_items"].min() if "n_items" in runs else float("nan")
+    return runs["n_items"].min()
 
 
 def items_of_split(tables: Tables, runs: pd.DataFrame, split: str) -> float:
@@ -55,7 +55,7 @@ def items_of_split(tables: Tables, runs: pd.DataFrame, split: str) -> float:
     ``eval_items`` is only an upper limit, so the items are counted in items.csv. That table has the headline runs alone; ablations
     in the same setting evaluate the same items.
     """
-    every, items = table(tables, "runs", ("run_id", "profile", "task")), table(tables, "items", ("run_id", "split"))
+    every, items = table(tables, "runs"), table(tables, "items")
     alike = every[every["setting"].isin(runs["setting"]) & every["profile"].isin(runs["profile"])]
     counts = items.loc[(items["split"] == split) & items["run_id"].isin(alike["run_id"]), "run_id"].value_counts()
-    return float(np.fmin(runs["eval_items"].min() if "eval_items" in runs else np.nan, counts.min()))
+    return float(np.fmin(runs["eval_items"].min(), counts.min()))

@@ -40,7 +40,7 @@ def effects_table(tables: Tables, profile: str) -> pd.DataFrame:
     runs, rows = runs_of(tables, HEADLINE, profile), []
     for setting, own in runs.groupby("setting", sort=False):
         for column, _, name, factor, better in _MEASURES:
-            wide = factor * own.pivot(index="seed", columns="method", values=column) if column in own else pd.DataFrame()
+            wide = factor * own.pivot(index="seed", columns="method", values=column)
             if wide.stack().nunique() < 2 or wide.drop(columns="base", errors="ignore").isna().all(axis=None):
                 continue
             if log := column == "kl_to_base":  # the base's is rounding, which a logarithmic axis would be stretched by

@@ -31,12 +31,12 @@ def fraction_table(tables: Tables, profile: str) -> pd.DataFrame:
     runs, rows = _fraction_runs(tables, profile), []
     tuned = pd.concat([_named(runs_of(tables, name, profile)) for name in ("token_fraction", "learning_rate")])
     tuned = tuned[tuned["seed"] >= TUNING_SEED]
-    for key, own in runs.groupby([*_CHOICE, "learning_rate"], sort=False) if len(runs) else ():
+    for key, own in runs.groupby([*_CHOICE, "learning_rate"], sort=False):
         row = dict(zip([*_CHOICE, "learning_rate"], key, strict=True))
-        same = tuned[(tuned[_CHOICE] == list(key[:-1])).all(axis=1)] if len(tuned) else tuned
-        tried = sorted(same["learning_rate"].unique()) if len(same) else []
+        same = tuned[(tuned[_CHOICE] == list(key[:-1])).all(axis=1)]
+        tried = sorted(same["learning_rate"].unique())
         row |= {"rates_tried": len(tried), "tuning_seeds": same["seed"].nunique(), "edge": end_of_grid(row["learning_rate"], tried)}
-        row |= {"share": 100 * own["token_share"].iloc[0] if "token_share" in own else np.nan}
+        row |= {"share": 100 * own["token_share"].iloc[0]}
         found = accuracy(tables, own).scaled(100)
         row |= {"seeds": found.seeds, "items": items_of(own), "kept_fraction": 100 * own["kept_fraction"].mean()}
         row |= found.columns("accuracy")
@@ -49,7 +49,7 @@ def fraction_table(tables: Tables, profile: str) -> pd.DataFrame:
 def _fraction_runs(tables: Tables, profile: str) -> pd.DataFrame:
     """The runs with tokens in the loss and the name of their choice, without those that tuned a rate."""
     runs = _named(runs_of(tables, "token_fraction", profile))
-    return runs[(runs["kept_fraction"] > 0) & (runs["seed"] < TUNING_SEED)] if len(runs) else runs
+    return runs[(runs["kept_fraction"] > 0) & (runs["seed"] < TUNING_SEED)]
 
 
 def _named(runs: pd.DataFrame) -> pd.DataFrame:
@@ -58,13 +58,13 @@ def _named(runs: pd.DataFrame) -> pd.DataFrame:
 
 def _choice(run: dict[str, Any]) -> str:
     text = p.SELECTOR_LABELS[run["selector"]]
-    if pd.notna(run.get("token_share")):
+    if pd.notna(run["token_share"]):
         return f"{text}, {100 * run['token_share']:g} % of each completion"
-    if run["method"] == "s_grpo" and pd.notna(run.get("keep_probability")):
-        cutoff, limit = run.get("cutoff"), run.get("max_kept_tokens")
+    if run["method"] == "s_grpo" and pd.notna(run["keep_probability"]):
+        cutoff, limit = run["cutoff"], run["max_kept_tokens"]
         text += " without the kept prefix" if cutoff == 0 else f", the first {cutoff:g}" if pd.notna(cutoff) else ""
         text += f", P {run['keep_probability']:g}, " + ("no cap" if pd.isna(limit) else f"at most {limit:g}")
-    return text + (", divided by the completion" if (run["method"], run.get("denominator")) == ("s_grpo", "completion") else "")
+    return text + (", divided by the completion" if (run["method"], run["denominator"]) == ("s_grpo", "completion") else "")
 
 
 def draw_fraction(tables: Tables, profile: str, table: pd.DataFrame) -> Figure:

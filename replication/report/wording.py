@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pandas as pd
 from markupsafe import Markup
 
 from replication.names import ABLATION_LABELS, METHOD_LABELS, SETTING_LABELS, TASK_LABELS
+from replication.statistics import Tables, table
 
 _NAMES = {"task": TASK_LABELS, "setting": SETTING_LABELS, "ablation": ABLATION_LABELS}
 _NAMES |= dict.fromkeys(("method", "a", "b"), METHOD_LABELS)
@@ -44,10 +45,10 @@ _REWARD_WORDS = {"test accuracy": "mean test reward", "validation accuracy": "me
 _ACCURACY = re.compile("(mean )?(" + "|".join(_REWARD_WORDS) + ")", re.IGNORECASE)
 
 
-def own_reward(tables: Mapping[str, pd.DataFrame], profile: str) -> bool:
+def own_reward(tables: Tables, profile: str) -> bool:
     """Whether the runs of a profile were trained and judged by a reward of the reader's own."""
-    runs = tables.get("runs")
-    return runs is not None and "reward" in runs and bool(runs.loc[runs["profile"] == profile, "reward"].notna().any())
+    runs = table(tables, "runs")
+    return bool(runs.loc[runs["profile"] == profile, "reward"].notna().any())
 
 
 def in_rewards(text: str) -> str:

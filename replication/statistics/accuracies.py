@@ -7,50 +7,53 @@ it never becomes a zero.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
 from replication.errors import UserError
-from replication.names import ENDED, HEADLINE, SCHEMA_VERSION, SETTING_LABELS, SETTINGS, TRAINED
+from replication.names import ENDED, HEADLINE, SETTING_LABELS, SETTINGS, TRAINED
 from replication.randomness import numpy_stream
 from replication.statistics.intervals import Estimate, bootstrap, design_effect, mean_over_items, mean_over_seeds, wilson
+from replication.tables import columns_of, frame
 
-RUN_COLUMNS = ("run_id", "ablation", "profile", "task", "method", "seed", "status", "accuracy")
 Tables = Mapping[str, pd.DataFrame]
+
+#: Columns without which nothing can be said, by table.
+_NEEDED = {
+    "runs": ("run_id", "ablation", "profile", "task", "method", "seed", "status", "accuracy"),
+    **dict.fromkeys(("items", "ablation_items"), ("run_id", "item_id", "correct")),
+}
 
 #: The model of each scale itself: not its siblings, trained on or quantised, and not a small stand-in of a dry run.
 SCALE_MODELS = {"paper": "Qwen2-1.5B", "small": "Qwen2.5-0.5B-Instruct", "nano": "nano"}
 _ORDER = {name: place for place, name in enumerate((*SETTINGS, "base", *TRAINED))}
 _BROKEN = ("diverged", "collapsed")
-_RIGHT = {"1": 1.0, "1.0": 1.0, "true": 1.0, "0": 0.0, "0.0": 0.0, "false": 0.0}
 
 
-def table(tables: Tables, name: str, columns: Sequence[str]) -> pd.DataFrame:
-    """Table ``name`` with at least ``columns``; absent or without rows, it comes back empty. Runs come with their ``setting``.
+def table(tables: Tables, name: str) -> pd.DataFrame:
+    """Table ``name`` with every column of its schema, without rows where it is absent. Runs come with their ``setting``.
 
-    Raises UserError if it has rows and lacks a column (naming it) or carries another schema_version.
+    A column that is missing comes back empty: older tables lack the newest fields of the config, and tables made by hand lack more.
+
+    Raises UserError if a column of ``_NEEDED`` is missing.
     """
-    frame = tables.get(name)
-    if frame is None or len(frame) == 0:
-        empty = pd.DataFrame({column: pd.Series(dtype=object) for column in columns})
-        return with_setting(empty) if name == "runs" else empty
-    for column in columns:
-        if column not in frame.columns:
+    kinds, found = columns_of(name), tables.get(name)
+    if found is None or found.empty:
+        found = frame([], kinds, [])
+    for column in _NEEDED.get(name, ()):
+        if column not in found:
             raise UserError(f"{name}.csv has no column {column}: rebuild the tables with `make report`")
-    if "schema_version" in frame.columns:
-        for version in pd.unique(frame["schema_version"]):
-            if str(version) not in (str(SCHEMA_VERSION), f"{SCHEMA_VERSION}.0"):
-                raise UserError(f"{name}.csv has schema_version {version}, this code reads {SCHEMA_VERSION}: rebuild the tables")
-    return with_setting(frame) if name == "runs" else frame
+    found = found.assign(**{column: None if kind == "str" else np.nan for column, kind in kinds.items() if column not in found})
+    return with_setting(found) if name == "runs" else found
 
 
 def with_setting(rows: pd.DataFrame) -> pd.DataFrame:
     """Rows that have a task, with the column ``setting``: the task, followed by a blank and ``asides`` where a row has them."""
-    asides = rows["asides"] if "asides" in rows else pd.Series(np.nan, index=rows.index, dtype=object)
-    return rows.assign(setting=rows["task"].where(asides.isna(), rows["task"].astype(str) + " " + asides.astype(str)))
+    both = rows["task"].astype(str) + " " + rows["asides"].astype(str)
+    return rows.assign(setting=rows["task"].where(rows["asides"].isna(), both))
 
 
 def ended(runs: pd.DataFrame) -> pd.DataFrame:
@@ -69,7 +72,7 @@ def in_order(rows: pd.DataFrame, *columns: str) -> pd.DataFrame:
 
 def runs_of(tables: Tables, ablation: str, profile: str) -> pd.DataFrame:
     """The runs of an ablation under a profile that ended, in order."""
-    runs = table(tables, "runs", RUN_COLUMNS)
+    runs = table(tables, "runs")
     return ended(runs[(runs["ablation"] == ablation) & (runs["profile"] == profile)])
 
 
@@ -88,12 +91,10 @@ def counts_for(scale: str, model: str) -> bool:
 
 def judged_runs(tables: Tables, scale: str) -> pd.DataFrame:
     """The planned runs, ended or not, that a scale's claims may rest on: of its profile and its model."""
-    runs = table(tables, "runs", RUN_COLUMNS)
-    keep = runs["profile"] == scale
-    if "reward" in runs:  # the claims are about right answers
-        keep &= runs["reward"].isna()
-    if "model" in runs:
-        keep &= runs["model"].astype(str).map(lambda model: counts_for(scale, model)).astype(bool)
+    runs = table(tables, "runs")
+    # The claims are about right answers, not about a reward of the reader's own.
+    keep = (runs["profile"] == scale) & runs["reward"].isna()
+    keep &= runs["model"].map(lambda model: pd.isna(model) or counts_for(scale, model)).astype(bool)
     headline = runs[keep & (runs["ablation"] == HEADLINE)]
     twice = headline.duplicated(["setting", "method", "seed"])
     if twice.any():
@@ -102,31 +103,32 @@ def judged_runs(tables: Tables, scale: str) -> pd.DataFrame:
             f"runs.csv has two {HEADLINE} runs of {row['method']} on {SETTING_LABELS[row['setting']]} with seed {row['seed']}: "
             "keep the one at the tuned settings"
         )
-    return runs[keep].assign(accuracy=pd.to_numeric(runs.loc[keep, "accuracy"], errors="coerce"))
+    return runs[keep]
 
 
 def answers(tables: Tables, runs: pd.DataFrame, split: str = "test") -> pd.DataFrame:
     """Seeds × items of a split of the scores of some runs, one run for each seed, from items.csv and ablation_items.csv.
 
-    A score is 0 or 1, or a reward of one's own (see ``scores``).
+    A score is ``correct``, 0 or 1, or where that is empty a reward of the reader's own.
 
     Over the items that every seed answered, columns (template, item_id), template empty where it is not known. Empty where the
     answers are not in the tables.
 
-    Raises UserError for an item that occurs twice, a ``correct`` that is not 0 or 1, and answers that are not of these runs.
+    Raises UserError for an item that occurs twice or has no score, and for answers that are not of these runs.
     """
     runs = runs.drop_duplicates("run_id")
     names = runs["run_id"].astype(str)
     seed_of = pd.Series(runs["seed"].to_numpy(), index=names)
     parts = []
     for name in ("items", "ablation_items"):
-        rows = table(tables, name, ("run_id", "item_id", "correct"))
-        rows = rows[rows["run_id"].astype(str).isin(names)]
-        rows = rows[rows["split"] == split] if "split" in rows else rows
-        rows = rows.assign(score=scores(rows))
-        template = rows["template"].astype(object).fillna("") if "template" in rows else ""
-        parts.append(rows[["run_id", "item_id"]].astype(str).assign(template=template, score=rows["score"]))
+        rows = table(tables, name)
+        rows = rows[rows["run_id"].astype(str).isin(names) & (rows["split"].fillna("test") == split)]
+        score = rows["correct"].astype(float).fillna(rows["reward"].astype(float))
+        template = rows["template"].astype(object).fillna("")
+        parts.append(rows[["run_id", "item_id"]].astype(str).assign(template=template, score=score))
     items = pd.concat(parts)
+    if items["score"].isna().any():
+        raise UserError("items.csv has an item with neither correct nor reward: rebuild the tables")
     if (twice := items.duplicated(["run_id", "item_id"])).any():
         row = items[twice].iloc[0]
         raise UserError(f"items.csv has item {row['item_id']} of run {row['run_id']} twice: rebuild the tables")
@@ -139,19 +141,6 @@ def answers(tables: Tables, runs: pd.DataFrame, split: str = "test") -> pd.DataF
             )
     wide = items.assign(seed=items["run_id"].map(seed_of)).pivot(index="seed", columns=["template", "item_id"], values="score")
     return wide.dropna(axis="columns").sort_index().sort_index(axis="columns")
-
-
-def scores(items: pd.DataFrame) -> pd.Series:
-    """The score of each item: ``correct`` as 0 or 1; under a reward of one's own, where ``correct`` is empty, that reward.
-
-    Raises UserError for a ``correct`` that is not 0 or 1, and where both are empty.
-    """
-    own = pd.to_numeric(items["reward"], errors="coerce") if "reward" in items else pd.Series(np.nan, index=items.index)
-    right = items["correct"].astype(str).str.lower().map(_RIGHT)
-    found = right.where(items["correct"].notna(), own).astype(float)
-    if (bad := found.isna()).any():
-        raise UserError(f"items.csv has correct = {str(items['correct'][bad].iloc[0])!r}: it must be 0 or 1")
-    return found
 
 
 def templates_of(matrix: pd.DataFrame) -> list[str]:
@@ -189,10 +178,8 @@ def accuracy(
 
 
 def per_seed(runs: pd.DataFrame, column: str) -> pd.Series:
-    """One number of runs.csv per seed, without the seeds where it is empty; empty if there is no such column."""
-    if column not in runs:
-        return pd.Series(dtype=float)
-    return pd.to_numeric(runs.set_index("seed")[column], errors="coerce").dropna()
+    """One number of runs.csv per seed, without the seeds where it is empty."""
+    return runs.set_index("seed")[column].dropna()
 
 
 def seed_spread(tables: Tables, profile: str = "nano") -> pd.DataFrame:

@@ -95,18 +95,17 @@ class Claim(BaseModel):
         return "regimes" if self.measure in ("train_test_gap", "failing_cell") else HEADLINE
 
     def settings_in(self, runs: pd.DataFrame) -> list[str]:
-        """Settings among the runs that the claim is judged in: its tasks, under its condition; a task without runs by its name."""
-        runs = self.of_condition(runs)
+        """Settings among runs of its condition that the claim is judged in; a task without runs by its name."""
         return [name for task in self.tasks for name in list(pd.unique(runs.loc[runs["task"] == task, "setting"])) or [task]]
 
     def of_condition(self, runs: pd.DataFrame) -> pd.DataFrame:
         """Those of the runs that were made under the claim's condition, or have none."""
-        return runs[runs["asides"].isna() | (runs["asides"] == self.asides)] if "asides" in runs else runs
+        return runs[runs["asides"].isna() | (runs["asides"] == self.asides)]
 
     def in_cell(self, runs: pd.DataFrame) -> pd.DataFrame:
         """Those of the runs that have the claim's values of config fields."""
         for name, value in self.cell.items():
-            runs = runs[pd.to_numeric(runs[name]) == value] if name in runs else runs.iloc[:0]
+            runs = runs[runs[name] == value]
         return runs
 
     def needs(self, config: Any) -> bool:

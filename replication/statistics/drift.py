@@ -23,7 +23,7 @@ def at_equal_accuracy(tables: Tables, runs: pd.DataFrame) -> pd.DataFrame:
         has the level before it was trained: it has not drifted then, and its log KL does not exist.
     """
     empty = pd.DataFrame(columns=list(_COLUMNS))
-    curves = table(tables, "curves", ("run_id", "step", "metric", "value"))
+    curves = table(tables, "curves")
     curves = curves[curves["run_id"].isin(runs["run_id"]) & curves["metric"].isin(["validation_accuracy", "validation_kl_to_base"])]
     wide = curves.pivot_table(index=["run_id", "step"], columns="metric", values="value").astype(float)
     if runs.empty or wide.shape[1] < 2:

@@ -121,8 +121,8 @@ def _failing_cells(claim: Claim, evidence: Evidence, setting: str, method: str) 
     runs = pd.concat([evidence.ended(setting, name, claim.ablation) for name in (full, method)])
     base = evidence.ended(setting, "base", claim.ablation)
     runs = runs[runs["seed"] >= NEW_SEED]
-    cells = f"cells run with new seeds: {len(runs[list(CELL)].drop_duplicates())}" if len(runs) else ""
-    for cell, own in runs.groupby(list(CELL), dropna=False) if len(runs) else ():
+    cells = f"cells run with new seeds: {len(runs[list(CELL)].drop_duplicates())}"
+    for cell, own in runs.groupby(list(CELL), dropna=False):
         best = {name: at_best_rate(mine) for name, mine in own.groupby("method")}
         gains = {name: difference(evidence.tables, mine, base) for name, mine in best.items()}
         if gains.get(full) is None or gains.get(method) is None:
@@ -178,7 +178,7 @@ def _kept_fraction(claim: Claim, evidence: Evidence, own: pd.DataFrame, other: p
         return None
     estimate, remarks = mean_over_seeds(values), ()
     if len(values) == 1:
-        curves = table(evidence.tables, "curves", ("run_id", "step", "metric", "value"))
+        curves = table(evidence.tables, "curves")
         steps = curves.loc[curves["run_id"].isin(own["run_id"]) & (curves["metric"] == "kept_fraction"), "value"].dropna()
         if len(steps) > 1:
             low, high = np.quantile(steps.astype(float), [0.025, 0.975])
@@ -189,7 +189,7 @@ def _kept_fraction(claim: Claim, evidence: Evidence, own: pd.DataFrame, other: p
 
 def _peak_gpu_memory(claim: Claim, evidence: Evidence, own: pd.DataFrame, other: pd.DataFrame) -> Found:
     """The most that any run held, in GB; a maximum has no interval."""
-    timings = table(evidence.tables, "timings", ("run_id", "peak_gpu_bytes"))
+    timings = table(evidence.tables, "timings")
     peaks = timings.loc[timings["run_id"].isin(own["run_id"]), "peak_gpu_bytes"].dropna()
     if peaks.empty:
         return None

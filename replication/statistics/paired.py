@@ -85,7 +85,7 @@ def selection_gap_table(tables: Tables, profile: str) -> pd.DataFrame:
     """
     runs, out = runs_of(tables, "token_fraction", profile), []
     runs = runs[runs["seed"] < TUNING_SEED]
-    for setting, own in runs.groupby("setting", sort=False) if "token_share" in runs else ():
+    for setting, own in runs.groupby("setting", sort=False):
         for tokens, reference, share, left, right in _contrasts(own):
             row = {"setting": setting, "tokens": tokens, "reference": reference, "share": 100 * share}
             out.append(row | _gap(tables, left, right))

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import pandas as pd
 
 from replication.names import ENDED
-from replication.statistics.accuracies import RUN_COLUMNS, Tables, table
+from replication.statistics.accuracies import Tables, table
 
 #: A rate is about as good as the best if its validation accuracy is lower by at most this.
 NEAR = 0.05
@@ -25,7 +25,7 @@ def tuning(tables: Tables) -> pd.DataFrame:
     it whose validation accuracy is within ``NEAR`` of its own. With two seeds or more at every rate it has peak_low and peak_high:
     the lowest and highest rate that one of these seeds would choose alone.
     """
-    runs = table(tables, "runs", (*RUN_COLUMNS, "learning_rate", "validation_accuracy"))
+    runs = table(tables, "runs")
     runs = runs[(runs["ablation"] == "learning_rate") & runs["status"].isin(ENDED)]
     keys = ["setting", "method"]
     if runs.empty:

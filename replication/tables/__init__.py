@@ -7,12 +7,13 @@ Start with ``build``; ``csv_files`` defines the columns and reads and writes the
 from __future__ import annotations
 
 from replication.tables.build import build_tables, tables_manifest
-from replication.tables.csv_files import KINDS, PROMPT_SHARES, frame, parse, read_tables, run_columns, write_tables
+from replication.tables.csv_files import KINDS, PROMPT_SHARES, columns_of, frame, parse, read_tables, run_columns, write_tables
 
 __all__ = [
     "KINDS",
     "PROMPT_SHARES",
     "build_tables",
+    "columns_of",
     "frame",
     "parse",
     "read_tables",

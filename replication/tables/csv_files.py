@@ -189,7 +189,7 @@ def read_tables(folder: str | Path) -> dict[str, pd.DataFrame]:
             data = path.read_bytes()
         if path.name in sums and hashlib.sha256(data).hexdigest() != sums[path.name]:
             raise UserError(f"{path} is not the file that manifest.json has the checksum of (cut off, edited?): {_remedy(path)}")
-        tables[_name(path)] = parse(data, path, _kinds(_name(path)))
+        tables[_name(path)] = parse(data, path, columns_of(_name(path)))
     if not tables:
         raise UserError(f"no tables in {folder}: make them with `make all` or `make report`")
     return tables
@@ -199,7 +199,8 @@ def _name(path: Path) -> str:
     return path.name.split(".")[0]
 
 
-def _kinds(name: str) -> dict[str, str]:
+def columns_of(name: str) -> dict[str, str]:
+    """The columns of a table and their kinds; none of a table that has no schema."""
     return run_columns(ExperimentConfig) if name == "runs" else KINDS.get(name, {})
 
 

@@ -85,6 +85,7 @@ def test_the_page_shows_prompts_gains_and_settings(tmp_path):
     assert "GRPO 1 4 50 100 25 25 0" in text
     for name in ExperimentConfig.model_fields:
         assert f" {name} " in text
+    assert "sample_budget not run" in text, "these tables are older than the field"
 
 
 def test_a_gain_is_split_over_the_items_that_both_answered():

@@ -404,13 +404,6 @@ def test_tables_read_back_from_csv_judge_alike():
     np.testing.assert_allclose(a["high"], b["high"], rtol=1e-4)
 
 
-@pytest.mark.parametrize("spelling", [bool, str, lambda value: str(bool(value)), float])
-def test_right_and_wrong_may_be_spelled_as_any_csv_does(spelling):
-    tables = synthetic_tables.headline(items=60)
-    spelled = tables | {"items": tables["items"].assign(correct=tables["items"]["correct"].map(spelling))}
-    pd.testing.assert_frame_equal(verdicts(CLAIMS, tables), verdicts(CLAIMS, spelled))
-
-
 def test_tables_are_left_as_they_were():
     tables = synthetic_tables.headline(items=60)
     copies = {name: frame.copy() for name, frame in tables.items()}
@@ -517,10 +510,8 @@ def test_tables_that_contradict_themselves_are_refused():
         verdicts(CLAIMS, tables | {"items": pd.concat([tables["items"], tables["items"].head(1)])})
     with pytest.raises(UserError, match="two full_vs_sparse runs"):
         verdicts(CLAIMS, tables | {"runs": pd.concat([tables["runs"], tables["runs"][tables["runs"]["run_id"] == run]])})
-    with pytest.raises(UserError, match="must be 0 or 1"):
+    with pytest.raises(UserError, match="in items.csv: rebuild"):
         verdicts(CLAIMS, tables | {"items": tables["items"].assign(correct=2)})
-    with pytest.raises(UserError, match="schema_version 2"):
-        verdicts(CLAIMS, tables | {"curves": tables["curves"].assign(schema_version=2)})
 
 
 _GOOD = {
