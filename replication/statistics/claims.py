@@ -9,12 +9,11 @@ from typing import Any, Literal
 
 import pandas as pd
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from replication.errors import UserError
 from replication.names import HEADLINE, METHOD_LABELS, NEW_SEED
 
-SCHEMA_VERSION = 1
 Method = Literal["base", "grpo", "s_grpo", "t_spmo"]
 Task = Literal["word_problems", "multiplication", "svamp"]
 Measure = Literal[
@@ -155,36 +154,15 @@ class Claim(BaseModel):
 def load_claims(source: str | PathLike[str] | Mapping[str, Any] | Sequence[Any]) -> list[Claim]:
     """Claims from a YAML file, from its parsed content (mapping or list), or from Claim objects; order is kept.
 
-    Raises UserError for a file that is missing or not YAML, another schema version, an unknown or misfitting field (naming
-    the claim) and an id that occurs twice.
+    Raises:
+        UserError: the file cannot be read, as in a package installed without the repository.
+        pydantic.ValidationError: a claim has a field that is unknown or does not fit.
     """
     content: Any = source
-    if isinstance(source, (str, PathLike)):
+    if isinstance(source, str | PathLike):
         try:
-            content = yaml.safe_load(Path(source).read_text(encoding="utf-8"))
+            content = yaml.safe_load(Path(source).read_text("utf-8"))
         except OSError as error:
             raise UserError(f"cannot read the claims file {source}: {error.strerror}") from None
-        except (yaml.YAMLError, ValueError, RecursionError) as error:  # values: no UTF-8, an impossible date
-            raise UserError(f"{source} is not YAML: {' '.join(str(error).split())}") from None
-    if isinstance(content, Mapping):
-        if content.get("schema_version") != SCHEMA_VERSION:
-            raise UserError(f"claims have schema_version {content.get('schema_version')!r}, this code reads {SCHEMA_VERSION}")
-        content = content.get("claims")
-    if not isinstance(content, Sequence) or isinstance(content, str):
-        raise UserError("claims need a list under the key `claims`")
-    claims = [item if isinstance(item, Claim) else _parse(item, n) for n, item in enumerate(content, start=1)]
-    ids = [claim.id for claim in claims]
-    for name in ids:
-        if ids.count(name) > 1:
-            raise UserError(f"claim id {name} occurs twice: give each claim its own")
-    return claims
-
-
-def _parse(item: Any, number: int) -> Claim:
-    name = item.get("id", f"number {number}") if isinstance(item, Mapping) else f"number {number}"
-    try:
-        return Claim.model_validate(item)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"claim {name}{': ' + where if where else ''}: {first['msg']}") from None
+    claims = content["claims"] if isinstance(content, Mapping) else content
+    return [claim if isinstance(claim, Claim) else Claim.model_validate(claim) for claim in claims]

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from replication.config import ExperimentConfig, load_profile, parse_settings
 from replication.errors import UserError
-from replication.statistics import load_claims
 from replication.tables import KINDS, read_tables, write_tables
 from replication.tasks import extract_answer, svamp
 
@@ -57,16 +56,6 @@ def config(data: bytes) -> None:
     assert ExperimentConfig(**json.loads(json.dumps(made.model_dump(mode="json")))) == made
 
 
-def claims(data: bytes) -> None:
-    """A claims file gives claims with distinct ids, or one line of error."""
-    try:
-        found = load_claims(_file("claims.yaml", data))
-    except UserError as error:
-        assert "\n" not in str(error)
-        return
-    assert len({claim.id for claim in found}) == len(found)
-
-
 def tables(data: bytes) -> None:
     """A table is read to what, written and read again, is the same bytes; or one line of error that names the file."""
     name, _, content = data.partition(b"\n")
@@ -87,4 +76,4 @@ def tables(data: bytes) -> None:
     assert (folder / f"{stem}.csv").read_bytes() == once
 
 
-TARGETS = {target.__name__: target for target in (answers, svamp_file, config, claims, tables)}
+TARGETS = {target.__name__: target for target in (answers, svamp_file, config, tables)}

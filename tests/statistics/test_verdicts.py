@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import synthetic_tables
+from pydantic import ValidationError
 
 from replication.errors import UserError
 from replication.names import CLAIMS, ENDED, HEADLINE, RESULTS, TRAINED
@@ -37,6 +38,7 @@ def _paper(**options) -> dict[str, pd.DataFrame]:
 
 def test_the_nine_claims_of_the_paper_are_there_and_marked():
     claims = load_claims(CLAIMS)
+    assert len({claim.id for claim in claims}) == len(claims)
     paper = [claim for claim in claims if claim.scale == "paper"]
     assert [claim.id for claim in paper] == [f"C{n}" for n in range(1, 10)]
     assert all(claim.mark == "P" for claim in paper)
@@ -522,26 +524,24 @@ _GOOD = {
 
 def test_claims_may_be_a_path_parsed_content_or_objects():
     tables = synthetic_tables.headline(items=60)
-    rows = [verdicts(form, tables) for form in ({"schema_version": 1, "claims": [_GOOD]}, [_GOOD], [Claim(**_GOOD)])]
+    rows = [verdicts(form, tables) for form in ({"claims": [_GOOD]}, [_GOOD], [Claim(**_GOOD)])]
     assert all(row.equals(rows[0]) for row in rows) and rows[0]["verdict"].tolist() == ["supported"]
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("field", "message"),
     [
-        ({"schema_version": 2, "claims": []}, "schema_version 2"),
-        ({"claims": []}, "schema_version None"),
-        ({"schema_version": 1}, "under the key `claims`"),
-        ([_GOOD | {"treshold": 3}], "claim X: treshold"),
-        ([_GOOD | {"rule": "between"}], "claim X.*upper"),
-        ([_GOOD | {"measure": "accuracy_difference"}], "claim X.*two methods"),
-        ([_GOOD | {"tuned": True}], "claim X.*tuned"),
-        ([_GOOD, _GOOD], "claim id X occurs twice"),
-        (["C1"], "claim number 1"),
-        ("no/such/claims.yaml", "cannot read the claims file"),
+        ({"treshold": 3}, "treshold"),
+        ({"rule": "between"}, "`upper` goes with"),
+        ({"measure": "accuracy_difference"}, "two methods"),
+        ({"tuned": True}, "`tuned` goes with"),
     ],
 )
-def test_claims_that_cannot_be_read_say_why_in_one_line(content: object, message: str):
-    with pytest.raises(UserError, match=message) as caught:
-        verdicts(content, {})
-    assert "\n" not in str(caught.value)
+def test_a_claim_with_a_field_that_does_not_fit_is_refused(field: dict[str, object], message: str):
+    with pytest.raises(ValidationError, match=message):
+        verdicts([_GOOD | field], {})
+
+
+def test_a_claims_file_that_is_not_there_is_one_line():
+    with pytest.raises(UserError, match="cannot read the claims file no/such/claims.yaml: No such file"):
+        verdicts("no/such/claims.yaml", {})
