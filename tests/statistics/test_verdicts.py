@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from replication.errors import UserError
 from replication.names import CLAIMS, ENDED, HEADLINE, RESULTS, TRAINED
-from replication.statistics import VERDICTS, Claim, accuracy, difference, holm, load_claims, runs_of, verdicts
+from replication.statistics import VERDICTS, Claim, accuracy, counts_for, difference, holm, load_claims, runs_of, verdicts
 from replication.tables import read_tables
 
 CONTRACT = ["claim", "paper_value", "value", "low", "high", "seeds", "items", "verdict"]
@@ -56,22 +56,10 @@ def test_the_claims_on_the_small_model_are_ours_and_stand_beside_seven_of_the_pa
     assert all(claim.tasks == ("svamp",) for claim in small)
 
 
-@pytest.mark.parametrize(
-    ("model", "counts"),
-    [
-        ("Qwen/Qwen2.5-0.5B-Instruct", True),
-        ("/data/Qwen2.5-0.5B-Instruct", True),
-        ("/cache/models--Qwen--Qwen2.5-0.5B-Instruct/snapshots/8a16abf2", True),
-        ("Qwen/Qwen2.5-0.5B", False),
-        ("Qwen/Qwen2-1.5B", False),
-        ("/data/Qwen2.5-0.5B-Instruct.gguf", False),
-        ("nano", False),
-    ],
-)
-def test_only_its_own_model_is_evidence_for_the_small_scale(model: str, counts: bool):
-    result = _judge(synthetic_tables.headline(profile="small", model=model, tasks=("svamp",), items=300))
-    assert ((result.loc[result["scale"] == "small", "verdict"] != "not run") == counts).all()
-    assert (result.loc[result["scale"] != "small", "verdict"] == "not run").all()
+def test_runs_of_the_small_model_are_evidence_for_its_scale_alone():
+    tables = synthetic_tables.headline(profile="small", model="Qwen/Qwen2.5-0.5B-Instruct", tasks=("svamp",), items=300)
+    result = _judge(tables)
+    assert ((result["verdict"] != "not run") == (result["scale"] == "small")).all()
 
 
 def test_counterparts_with_the_measure_of_the_paper_claim_have_its_rule():
@@ -139,23 +127,26 @@ def test_smoke_dry_runs_and_other_models_are_no_evidence(profile: str, model: st
 
 
 @pytest.mark.parametrize(
-    ("model", "counts"),
+    ("scale", "model", "counts"),
     [
-        ("Qwen/Qwen2-1.5B", True),
-        ("/data/qwen2-1.5b/", True),
-        ("/cache/models--Qwen--Qwen2-1.5B/snapshots/8a16abf2", True),
-        ("/ft/qwen2-1.5b/my-sft", False),
-        ("/ft/qwen2-1.5b/snapshots/8a16abf2", False),
-        ("/cache/models--Qwen--Qwen2-1.5B-Instruct/snapshots/8a16abf2", False),
-        ("/data/my-qwen2-1.5b", False),
-        ("/data/Qwen2-1.5B-GPTQ", False),
-        ("/data/weights", False),
+        ("paper", "Qwen/Qwen2-1.5B", True),
+        ("paper", "/data/qwen2-1.5b/", True),
+        ("paper", "/cache/models--Qwen--Qwen2-1.5B/snapshots/8a16abf2", True),
+        ("paper", "/ft/qwen2-1.5b/my-sft", False),
+        ("paper", "/ft/qwen2-1.5b/snapshots/8a16abf2", False),
+        ("paper", "/cache/models--Qwen--Qwen2-1.5B-Instruct/snapshots/8a16abf2", False),
+        ("paper", "/data/my-qwen2-1.5b", False),
+        ("paper", "/data/Qwen2-1.5B-GPTQ", False),
+        ("paper", "/data/weights", False),
+        ("small", "Qwen/Qwen2.5-0.5B-Instruct", True),
+        ("small", "Qwen/Qwen2.5-0.5B", False),
+        ("small", "Qwen/Qwen2-1.5B", False),
+        ("small", "/data/Qwen2.5-0.5B-Instruct.gguf", False),
+        ("small", "nano", False),
     ],
 )
-def test_the_last_part_of_a_path_says_whether_it_is_the_paper_model(model: str, counts: bool):
-    tables = _paper()
-    tables["runs"]["model"] = model
-    assert (_judge(tables, "C3").loc["C3", "verdict"] != "not run") == counts
+def test_the_last_part_of_a_path_says_whether_it_is_the_model_of_a_scale(scale: str, model: str, counts: bool):
+    assert counts_for(scale, model) == counts
 
 
 @pytest.mark.parametrize(("rate", "verdict"), [(0.85, "supported"), (0.72, "inconclusive"), (0.50, "not supported")])
