@@ -111,10 +111,10 @@ def learning(tables: Tables) -> Figure:
         own = curves[curves["run_id"] == run.run_id]
         look = {"color": COLOURS[run.method], "label": METHOD_LABELS[run.method], "marker": MARKERS[run.method], "markersize": 4}
         reward = own[own["metric"] == "reward"].sort_values("step")
-        smooth = 100 * reward["value"].astype(float).rolling(5, min_periods=1).mean()
+        smooth = 100 * reward["value"].rolling(5, min_periods=1).mean()
         axes[0, 0].plot(reward["step"], smooth, **look | {"marker": ""})
         greedy = own[own["metric"] == "validation_accuracy"].sort_values("step")
-        axes[0, 1].plot(greedy["step"], 100 * greedy["value"].astype(float), **look)
+        axes[0, 1].plot(greedy["step"], 100 * greedy["value"], **look)
     validation = "mean validation reward (%)" if tables["runs"]["reward"].notna().any() else "validation accuracy (%)"
     for axis, label in zip(axes[0], ("reward of the rollouts (%)", validation), strict=True):
         percent_axis(axis, label)

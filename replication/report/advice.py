@@ -93,7 +93,7 @@ def _rate(tables: Tables, planned: pd.DataFrame) -> Answers:
     grids = planned.groupby("method")["learning_rate"].nunique()
     for method, own in in_order(tuning({"runs": planned}), "method").groupby("method", sort=False):
         # A choice among some of the rates of a grid would be one by the order in which they run.
-        for row in own[own["chosen"].astype(bool)].itertuples() if len(own) == grids[method] > 1 else ():
+        for row in own[own["chosen"]].itertuples() if len(own) == grids[method] > 1 else ():
             name = METHOD_LABELS[method]
             starts.append(f"{name} {row.learning_rate:g}")
             words = f"{name}: of {len(own)} rates, {counted(own['seeds'].min(), 'seed')}; "

@@ -47,8 +47,8 @@ def _spent(tables: Tables, profile: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     sums: dict[str, pd.Series] = {name: sum(steps.get(part, missing) for part in parts) for name, parts in _TOKENS.items()}
     sums["tflop"] = flops / 1e12
     spent = pd.DataFrame(sums, index=steps.index).groupby("run_id").cumsum().reset_index()
-    timings = table(tables, "timings").drop_duplicates("run_id").set_index("run_id")
-    seconds = timings[list(_SECONDS)].astype(float).sum(axis=1, skipna=False)
+    timings = table(tables, "timings").set_index("run_id")
+    seconds = timings[list(_SECONDS)].sum(axis=1, skipna=False)
     last = spent.groupby("run_id")["step"].transform("max")
     return runs, spent.assign(seconds=spent["run_id"].map(seconds).astype(float) * spent["step"] / last)
 

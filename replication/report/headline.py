@@ -40,7 +40,7 @@ def accuracy_table(tables: Tables, profile: str) -> pd.DataFrame:
         if method != "base" and setting in base and (gain := difference(tables, own, base[setting])):
             row |= gain.scaled(100).columns("gain")
         row |= {name: 100 * own[name].mean() for name in _SHARES}
-        row["held_out_items"] = held_out.reindex(own["run_id"].astype(str)).min()
+        row["held_out_items"] = held_out.reindex(own["run_id"]).min()
         row["tokens_in_loss"] = own["tokens_in_loss"].mean()
         row |= {status: int((own["status"] == status).sum()) for status in ("diverged", "collapsed")}
         of_all = whole.columns("accuracy_all_items") | {"all_items": items_of(own)}
@@ -52,7 +52,7 @@ def _held_out_items(tables: Tables, runs: pd.DataFrame) -> pd.Series:
     """How many items of held-out templates each run answered, by run."""
     items = table(tables, "items")
     items = items[(items["split"] == "held_out") & items["run_id"].isin(runs["run_id"])]
-    return items.groupby(items["run_id"].astype(str)).size()
+    return items.groupby("run_id").size()
 
 
 def draw_accuracy(tables: Tables, profile: str, table: pd.DataFrame) -> Figure:

@@ -42,10 +42,9 @@ def rate_table(tables: Tables, profile: str) -> pd.DataFrame:
 def not_at_best_rate(table: pd.DataFrame) -> pd.DataFrame:
     """The chosen rows of ``rate_table`` whose validation accuracy is above that of the headline's rate by over ``TUNED_WITHIN``."""
     keys = ["setting", "method"]
-    used = table[table["used"].astype(bool)].groupby(keys)["validation_accuracy"].min()
-    chosen = table[table["chosen"].astype(bool)]
-    best = chosen["validation_accuracy"] - chosen.join(used.rename("of_used"), on=keys)["of_used"]
-    return chosen[best > 100 * TUNED_WITHIN]
+    used = table[table["used"]].groupby(keys, as_index=False)["validation_accuracy"].min()
+    chosen = table[table["chosen"]].merge(used, on=keys, suffixes=("", "_used"))
+    return chosen[chosen["validation_accuracy"] - chosen["validation_accuracy_used"] > 100 * TUNED_WITHIN]
 
 
 def suits_better(table: pd.DataFrame) -> str:
@@ -70,7 +69,7 @@ def draw_rate(tables: Tables, profile: str, table: pd.DataFrame) -> Figure:
         for shift, method in zip(np.geomspace(0.95, 1 / 0.95, len(methods)), methods, strict=True):
             own = runs[(runs["setting"] == setting) & (runs["method"] == method)]
             p.line_of_means(axis, own, "learning_rate", {rate: rate * shift for rate in rates}, method, "validation_accuracy")
-            best = table[(table["setting"] == setting) & (table["method"] == method) & table["chosen"].astype(bool)]
+            best = table[(table["setting"] == setting) & (table["method"] == method) & table["chosen"]]
             axis.scatter(
                 best["learning_rate"] * shift, best["validation_accuracy"], s=190, facecolors="none",
                 edgecolors=p.COLOURS[method], linewidths=1.6, zorder=6,
@@ -86,7 +85,7 @@ def draw_rate(tables: Tables, profile: str, table: pd.DataFrame) -> Figure:
 def say_rate(table: pd.DataFrame) -> list[str]:
     """The chosen rates, and how far the end of full-token GRPO depends on the rate alone."""
     parts = []
-    for setting, own in table[table["chosen"].astype(bool)].groupby("setting", sort=False):
+    for setting, own in table[table["chosen"]].groupby("setting", sort=False):
         same = own.groupby("learning_rate", sort=False)["method"].agg(lambda ids: listing([METHOD_LABELS[name] for name in ids]))
         parts.append(f"on {SETTING_LABELS[setting]} " + ", ".join(f"{rate:g} for {names}" for rate, names in same.items()))
     edges = table[table["edge"] != ""]
@@ -94,7 +93,7 @@ def say_rate(table: pd.DataFrame) -> list[str]:
     ends = table[table["method"] == "grpo"].groupby("setting", sort=False)["accuracy"].agg(["min", "max"])
     range_ = [f"{number(low)} to {percent(high)} on {SETTING_LABELS[setting]}" for setting, (low, high) in ends.iterrows()]
     said = [f"Validation chooses {'; '.join(parts)}{edge}."]
-    chosen = table[table["chosen"].astype(bool)].dropna(subset="peak_low")
+    chosen = table[table["chosen"]].dropna(subset="peak_low")
     if len(chosen):
         factors = chosen["peak_high"] / chosen["peak_low"]
         apart = f" In the others the picks differ by up to {number(factors.max())} times." if factors.max() > 1 else ""

@@ -116,30 +116,22 @@ def answers(tables: Tables, runs: pd.DataFrame, split: str = "test") -> pd.DataF
 
     Raises UserError for an item that occurs twice or has no score, and for answers that are not of these runs.
     """
-    runs = runs.drop_duplicates("run_id")
-    names = runs["run_id"].astype(str)
-    seed_of = pd.Series(runs["seed"].to_numpy(), index=names)
-    parts = []
-    for name in ("items", "ablation_items"):
-        rows = table(tables, name)
-        rows = rows[rows["run_id"].astype(str).isin(names) & (rows["split"].fillna("test") == split)]
-        score = rows["correct"].astype(float).fillna(rows["reward"].astype(float))
-        template = rows["template"].astype(object).fillna("")
-        parts.append(rows[["run_id", "item_id"]].astype(str).assign(template=template, score=score))
-    items = pd.concat(parts)
+    both = (table(tables, name) for name in ("items", "ablation_items"))
+    items = pd.concat([rows[rows["run_id"].isin(runs["run_id"]) & (rows["split"].fillna("test") == split)] for rows in both])
+    items["score"] = items["correct"].astype(float).fillna(items["reward"].astype(float))
+    items["template"] = items["template"].astype(object).fillna("")
     if items["score"].isna().any():
         raise UserError("items.csv has an item with neither correct nor reward: rebuild the tables")
     if (twice := items.duplicated(["run_id", "item_id"])).any():
         row = items[twice].iloc[0]
         raise UserError(f"items.csv has item {row['item_id']} of run {row['run_id']} twice: rebuild the tables")
-    means = items.groupby("run_id")["score"].mean()
-    for run_id, stated in zip(names, runs["accuracy"].astype(float), strict=True):
-        # Tables keep six digits; a greater difference means that the files are of different runs.
-        if split == "test" and run_id in means.index and abs(means[run_id] - stated) > 1e-4:
-            raise UserError(
-                f"run {run_id} has accuracy {stated:g} in runs.csv and {means[run_id]:g} in items.csv: rebuild the tables"
-            )
-    wide = items.assign(seed=items["run_id"].map(seed_of)).pivot(index="seed", columns=["template", "item_id"], values="score")
+    of_run = runs.set_index("run_id")
+    gaps = (items.groupby("run_id")["score"].mean() - of_run["accuracy"]).abs()
+    # Tables keep six digits; a greater difference means that the files are of different runs.
+    if split == "test" and (gaps > 1e-4).any():
+        raise UserError(f"run {gaps.idxmax()} has another accuracy in runs.csv than in items.csv: rebuild the tables")
+    items["seed"] = items["run_id"].map(of_run["seed"])
+    wide = items.pivot(index="seed", columns=["template", "item_id"], values="score")
     return wide.dropna(axis="columns").sort_index().sort_index(axis="columns")
 
 
@@ -161,16 +153,15 @@ def accuracy(
     """
     if runs.empty:
         return None
-    matrix, names = answers(tables, runs, split), sorted(set(runs["run_id"].astype(str)))
+    matrix, names = answers(tables, runs, split), sorted(runs["run_id"])
     if shared_with is not None:
         for _, others in shared_with.groupby("method"):
             matrix = matrix[matrix.columns.intersection(answers(tables, others, split).columns)]
         if matrix.size == 0:
             return None
         names = ["shared items", *names]
-    elif matrix.size == 0 or len(matrix) < runs["run_id"].nunique():
-        column = "accuracy" if split == "test" else f"{split}_accuracy"
-        over_seeds = mean_over_seeds(runs.drop_duplicates("run_id")[column].astype(float))
+    elif matrix.size == 0 or len(matrix) < len(runs):
+        over_seeds = mean_over_seeds(runs["accuracy" if split == "test" else f"{split}_accuracy"])
         low, high = (float(np.clip(end, 0, 1)) for end in (over_seeds.low, over_seeds.high))
         return replace(over_seeds, low=low, high=high)
     rng = numpy_stream(0, "bootstrap", "accuracy", *names)

@@ -25,7 +25,7 @@ def at_equal_accuracy(tables: Tables, runs: pd.DataFrame) -> pd.DataFrame:
     empty = pd.DataFrame(columns=list(_COLUMNS))
     curves = table(tables, "curves")
     curves = curves[curves["run_id"].isin(runs["run_id"]) & curves["metric"].isin(["validation_accuracy", "validation_kl_to_base"])]
-    wide = curves.pivot_table(index=["run_id", "step"], columns="metric", values="value").astype(float)
+    wide = curves.pivot_table(index=["run_id", "step"], columns="metric", values="value")
     if runs.empty or wide.shape[1] < 2:
         return empty
     wide = wide.dropna().sort_index().reset_index()
@@ -37,6 +37,6 @@ def at_equal_accuracy(tables: Tables, runs: pd.DataFrame) -> pd.DataFrame:
     reached = wide[wide["validation_accuracy"] >= level - 1e-9].groupby("run_id").first()
     if (reached["validation_kl_to_base"] <= 0).any():
         return empty
-    found = runs.drop_duplicates("run_id").set_index("run_id")[["method", "seed"]].join(reached)
+    found = runs.set_index("run_id")[["method", "seed"]].join(reached)
     found = found.rename(columns={"validation_kl_to_base": "kl"}).assign(level=level)
     return found.reset_index()[list(_COLUMNS)]

@@ -108,9 +108,8 @@ def _lost(claim: Claim, evidence: Evidence, planned: pd.DataFrame) -> list[str]:
         return []
     lost = planned[planned["status"] == "failed"]
     if claim.measure not in ("drift_at_equal_accuracy", "train_test_gap"):
-        tables = [table(evidence.tables, name) for name in ("items", "ablation_items")]
-        answered = {run_id for frame in tables for run_id in frame["run_id"].astype(str).unique()}
-        lost = planned[planned["status"].isin([*ENDED, "failed"]) & ~planned["run_id"].astype(str).isin(answered)]
+        answered = pd.concat([table(evidence.tables, name)["run_id"] for name in ("items", "ablation_items")])
+        lost = planned[planned["status"].isin([*ENDED, "failed"]) & ~planned["run_id"].isin(answered)]
     return [
         f"{row.method} seed {row.seed} on {SETTING_LABELS[row.setting]} ({row.status}) has no answers" for row in lost.itertuples()
     ]

@@ -181,7 +181,7 @@ def _kept_fraction(claim: Claim, evidence: Evidence, own: pd.DataFrame, other: p
         curves = table(evidence.tables, "curves")
         steps = curves.loc[curves["run_id"].isin(own["run_id"]) & (curves["metric"] == "kept_fraction"), "value"].dropna()
         if len(steps) > 1:
-            low, high = np.quantile(steps.astype(float), [0.025, 0.975])
+            low, high = np.quantile(steps, [0.025, 0.975])
             estimate, remarks = replace(estimate, low=low, high=high), ("one seed: the range is that of its steps",)
     low, high = (float(np.clip(end, 0, 1)) for end in (estimate.low, estimate.high))
     return replace(estimate, low=low, high=high).scaled(100), remarks
@@ -233,7 +233,7 @@ def _untuned(evidence: Evidence, setting: str, method: str) -> list[str]:
     # Tables keep six digits.
     at = points[np.isclose(points["learning_rate"].to_numpy()[:, None], used, rtol=1e-4, atol=0).any(axis=1)]
     if len(at) != len(used) or not (at["validation_accuracy"] >= points["validation_accuracy"].max() - TUNED_WITHIN).all():
-        prefers = points.loc[points["chosen"].astype(bool), "learning_rate"].iloc[0]
+        prefers = points.loc[points["chosen"], "learning_rate"].iloc[0]
         why = f"headline {headline}, validation prefers {prefers:g}"
         return [f"{name} is not at its tuned rate: {why}: set it in the profile and run again"]
     if at["learning_rate"].isin([points["learning_rate"].min(), points["learning_rate"].max()]).any():

@@ -46,7 +46,7 @@ def difference(tables: Tables, left: pd.DataFrame, right: pd.DataFrame, split: s
     a, b = pair(tables, left, right, split)
     if a.size == 0 or b.size == 0:
         return None
-    names = [sorted(set(runs["run_id"].astype(str))) for runs in (left, right)]
+    names = [sorted(runs["run_id"]) for runs in (left, right)]
     rng = numpy_stream(0, "bootstrap", "difference", *names[0], "minus", *names[1])
     return bootstrap(a, b, rng, templates=templates_of(a))
 

@@ -28,8 +28,6 @@ def tuning(tables: Tables) -> pd.DataFrame:
     runs = table(tables, "runs")
     runs = runs[(runs["ablation"] == "learning_rate") & runs["status"].isin(ENDED)]
     keys = ["setting", "method"]
-    if runs.empty:
-        return pd.DataFrame(columns=[*keys, "learning_rate", *_JUDGED, *_PEAK])
     points = runs.assign(diverged=runs["status"] == "diverged").groupby([*keys, "learning_rate"], as_index=False, dropna=False).agg(
         seeds=("seed", "nunique"),
         diverged=("diverged", "sum"),
@@ -77,7 +75,7 @@ def best_rate(runs: pd.DataFrame) -> float:
     Args:
         runs: ended runs that differ in learning_rate and seed alone, with validation_accuracy.
     """
-    values = runs.pivot_table(index="learning_rate", columns="seed", values="validation_accuracy", dropna=False).astype(float)
+    values = runs.pivot_table(index="learning_rate", columns="seed", values="validation_accuracy", dropna=False)
     common = runs.groupby("seed")["learning_rate"].nunique() == runs["learning_rate"].nunique()
     # Equal means must be equal to the last digit, or the order of adding up would break the tie.
     means = (values[common.index[common]] if common.any() else values).mean(axis=1).round(9).sort_index()
