@@ -14,7 +14,7 @@ from replication.report import cost, credit, headline, rate_and_rank, regimes, s
 from replication.report import style as p
 from replication.report.html import data_uri, render
 from replication.report.wording import in_rewards, own_reward, shown_table
-from replication.statistics import Tables
+from replication.statistics import Tables, selection_gap_table
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ EXHIBITS = {exhibit.name: exhibit for exhibit in (
     ),
     Exhibit(
         "which_tokens", "Which tokens", "At the same number of tokens, does it matter which are credited?",
-        tokens.contrast_table, tokens.draw_contrast, tokens.say_contrast,
+        selection_gap_table, tokens.draw_contrast, tokens.say_contrast,
     ),
     Exhibit(
         "lora_rank", "LoRA rank", "Does the gap between sparse and full depend on the size of the adapter?",

@@ -12,7 +12,7 @@ from replication.names import SETTING_LABELS, TUNING_SEED
 from replication.report import style as p
 from replication.report.select import base_accuracy, items_of, with_all_seeds
 from replication.report.wording import all_seeds, counted, interval, listing, percent, span
-from replication.statistics import CREDIT, SPARSITY, Tables, accuracy, end_of_grid, in_order, runs_of, selection_gap_table
+from replication.statistics import CREDIT, SPARSITY, Tables, accuracy, end_of_grid, in_order, runs_of
 
 #: Fields that tell two choices of tokens apart; ``tokens`` is their name.
 _CHOICE = ["setting", "method", "selector", "denominator", "tokens"]
@@ -121,12 +121,6 @@ def say_fraction(table: pd.DataFrame) -> list[str]:
 
 
 # Which tokens ------------------------------------------------------------------------------------------------------------------
-
-
-def contrast_table(tables: Tables, profile: str) -> pd.DataFrame:
-    """What one way of picking tokens gains over another, in points, with its interval over seeds, templates and items in pairs."""
-    table = selection_gap_table(tables, profile)
-    return table[table["difference"].notna()].reset_index(drop=True)
 
 
 def draw_contrast(tables: Tables, profile: str, table: pd.DataFrame) -> Figure:

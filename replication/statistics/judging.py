@@ -56,12 +56,11 @@ def verdicts(claims: str | PathLike[str] | Mapping[str, Any] | Sequence[Any], ta
                 if not measured:
                     missing.append(f"{METHOD_LABELS[method]} on {SETTING_LABELS[setting]}")
         found.append((claim, evidence, cases, missing))
-    rows = []
-    for claim, evidence, cases, missing in found:
-        family = [case for other, _, its, _ in found if other.scale == claim.scale for case in its]
-        adjusted = dict(zip(map(id, family), holm([case.estimate.p for case in family]), strict=True))
-        rows.append(_row(claim, evidence, cases, missing, adjusted))
-    return pd.DataFrame(rows, columns=list(_DTYPES)).astype(_DTYPES)
+    adjusted: dict[int, float] = {}
+    for scale in SCALE_MODELS:
+        family = [case for claim, _, cases, _ in found if claim.scale == scale for case in cases]
+        adjusted |= zip(map(id, family), holm([case.estimate.p for case in family]), strict=True)
+    return pd.DataFrame([_row(*of_claim, adjusted) for of_claim in found], columns=list(_DTYPES)).astype(_DTYPES)
 
 
 def _row(

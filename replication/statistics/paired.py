@@ -51,12 +51,6 @@ def difference(tables: Tables, left: pd.DataFrame, right: pd.DataFrame, split: s
     return bootstrap(a, b, rng, templates=templates_of(a))
 
 
-def _by_setting(tables: Tables, profile: str) -> Iterator[tuple[str, dict[str, pd.DataFrame]]]:
-    """Each setting of the headline, and its runs by method, in the order of ``names``."""
-    for setting, own in runs_of(tables, HEADLINE, profile).groupby("setting", sort=False):
-        yield setting, dict(list(own.groupby("method", sort=False)))
-
-
 def detectable_differences(tables: Tables, profile: str = "nano") -> pd.DataFrame:
     """For each sparse method, the smallest true difference from full-token GRPO that these seeds and items show four times in five.
 
@@ -64,20 +58,22 @@ def detectable_differences(tables: Tables, profile: str = "nano") -> pd.DataFram
     seeds, items, difference, difference_low, difference_high, equal_within (see ``Estimate``), design_effect, detectable, in
     points.
     """
-    rows = []
-    for setting, methods in _by_setting(tables, profile):
-        for method in [method for method in ("s_grpo", "t_spmo") if method in methods and "grpo" in methods]:
-            if gap := _gap(tables, methods[method], methods["grpo"]):
-                half = (gap["difference_high"] - gap["difference_low"]) / 2
-                gap["detectable"] = half * (1 + stats.norm.ppf(POWER) / stats.norm.ppf(0.975))
-                rows.append({"setting": setting, "method": method} | gap)
+    runs, rows = runs_of(tables, HEADLINE, profile), []
+    full, sparse = runs[runs["method"] == "grpo"], runs[runs["method"].isin(["s_grpo", "t_spmo"])]
+    for (setting, method), own in sparse.groupby(["setting", "method"], sort=False):
+        if gap := _gap(tables, own, full[full["setting"] == setting]):
+            half = (gap["difference_high"] - gap["difference_low"]) / 2
+            gap["detectable"] = half * (1 + stats.norm.ppf(POWER) / stats.norm.ppf(0.975))
+            rows.append({"setting": setting, "method": method} | gap)
     return pd.DataFrame(rows, columns=["setting", "method", *_GAP, "detectable"])
 
 
 def selection_gap_table(tables: Tables, profile: str) -> pd.DataFrame:
     """How much it matters which tokens are credited, and with what credit: contrasts of the token fraction, in points.
 
-    Columns setting, tokens, reference, share (percent of the tokens) and the paired difference with its interval.
+    Only those that were measured. Columns setting, tokens, reference, share (percent of the tokens) and the paired difference with
+    its interval.
+
     Credit without sparsity: GRPO with T-SPMO's credit added minus GRPO. Sparsity at the same credit: T-SPMO minus that. T-SPMO
     and S-GRPO's rule, each minus the random share nearest to its own, within a factor of two. S-GRPO's rule minus the same without
     the prefix that it always keeps (cutoff 0). Each other choice of tokens minus as many at random, and the highest entropy minus
@@ -87,8 +83,8 @@ def selection_gap_table(tables: Tables, profile: str) -> pd.DataFrame:
     runs = runs[runs["seed"] < TUNING_SEED]
     for setting, own in runs.groupby("setting", sort=False):
         for tokens, reference, share, left, right in _contrasts(own):
-            row = {"setting": setting, "tokens": tokens, "reference": reference, "share": 100 * share}
-            out.append(row | _gap(tables, left, right))
+            if gap := _gap(tables, left, right):
+                out.append({"setting": setting, "tokens": tokens, "reference": reference, "share": 100 * share} | gap)
     return pd.DataFrame(out, columns=["setting", "tokens", "reference", "share", *_GAP])
 
 
