@@ -61,10 +61,10 @@ def _flops_per_token(tables: Tables, profile: str) -> dict[str, float]:
     return {metric: float(found[name]) for metric, name in names.items()} if set(names.values()) <= set(found.index) else {}
 
 
-def prices(tables: Tables, profile: str, share: float = SHARE) -> pd.DataFrame:
+def prices(tables: Tables, profile: str) -> pd.DataFrame:
     """What each headline run had spent when it first reached a level of validation accuracy, a row for each run.
 
-    The level of a setting is ``share`` of the way from the base to the highest mean that a method ends with. Between evaluations
+    The level of a setting is ``SHARE`` of the way from the base to the highest mean that a method ends with. Between evaluations
     accuracy is taken as linear in steps. A run that never gets there has NaN: not reached is missing, not 0.
 
     Returns:
@@ -77,7 +77,7 @@ def prices(tables: Tables, profile: str, share: float = SHARE) -> pd.DataFrame:
         wide = {run_id: curves[run_id].dropna() for run_id in own["run_id"]}
         ends = own.assign(end=[accuracy.iloc[-1] for accuracy in wide.values()]).groupby("method")["end"].mean()
         start = float(np.mean([accuracy.iloc[0] for accuracy in wide.values()]))
-        level = start + share * (ends.max() - start)
+        level = start + SHARE * (ends.max() - start)
         for run in own.itertuples():
             accuracy = wide[run.run_id]
             step = _first_step(accuracy, level)
@@ -96,16 +96,18 @@ def _first_step(accuracy: pd.Series, level: float) -> float:
     return float("nan")
 
 
-def price_table(tables: Tables, profile: str) -> pd.DataFrame:
-    """Per setting and method: the level, how many seeds reach it, and the median price over all seeds.
+def cost_table(tables: Tables, profile: str) -> pd.DataFrame:
+    """Per setting and method: the level, how many seeds reach it, the median price over all seeds, and what a whole training took.
 
     A seed that never reaches the level counts as dearer than any that does, so the median is missing where half or more fail.
     times_grpo: tokens through the model over GRPO's, the geometric mean over pairs of seeds with its t interval; empty where a
-    seed of either never reached the level.
+    seed of either never reached the level. The tokens of a whole training are in percent of full-token GRPO's, means over seeds.
     """
-    rows, runs, spent = [], runs_of(tables, HEADLINE, profile), prices(tables, profile)
-    logs = np.log(spent.set_index(["setting", "method", "seed"])["tokens_through_model"]).sort_index()
-    for (setting, method), own in spent.groupby(["setting", "method"], sort=False):
+    rows, (runs, spent), priced = [], _spent(tables, profile), prices(tables, profile)
+    logs = np.log(priced.set_index(["setting", "method", "seed"])["tokens_through_model"]).sort_index()
+    whole = runs[["run_id", "setting", "method"]].merge(spent.groupby("run_id")[list(_TOKENS)].last(), on="run_id")
+    means = whole.groupby(["setting", "method"])[list(_TOKENS)].mean()
+    for (setting, method), own in priced.groupby(["setting", "method"], sort=False):
         row = {"setting": setting, "method": method, "level": own["level"].iloc[0], "seeds": len(own)}
         row["validation_items"] = items_of_split(tables, runs[runs["run_id"].isin(own["run_id"])], "validation")
         row["reached"] = own["step"].notna().sum()
@@ -114,17 +116,9 @@ def price_table(tables: Tables, profile: str) -> pd.DataFrame:
         if method != "grpo" and (setting, "grpo") in logs.index and logs[setting].loc[[method, "grpo"]].notna().all():
             both = (logs[setting, method] - logs[setting, "grpo"]).reindex(own["seed"]).dropna()
         row |= {name: math.exp(value) for name, value in mean_over_seeds(both).columns("times_grpo").items()}
-        rows.append(row)
+        full = means.loc[setting, "grpo"] if (setting, "grpo") in means.index else np.nan
+        rows.append(row | (100 * (means.loc[setting, method] / full)).add_suffix("_%_of_grpo").to_dict())
     return pd.DataFrame(rows)
-
-
-def cost_table(tables: Tables, profile: str) -> pd.DataFrame:
-    """``price_table``, and the tokens of each method's whole training in percent of full-token GRPO's, means over seeds."""
-    table, (runs, spent) = price_table(tables, profile), _spent(tables, profile)
-    whole = runs[["run_id", "setting", "method"]].merge(spent.groupby("run_id")[list(_TOKENS)].last(), on="run_id")
-    means = whole.groupby(["setting", "method"])[list(_TOKENS)].mean()
-    shares = 100 * means.div(means[means.index.get_level_values("method") == "grpo"].droplevel("method"), level="setting")
-    return table.merge(shares.add_suffix("_%_of_grpo"), on=["setting", "method"]) if len(table) else table
 
 
 def draw_cost(tables: Tables, profile: str, table: pd.DataFrame) -> Figure:
@@ -165,7 +159,7 @@ def draw_cost(tables: Tables, profile: str, table: pd.DataFrame) -> Figure:
 
 
 def say_cost(table: pd.DataFrame) -> list[str]:
-    """What a whole training spends, in percent of full-token GRPO's; then what the level of ``price_table`` costs."""
+    """What a whole training spends, in percent of full-token GRPO's; then what the level costs."""
     spent = []
     for name, words in (("tokens_in_loss", "tokens in the loss"), ("tokens_through_model", "tokens through the model")):
         shares = table[(table["method"] != "grpo") & table[f"{name}_%_of_grpo"].notna()]

@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from replication.report import COLOURS, EXHIBITS, MARKERS, figure_style, save_figure
-from replication.report.cost import price_table, prices
+from replication.report import COLOURS, EXHIBITS, MARKERS, cost, figure_style, save_figure
+from replication.report.cost import cost_table, prices
 from replication.statistics import with_setting
 
 #: What ``diagnose`` measures and made-up tables of runs do not hold.
@@ -156,30 +156,31 @@ def _prices(ends: tuple[float, ...] = (0.9,)) -> dict[str, pd.DataFrame]:
     return {"runs": pd.DataFrame(runs), "curves": frame, "timings": pd.DataFrame(timings)}
 
 
-def test_a_price_is_what_was_spent_when_the_level_was_reached():
+def test_a_price_is_what_was_spent_when_the_level_was_reached(monkeypatch):
     """80 % of the way from 0.4 to 0.9 is 0.8: half-way between 0.7 at step 50 and 0.9 at step 75."""
     (row,) = prices(_prices(), "nano").to_dict("records")
     assert row["level"] == pytest.approx(80) and row["step"] == pytest.approx(62.5)
     assert row["tokens_in_loss"] == pytest.approx(62.5 * 50)
     assert row["tokens_through_model"] == pytest.approx(62.5 * (8 + 2)), "sampled and forwarded"
     assert row["seconds"] == pytest.approx(9.0 * 62.5 / 75)
-    (never,) = prices(_prices(), "nano", share=1.2).to_dict("records")
-    assert np.isnan(never["step"]) and np.isnan(never["tokens_in_loss"]), "not reached is missing, not 0"
     tables = _prices()
     tables["curves"] = tables["curves"][tables["curves"]["metric"] != "tokens_forwarded"]
     (unknown,) = prices(tables, "nano").to_dict("records")
     assert np.isnan(unknown["tokens_through_model"]), "what no step recorded is missing, not 0"
+    monkeypatch.setattr(cost, "SHARE", 1.2)
+    (never,) = prices(_prices(), "nano").to_dict("records")
+    assert np.isnan(never["step"]) and np.isnan(never["tokens_in_loss"]), "not reached is missing, not 0"
 
 
 def test_seeds_that_never_reach_the_level_count_in_the_price():
     """The mean over the seeds that got there flattered a method whose worst seeds never did."""
     # The mean end is 0.8, the level 0.4 + 0.8 * 0.4 = 0.72. Steps: 50 + 25 * 0.02 / (end - 0.7).
-    (row,) = price_table(_prices((0.9, 0.9, 0.8, 0.95, 0.45)), "nano").to_dict("records")
+    (row,) = cost_table(_prices((0.9, 0.9, 0.8, 0.95, 0.45)), "nano").to_dict("records")
     assert (row["seeds"], row["reached"], row["level"]) == (5, 4, pytest.approx(72))
     assert row["tokens_in_loss"] == pytest.approx(50 * 52.5), "the third of five, the one that failed counted as the dearest"
-    (mostly,) = price_table(_prices((0.9, 0.5, 0.5)), "nano").to_dict("records")
+    (mostly,) = cost_table(_prices((0.9, 0.5, 0.5)), "nano").to_dict("records")
     assert mostly["reached"] == 3 and np.isfinite(mostly["seconds"])
-    (failed,) = price_table(_prices((1.0, 0.71, 0.71)), "nano").to_dict("records")
+    (failed,) = cost_table(_prices((1.0, 0.71, 0.71)), "nano").to_dict("records")
     assert (failed["reached"], failed["seeds"]) == (1, 3) and np.isnan(failed["seconds"])
 
 
