@@ -17,25 +17,20 @@ def trie(group: ShownGroup, credit: TokenCredit, *, title: str) -> Figure:
     Chains in which no answer parts and nothing is credited are drawn as one edge with all their tokens.
     """
     built = build_trie(group.tokens)
-    starts = np.cumsum([0, *map(len, group.tokens)])
-    passing: list[set[int]] = [set() for _ in range(len(built))]
+    paths = np.split(built.path, np.cumsum([len(tokens) for tokens in group.tokens])[:-1])
+    # The rewards of the answers that pass a node; all of them pass the root, -1.
+    passing: dict[int, list[float]] = {-1: group.rewards.tolist()}
     words = {}
-    for index, pieces in enumerate(group.pieces):
-        for position, piece in enumerate(pieces):
-            node = int(built.path[starts[index] + position])
-            passing[node].add(index)
+    for path, pieces, reward in zip(paths, group.pieces, group.rewards.tolist(), strict=True):
+        for node, piece in zip(path.tolist(), pieces, strict=True):
+            passing.setdefault(node, []).append(reward)
             words[node] = piece.strip() or "·"
-    credited = {
-        int(built.path[starts[c] + p]): a
-        for c, p, a in zip(credit.completion.tolist(), credit.position.tolist(), credit.advantage.tolist(), strict=True)
-    }
+    rows = zip(credit.completion.tolist(), credit.position.tolist(), credit.advantage.tolist(), strict=True)
+    credited = {int(paths[completion][position]): advantage for completion, position, advantage in rows}
     children: dict[int, list[int]] = {}
     for node, parent in enumerate(built.parent.tolist()):
         children.setdefault(parent, []).append(node)
-    segments = _segments(children, credited, words)
-    rewards = group.rewards.tolist()
-    facts = {-1: set(range(len(group.tokens))), **dict(enumerate(passing))}
-    return _draw_trie(segments, credited, {node: (len(own), [rewards[i] for i in own]) for node, own in facts.items()}, title)
+    return _draw_trie(_segments(children, credited, words), credited, passing, title)
 
 
 def _segments(
@@ -58,7 +53,7 @@ def _segments(
 
 
 def _draw_trie(
-    segments: dict[int, list[tuple[int, str]]], credited: dict[int, float], facts: dict[int, tuple[int, list[float]]], title: str
+    segments: dict[int, list[tuple[int, str]]], credited: dict[int, float], passing: dict[int, list[float]], title: str
 ) -> Figure:
     place: dict[int, tuple[float, float]] = {}
     edges: list[tuple[int, int, str]] = []
@@ -97,10 +92,10 @@ def _draw_trie(
             axis.text((x0 + x1) / 2 + 0.08, (y0 + y1) / 2, label, fontsize=8.5, ha="center", va="center", zorder=3,
                       bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.2, "alpha": 0.92})  # fmt: skip
         for node, (x, y) in place.items():
-            count, rewards = facts[node]
             axis.plot(x, y, "o", markersize=15, color="white", markeredgecolor="#333333", zorder=4)
-            axis.text(x, y, str(count), fontsize=8.5, ha="center", va="center", zorder=5)
-            axis.text(x, y + 0.33, f"{np.mean(rewards):.2f}", fontsize=7.5, ha="center", va="center", color="#555555", zorder=5)
+            axis.text(x, y, str(len(passing[node])), fontsize=8.5, ha="center", va="center", zorder=5)
+            mean = f"{np.mean(passing[node]):.2f}"
+            axis.text(x, y + 0.33, mean, fontsize=7.5, ha="center", va="center", color="#555555", zorder=5)
         note = (
             "circle: answers that pass, below it their mean reward; edge: next tokens, and the advantage of the first of them "
             "if it is credited"
