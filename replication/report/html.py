@@ -140,8 +140,7 @@ def _output(output: Any, ansi2html: Any, figures: Path | None) -> Markup | None:
     kind = next((kind for kind in _HTML_REPRESENTATIONS if kind in output.data), None)
     if kind is None:
         return None
-    content = output.data[kind]
-    text = "".join(content) if isinstance(content, list) else content
+    text = output.data[kind]
     if kind == "text/html":
         text = _NOTEBOOK_LINK.sub(r'href="\1.html"', _stored(text, figures) if figures else text)
         return Markup('<div class="wide">{}</div>').format(Markup(text))
