@@ -10,7 +10,7 @@ from replication.errors import UserError
 from replication.names import ENDED
 from replication.report.exhibits import EXHIBITS
 from replication.runs import atomic_write, dirty, explained, make_folder, read_json
-from replication.statistics import Tables
+from replication.statistics import Tables, table
 from replication.tables import read_tables
 from replication.tasks import MADE_UP
 
@@ -28,8 +28,8 @@ def publish(profile: str, source: Path, target: Path) -> list[Path]:
     """
     tables = read_tables(source)
     manifest = read_json(source / "manifest.json", "a manifest")
-    runs = tables.get("runs")
-    if runs is None or set(runs["profile"]) != {profile}:
+    runs = table(tables, "runs")
+    if set(runs["profile"]) != {profile}:
         raise UserError(f"{source} does not hold runs of profile {profile} alone: name another folder with --out")
     if profile == "smoke" or _is_dry_run(runs, tables):
         raise UserError("smoke results and dry runs are no evidence and are never published: run profile nano, small or paper")
@@ -61,8 +61,6 @@ def publish(profile: str, source: Path, target: Path) -> list[Path]:
 
 def _is_dry_run(runs: pd.DataFrame, tables: Tables) -> bool:
     """Whether a model is the random one of a dry run, as its config says, or the items are made up, as their ids say."""
-    configs = [Path(model) / "config.json" for model in runs.get("model", pd.Series(dtype=str)).dropna().unique()]
-    if any(path.exists() and read_json(path, "a config").get("dry_run") for path in configs):
-        return True
-    items = tables.get("items")
-    return items is not None and bool(items["item_id"].astype(str).str.startswith(MADE_UP).any())
+    configs = [Path(model) / "config.json" for model in runs["model"].unique()]
+    dry = any(path.exists() and read_json(path, "a config").get("dry_run") for path in configs)
+    return dry or table(tables, "items")["item_id"].str.startswith(MADE_UP).any()
