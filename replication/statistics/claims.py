@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import pandas as pd
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from replication.errors import UserError
 from replication.names import HEADLINE, METHOD_LABELS, NEW_SEED
@@ -155,8 +155,7 @@ def load_claims(source: str | PathLike[str] | Mapping[str, Any] | Sequence[Any])
     """Claims from a YAML file, from its parsed content (mapping or list), or from Claim objects; order is kept.
 
     Raises:
-        UserError: the file cannot be read, as in a package installed without the repository.
-        pydantic.ValidationError: a claim has a field that is unknown or does not fit.
+        UserError: the file cannot be read or is no YAML, or a claim has a field that is unknown or does not fit.
     """
     content: Any = source
     if isinstance(source, str | PathLike):
@@ -164,5 +163,16 @@ def load_claims(source: str | PathLike[str] | Mapping[str, Any] | Sequence[Any])
             content = yaml.safe_load(Path(source).read_text("utf-8"))
         except OSError as error:
             raise UserError(f"cannot read the claims file {source}: {error.strerror}") from None
+        except yaml.YAMLError as error:
+            raise UserError(f"{source} is not YAML: {' '.join(str(error).split())}") from None
     claims = content["claims"] if isinstance(content, Mapping) else content
-    return [claim if isinstance(claim, Claim) else Claim.model_validate(claim) for claim in claims]
+    return [claim if isinstance(claim, Claim) else _parse(claim) for claim in claims]
+
+
+def _parse(claim: Mapping[str, Any]) -> Claim:
+    try:
+        return Claim.model_validate(claim)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise UserError(f"claim {claim.get('id')}{': ' + where if where else ''}: {first['msg']}") from None
