@@ -1,18 +1,17 @@
-"""The command line: exit statuses, one line for what a user can fix, signals, publishing."""
+"""The command line: exit statuses, one line for what a user can fix."""
 
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 import sys
-import textwrap
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from stand_ins import StandIn, train
+from stand_ins import StandIn, plan, train
 
 from replication import commands
 from replication.__main__ import main
@@ -23,72 +22,41 @@ from replication.tables import read_tables, write_tables
 
 ROOT = Path(__file__).resolve().parent.parent
 
-#: The real command line with a stand-in for the training function, so that a test takes no minute.
-FAKE = f"""
-    import sys, types
-    sys.path.insert(0, {str(ROOT / "tests/helpers")!r})
-    from stand_ins import StandIn, train
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """The command ``run`` with a stand-in for the training function; gives its status."""
 
-    def run(config, out):
-        return train(StandIn(seed=config.seed, steps=config.steps, fault="FAULT", seconds_per_step=SECONDS), out)
+    def status(out: Path, *more: str, fault: str = "none") -> int:
+        stand_in = lambda config, out: train(StandIn(seed=config.seed, steps=config.steps, fault=fault), out)  # noqa: E731
+        monkeypatch.setattr("replication.train.run", stand_in)
+        words = ["run", "--profile", "smoke", "--task", "word_problems", "--method", "grpo", "--seed", "1", *more]
+        return main([*words, "--out", str(out)])
 
-    sys.modules["replication.train"] = types.SimpleNamespace(run=run)
-    from replication.__main__ import main
-    sys.exit(main())
-"""
+    return status
 
 
-def started(*words: str, fault: str = "none", seconds: float = 0.0) -> subprocess.Popen:
-    code = textwrap.dedent(FAKE).replace("FAULT", fault).replace("SECONDS", str(seconds))
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([sys.executable, "-c", code, *map(str, words)], cwd=ROOT, **pipes)
-
-
-def run_words(out: Path, *more: str) -> list[str]:
-    words = ["run", "--profile", "smoke", "--task", "word_problems", "--method", "grpo", "--seed", "1", *more]
-    return [*words, "--out", str(out)]
-
-
-def ended(process: subprocess.Popen) -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=60)
-    return process.returncode, out, err
-
-
-def test_a_run_that_is_done_is_0_and_left_alone_afterwards(tmp_path):
-    status, out, _ = ended(started(*run_words(tmp_path / "run")))
-    assert status == 0 and " done, accuracy 0.500 on 4 test items" in out
+def test_a_run_that_is_done_is_0_and_left_alone_afterwards(run, tmp_path, capsys):
+    assert run(tmp_path / "run") == 0
+    assert " done, accuracy 0.500 on 4 test items" in capsys.readouterr().out
     before = (tmp_path / "run/summary.json").stat().st_mtime_ns
-    assert ended(started(*run_words(tmp_path / "run")))[0] == 0
+    assert run(tmp_path / "run") == 0
     assert (tmp_path / "run/summary.json").stat().st_mtime_ns == before
-    status, _, err = ended(started(*run_words(tmp_path / "run", "--set", "steps=9")))
-    assert status == 2 and "holds a run of another config (steps is" in err and err.count("\n") == 1
+    capsys.readouterr()
+    assert run(tmp_path / "run", "--set", "steps=9") == 2
+    err = capsys.readouterr().err
+    assert "holds a run of another config (steps is" in err and err.count("\n") == 1
 
 
 @pytest.mark.parametrize(("fault", "status"), [("raises", 1), ("diverges", 1), ("user", 2)])
-def test_a_run_that_fails(tmp_path, fault, status):
-    found, out, err = ended(started(*run_words(tmp_path / "run"), fault=fault))
-    assert found == status
+def test_a_run_that_fails(run, tmp_path, capsys, fault, status):
+    assert run(tmp_path / "run", fault=fault) == status
+    out, err = capsys.readouterr()
     if fault == "raises":
         assert "Traceback" in err and "fault that was asked for" in read_failure(tmp_path / "run")["reason"]
     if fault == "diverges":
         assert "diverged" in out and read_summary(tmp_path / "run").status == "diverged"
     if fault == "user":
         assert err == "error: set this differently\n"
-
-
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_and_the_next_start_goes_on(tmp_path, signum):
-    process = started(*run_words(tmp_path / "run"), seconds=0.5)
-    while not list((tmp_path / "run/checkpoints").glob("step-*")):
-        time.sleep(0.02)
-    process.send_signal(signum)
-    status, _, err = ended(process)
-    assert status == 128 + signum and "work so far is saved" in err and "Traceback" not in err
-    assert read_summary(tmp_path / "run") is None
-    status, out, _ = ended(started(*run_words(tmp_path / "run"), seconds=0.5))
-    assert status == 0 and "from step 0" not in out
-    steps = [json.loads(line)["step"] for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
-    assert steps == list(range(1, len(steps) + 1))
 
 
 BAD = {
@@ -166,15 +134,8 @@ def test_the_listed_plan_is_a_command_per_run(capsys):
 
 
 def test_a_sweep_ends_with_1_and_lists_what_is_missing(tmp_path, monkeypatch, capsys):
-    from dataclasses import dataclass
-
-    @dataclass(frozen=True)
-    class Planned:
-        ablation: str
-        config: StandIn
-
     configs = [StandIn(seed=0), StandIn(seed=1, fault="raises")]
-    planned = [Planned("full_vs_sparse", config) for config in configs]
+    planned = plan(*configs)
 
     def run_plan(runs, folder, **_):
         from replication.sweep import SweepResult

@@ -1,7 +1,8 @@
-"""A reader that leaves, a full disk under a stream, streams that were never open: none of them costs work or changes a status."""
+"""Processes of the command line: signals, readers that leave, full disks, streams that were never open cost no work."""
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -44,7 +45,7 @@ def shell(redirections: str, command: list[str]) -> subprocess.CompletedProcess:
     return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120)
 
 
-@pytest.mark.parametrize("redirections", ["<&- >&- 2>&-", ">&-", "2>&-", "2>/dev/full", "| true", "2>&1 | true", "2> >(true)"])
+@pytest.mark.parametrize("redirections", ["<&- >&- 2>&-", "2>/dev/full", "2>&1 | true"])
 def test_a_run_is_done_whatever_becomes_of_its_streams(tmp_path, redirections):
     """It ended with "cannot load the model: Broken pipe", or with a traceback and status 1 after all was done."""
     done = shell(redirections, words(tmp_path / "run"))
@@ -60,25 +61,40 @@ def test_output_that_a_full_disk_did_not_take_is_told_after_the_work(tmp_path):
     assert read_summary(tmp_path / "run").status == "done"
 
 
-@pytest.mark.parametrize("redirections", [">&- 2>&-", "2>&1 | true", "2>/dev/full"])
-def test_a_real_run_loads_its_model_and_trains_without_streams(random_base, tmp_path, redirections):
+def test_a_real_run_loads_its_model_and_trains_without_readers(random_base, tmp_path):
     settings = [f"model={random_base}", "steps=1", "prompts_per_step=2", "group_size=2", "max_new_tokens=4", "eval_items=2"]
     options = [word for setting in [*settings, "test_items=2"] for word in ("--set", setting)]
     command = [sys.executable, "-m", "replication", "run", "--profile", "smoke", "--task", "multiplication", "--method", "grpo"]
-    done = shell(redirections, [*command, "--seed", "1", *options, "--out", str(tmp_path / "run")])
+    done = shell("2>&1 | true", [*command, "--seed", "1", *options, "--out", str(tmp_path / "run")])
     assert done.returncode == 0 and read_summary(tmp_path / "run").status == "done"
 
 
-@pytest.mark.parametrize("redirections", [">&- 2>&-", "2>&1 | true", "2> >(true)"])
-def test_prompts_are_measured_without_streams(random_base, tmp_path, redirections):
+def test_prompts_are_measured_without_streams(random_base, tmp_path):
     settings = [f"model={random_base}", "max_new_tokens=8", "eval_items=2"]
     options = [word for setting in settings for word in ("--set", setting)]
-    command = [sys.executable, "-m", "replication", "prompts", "--profile", "smoke", "--out", str(tmp_path / "out"), *options]
-    assert shell(redirections, command).returncode == 0 and (tmp_path / "out/prompts.csv").exists()
+    command = [sys.executable, "-m", "replication", "prompts", "--profile", "smoke", "--task", "multiplication", *options]
+    assert shell(">&- 2>&-", [*command, "--out", str(tmp_path / "out")]).returncode == 0 and (tmp_path / "out/prompts.csv").exists()
 
 
-@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_the_next_start_goes_on(tmp_path):
+    def started() -> subprocess.Popen:
+        command = words(tmp_path / "run", "pass", seconds=0.5)
+        return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    for done, signum in enumerate((signal.SIGINT, signal.SIGTERM)):
+        process = started()
+        assert f"from step {done} " in process.stdout.readline()
+        process.send_signal(signum)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 128 + signum and "work so far is saved" in err and "Traceback" not in err
+        assert read_summary(tmp_path / "run") is None
+    process = started()
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0 and "from step 2 " in out
+    assert [json.loads(line)["step"] for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(("first", "second"), [(signal.SIGINT, signal.SIGINT), (signal.SIGHUP, signal.SIGTERM)])
 def test_a_second_signal_ends_a_run_at_once(tmp_path, first, second):
     """A run with an absurd number of prompts a step was still at work 38 minutes after two SIGTERMs."""
     body = "signal_came = __import__('replication.signals').signals.stop_requested; print('at work', flush=True)\n"
