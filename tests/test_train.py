@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import ast
-import inspect
 import json
 import os
-import re
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,11 +15,9 @@ from tiny_runs import HELPERS, TRAINED, lines, noisy_reward, noisy_rewards, outc
 from transformers import AutoModelForCausalLM
 
 from replication import groups, train
-from replication.config import ExperimentConfig
 from replication.evaluate import accuracy, evaluate
 from replication.groups import training_batch
 from replication.models.load import Policy, load_policy
-from replication.names import METHODS
 from replication.randomness import stream
 from replication.runs import RunDirectory
 from replication.train import run
@@ -35,27 +29,20 @@ def noisy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def finished(random_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
-    """One finished run of every kind under noisy rewards."""
-    folder = tmp_path_factory.mktemp("runs")
+def trained(random_base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Policy]]:
+    """One finished run of every kind under noisy rewards: its folder, and the policy in memory that it trained."""
+    folder, policies = tmp_path_factory.mktemp("runs"), []
     with pytest.MonkeyPatch.context() as patch:
         noisy_rewards(patch)
+        patch.setattr(train, "load_policy", lambda config: policies.append(load_policy(config)) or policies[-1])
         for kind in TRAINED:
             run(tiny_config(random_base, kind), folder / kind)
-    yield {kind: folder / kind for kind in TRAINED}
+    return {kind: (folder / kind, policy) for kind, policy in zip(TRAINED, policies, strict=True)}
 
 
-@pytest.fixture
-def policies(monkeypatch: pytest.MonkeyPatch) -> list[Policy]:
-    """The policies that ``run`` loads, to look at after it."""
-    seen: list[Policy] = []
-
-    def keeping(config: ExperimentConfig) -> Policy:
-        seen.append(load_policy(config))
-        return seen[-1]
-
-    monkeypatch.setattr(train, "load_policy", keeping)
-    return seen
+@pytest.fixture(scope="module")
+def finished(trained: dict[str, tuple[Path, Policy]]) -> dict[str, Path]:
+    return {kind: folder for kind, (folder, _) in trained.items()}
 
 
 def saved_steps(monkeypatch: pytest.MonkeyPatch) -> dict[int, dict[str, torch.Tensor]]:
@@ -72,9 +59,8 @@ def saved_steps(monkeypatch: pytest.MonkeyPatch) -> dict[int, dict[str, torch.Te
 
 
 @pytest.mark.parametrize("kind", [kind for kind in TRAINED if kind != "full"])
-def test_adapters_move_and_the_base_stays_bitwise(random_base, tmp_path, noisy, policies, kind):
-    run(tiny_config(random_base, kind), tmp_path / "run")
-    (policy,) = policies
+def test_adapters_move_and_the_base_stays_bitwise(trained, random_base, kind):
+    _, policy = trained[kind]
     # B starts at 0 and takes a gradient through A at once; A needs a B that is not 0, so the second step moves it too.
     assert len(policy.trainable) == 8 and all("lora_" in name for name in policy.trainable)
     start = load_policy(tiny_config(random_base, kind)).trainable
@@ -86,18 +72,17 @@ def test_adapters_move_and_the_base_stays_bitwise(random_base, tmp_path, noisy, 
     assert now.get_output_embeddings().weight is now.get_input_embeddings().weight
 
 
-def test_full_fine_tuning_moves_everything_and_keeps_the_copy(random_base, tmp_path, noisy, policies):
-    run(tiny_config(random_base, "full"), tmp_path / "run")
-    (policy,) = policies
+def test_full_fine_tuning_moves_everything_and_keeps_the_copy(trained, random_base):
+    folder, policy = trained["full"]
     base = dict(AutoModelForCausalLM.from_pretrained(random_base).named_parameters())
     assert policy.trainable.keys() == base.keys()
     assert all(not torch.equal(policy.trainable[name], value) for name, value in base.items())
     assert all(torch.equal(start, base[name]) for name, start in zip(policy.trainable, policy.initial, strict=True))
-    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "adapter")
+    saved = AutoModelForCausalLM.from_pretrained(folder / "adapter")
     assert all(torch.equal(value, policy.trainable[name]) for name, value in saved.named_parameters())
 
 
-@pytest.mark.parametrize("kind", TRAINED)
+@pytest.mark.parametrize("kind", ["s_grpo", "ppo", "full"])
 def test_the_same_config_gives_the_same_bytes(finished, random_base, tmp_path, noisy, kind):
     torch.manual_seed(17)  # whatever the global generator did before
     run(tiny_config(random_base, kind), tmp_path / "again")
@@ -195,25 +180,14 @@ def test_the_base_is_evaluated_and_not_trained(random_base, tmp_path):
     assert not (tmp_path / "run" / "adapter").exists() and not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
-@pytest.mark.parametrize("merged", [False, True])
-def test_plain_peft_loads_the_saved_adapter(random_base, tmp_path, noisy, policies, merged):
-    from peft import PeftModel
-
-    run(tiny_config(random_base, "s_grpo", lora_layers=(1,), lora_targets=("q_proj", "down_proj")), tmp_path / "run")
-    plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(random_base), tmp_path / "run" / "adapter")
-    plain = plain.merge_and_unload() if merged else plain
-    tokens = torch.arange(5, 25).reshape(2, 10)
-    with torch.no_grad():
-        ours, theirs = (torch.log_softmax(model(tokens).logits, -1) for model in (policies[0].model, plain.eval()))
-        with policies[0].reference() as base:
-            untrained = torch.log_softmax(base(tokens).logits, -1)
-    assert (ours - untrained).abs().max() > 1e-2
-    # Merged, B A is rounded into the weights: sums in another order, here over logits of a few units.
-    assert (ours - theirs).abs().max() < (1e-4 if merged else 1e-6)
-
-
-@pytest.mark.parametrize("kind", ["grpo", "s_grpo", "t_spmo", "ppo", "full"])
-@pytest.mark.parametrize("change", [{"scoring": "dense"}, {"token_budget": 64}], ids=str)
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [
+        *((kind, {"scoring": "dense"}) for kind in ("s_grpo", "ppo", "full")),
+        *((kind, {"token_budget": 64}) for kind in ("s_grpo", "ppo")),
+    ],
+    ids=str,
+)
 def test_how_it_is_computed_does_not_change_what_comes_out(finished, random_base, tmp_path, noisy, kind, change):
     run(tiny_config(random_base, kind, **change), tmp_path / "run")
     for here, there in zip(steps(tmp_path / "run"), steps(finished[kind]), strict=True):
@@ -247,14 +221,6 @@ def test_a_step_whose_groups_all_tie_moves_neither_weights_nor_optimizer(random_
     moving = [name for name in saved[2] if not name.startswith("finite/")]
     assert all(torch.equal(saved[3][name], saved[2][name]) for name in moving)
     assert all(not torch.equal(saved[4][name], saved[2][name]) for name in moving)
-
-
-def test_a_run_that_always_ties_ends_as_the_base(random_base, tmp_path):
-    summary = run(tiny_config(random_base, "t_spmo", beta=0.1), tmp_path / "run")  # the true reward: all wrong
-    assert summary.status == "done" and summary.skipped_steps == summary.steps_done == 4
-    assert summary.kept_fraction is None and summary.kept_share_all == 0 and summary.tokens_in_loss == 0
-    assert summary.kl_to_base == pytest.approx(0, abs=1e-9)
-    assert {row["kept_fraction"] for row in steps(tmp_path / "run")} == {None}
 
 
 def test_groups_that_tie_still_teach_ppo_and_its_critic(random_base, tmp_path, monkeypatch):
@@ -335,11 +301,3 @@ def test_training_batches_go_through_the_whole_split_each_epoch(random_base):
     assert sorted(first) == sorted(second) == sorted(problem.id for problem in task.train) and first != second
     other = tiny_config(random_base, "t_spmo", prompts_per_step=300)
     assert training_batch(other, task, 5) == training_batch(config, task, 5), "the method must not change the data"
-
-
-def test_the_loop_knows_no_method_by_name():
-    source = inspect.getsource(train)
-    words = {node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
-    words |= set(re.findall(r"\w+", "\n".join(line.split("#")[0] for line in source.splitlines() if "import" in line)))
-    assert not words & {*METHODS, "GRPO", "SGRPO", "TSPMO", "PPO", "cutoff", "keep_probability", "replay_successes"}
-    assert inspect.getsource(train.learn).count("credit_of(") == source.count("credit_of(") == 1

@@ -33,7 +33,7 @@ def trained(random_base: Path, tmp_path_factory: pytest.TempPathFactory) -> tupl
     with pytest.MonkeyPatch.context() as patch:
         noisy_rewards(patch)
         patch.setattr(train, "load_policy", lambda config: policies.append(load_policy(config)) or policies[0])
-        train.run(tiny_config(random_base), folder)
+        train.run(tiny_config(random_base, "s_grpo", lora_layers=(1,), lora_targets=("q_proj", "down_proj")), folder)
     return folder, policies[0]
 
 
