@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,12 +20,14 @@ from tiny_runs import make_base, noisy_rewards, steps, tiny_config, tiny_tokeniz
 from replication import train
 from replication.__main__ import main
 from replication.algorithms import every_token
+from replication.config import ExperimentConfig
 from replication.errors import UserError
 from replication.measure import measure_prompts
-from replication.models.checks import check_decoding
+from replication.models.checks import check_decoding, check_sizes
 from replication.models.load import load_base, load_policy
 from replication.rollout import generate
 from replication.scoring import token_log_probs
+from replication.tasks import Task
 
 SIZE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
 SIZE |= {"vocab_size": 64, "max_position_embeddings": 1024, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
@@ -156,24 +159,29 @@ def test_a_prompt_with_ids_outside_the_embedding_is_refused_before_any_work(tmp_
         measure_prompts("smoke", tmp_path / "prompts", model=str(folder), eval_items=2, max_new_tokens=4)
 
 
+def few_problems(config: ExperimentConfig) -> Task:
+    task = config.load_task()
+    return replace(task, **{name: getattr(task, name)[:5] for name in ("train", "validation", "test", "held_out")})
+
+
 def test_ids_that_no_prompt_uses_may_lie_outside_the_embedding(tmp_path):
     """Gemma 3's tokenizer has one id more than the model's embedding has rows."""
     folder = make_base(tmp_path / "base")
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)  # a copy: that of the other tests stays as it is
     tokenizer.add_tokens(["<image_soft_token>"])
     tokenizer.save_pretrained(folder)
-    assert train.run(tiny_config(folder, "base"), tmp_path / "run").status == "done"
+    config = tiny_config(folder, "base")
+    check_sizes(load_policy(config), config, few_problems(config))
 
 
-@pytest.mark.parametrize("changes", [{"max_new_tokens": 120}, {"max_new_tokens": 60, "replay_successes": 1}], ids=str)
-def test_prompt_and_limit_past_the_position_table_are_refused(tmp_path, changes):
+def test_prompt_and_limit_past_the_position_table_are_refused(tmp_path):
     folder = make_base(tmp_path / "base", max_position_embeddings=128)
-    kind = "t_spmo" if "replay_successes" in changes else "grpo"
-    with pytest.raises(UserError, match="more than the 128 positions of the model: lower max_new_tokens") as error:
-        train.run(tiny_config(folder, kind, **changes), tmp_path / "run")
-    assert "\n" not in str(error.value)
-    fits = {"max_new_tokens": 60}  # without replays
-    assert train.run(tiny_config(folder, "base", **fits), tmp_path / "other").status == "done"
+    for kind, changes in (("grpo", {"max_new_tokens": 120}), ("t_spmo", {"max_new_tokens": 60, "replay_successes": 1})):
+        with pytest.raises(UserError, match="more than the 128 positions of the model: lower max_new_tokens") as error:
+            train.run(tiny_config(folder, kind, **changes), tmp_path / kind)
+        assert "\n" not in str(error.value)
+    fits = tiny_config(folder, "base", max_new_tokens=60)  # without replays
+    check_sizes(load_policy(fits), fits, few_problems(fits))
 
 
 def test_a_nan_among_the_weights_is_named_in_one_line(base):
