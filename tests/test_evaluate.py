@@ -31,10 +31,8 @@ def policy(random_base: Path) -> Policy:
     return policy
 
 
-@pytest.mark.parametrize("sampled", [0, 1, 2])
-@pytest.mark.parametrize(
-    "change", [{"eval_batch_size": 1}, {"eval_batch_size": 3}, {"token_budget": 128}, {"scoring": "dense"}], ids=str
-)
+@pytest.mark.parametrize("sampled", [0, 1])
+@pytest.mark.parametrize("change", [{"eval_batch_size": 1}, {"eval_batch_size": 3}, {"token_budget": 128}], ids=str)
 def test_the_batch_does_not_change_the_answers(policy, random_base, change, sampled):
     whole = evaluate(policy, tiny_config(random_base, eval_batch_size=100), TASK, PROBLEMS, sampled=sampled)
     other = evaluate(policy, tiny_config(random_base, **change), TASK, PROBLEMS, sampled=sampled)
@@ -157,18 +155,6 @@ def test_sampled_accuracy_is_that_of_all_draws(policy, random_base, monkeypatch)
     expected = sum(mean * length for mean, length in zip(means, lengths, strict=True)) / sum(lengths)
     assert summary["kl_to_base"] == pytest.approx(expected, rel=1e-5)
     assert sum(row["split"] == "test" for row in rows) == len(problems), "items.csv has the greedy answers alone"
-
-
-def test_more_samples_measure_the_kl_more_exactly(policy, random_base):
-    """Over seeds the variance falls as 1 / samples; half of that is asked, since 12 seeds measure a variance within 40 %."""
-    task = get_task("multiplication")
-    spread = {}
-    for samples in (1, 16):
-        config = tiny_config(random_base, kl_samples=samples, test_items=4, extra_splits="never")
-        configs = [config.model_copy(update={"seed": seed}) for seed in range(12)]
-        found = [final_evaluation(policy, config, task)[0]["kl_to_base"] for config in configs]
-        spread[samples] = torch.tensor(found, dtype=torch.float64).var().item()
-    assert spread[16] < spread[1] / 8
 
 
 def test_items_with_a_story_of_their_own_are_counted_apart(policy, random_base, monkeypatch):

@@ -190,8 +190,7 @@ def test_a_truncated_completion_earns_nothing_whatever_the_reward_says(mine):
     assert (reward_under(plain, right, False, plain.train[0]), reward_under(plain, right, True, plain.train[0])) == (1.0, 0.0)
 
 
-@pytest.fixture
-def compared(mine, random_base, tmp_path) -> tuple[list[PlannedRun], dict[str, pd.DataFrame]]:
+def test_own_reward_and_rule_go_from_the_run_to_the_figures(mine, random_base, tmp_path):
     own = {"task": "jsonl", "data": "problems.jsonl", "reward": f"{mine}:share"}
     rule = {"method": f"{mine}:FirstHalf", "selector": None, "denominator": None}
     configs = [tiny_config(random_base, kind, **own) for kind in ("base", "grpo", "t_spmo")]
@@ -199,11 +198,9 @@ def compared(mine, random_base, tmp_path) -> tuple[list[PlannedRun], dict[str, p
     for config in configs:
         assert train.run(config, tmp_path / "runs" / config.run_id).status == "done"
     planned = [PlannedRun("full_vs_sparse", config) for config in configs]
-    return planned, build_tables(planned, tmp_path / "runs")
-
-
-def test_own_reward_and_rule_go_from_the_run_to_the_figures(mine, compared, tmp_path):
-    planned, tables = compared
+    tables = build_tables(planned, tmp_path / "runs")
+    kept = tables["runs"].set_index("method")["kept_fraction"]
+    assert 0 < kept[planned[-1].config.method] < kept["grpo"] == 1.0
     manifest = json.loads((tmp_path / "runs" / planned[-1].config.run_id / "manifest.json").read_text())
     assert manifest["reward"]["name"] == f"{mine}:share" and manifest["reward"]["signature"] == "(text, problem)"
     assert manifest["rule"]["file"] == str(tmp_path / f"{mine}.py") and len(manifest["rule"]["sha256"]) == 64
@@ -220,12 +217,6 @@ def test_own_reward_and_rule_go_from_the_run_to_the_figures(mine, compared, tmp_
         assert f"{mine}:FirstHalf" in set(shown.table["method"])
     headline = EXHIBITS["full_vs_sparse"].show(tables, "smoke")
     assert "Mean test reward over" in headline.sentences[0] and "your problems" in headline.sentences[0]
-
-
-def test_the_rule_credits_what_it_says(compared):
-    planned, tables = compared
-    kept = tables["runs"].set_index("method")["kept_fraction"]
-    assert 0 < kept[planned[-1].config.method] < kept["grpo"] == 1.0
 
 
 def test_right_answers_win_over_rewards_where_both_are_there():
