@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import tempfile
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from replication.ablations import PlannedRun, plan
 from replication.config import ExperimentConfig, load_profile, parse_settings, profile_plan, run_command
 from replication.console import say
 from replication.errors import Stopped, UserError, first_line
 from replication.names import CLAIMS, METHOD_LABELS, RESULTS
-from replication.runs import make_folder, manifest, mark_failed, now, peak_memory, read_json, read_summary
+from replication.runs import explained, manifest, mark_failed, now, peak_memory, read_json, read_summary
 
 if TYPE_CHECKING:
     from replication.statistics import Claim
@@ -21,9 +24,23 @@ if TYPE_CHECKING:
 _OWN = ("profile", "task", "method", "seed")  # options of ``run`` that --set may not name
 
 
-#: The options that say which runs a plan has, as a manifest notes them, and their defaults. Older manifests note fewer.
-_DEFAULT_PLAN: dict[str, Any] = {"plan": "default", "seeds": None, "set": [], "svamp": None, "task": None, "data": None}
-_DEFAULT_PLAN |= {"reward": None, "method": [], "rates": None}
+class _PlanOptions(BaseModel):
+    """The options that say which runs a plan has, as a manifest notes them, and their defaults. Older manifests note fewer."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    plan: str = "default"
+    seeds: int | None = None
+    set: list[str] = []
+    svamp: str | None = None
+    task: str | None = None
+    data: str | None = None
+    reward: str | None = None
+    method: list[str] = []
+    rates: int | None = None
+
+
+_DEFAULT_PLAN = _PlanOptions().model_dump()
 
 
 def run(options: argparse.Namespace) -> int:
@@ -60,13 +77,21 @@ def _overrides(options: argparse.Namespace, refused: Sequence[str], advice: str)
     for name in refused:
         if name in values:
             raise UserError(f"--set {name}: {advice.format(name=name)}")
-    files = {"svamp_source": options.svamp, "data": options.data, "reward": options.reward}
-    return values | {name: value for name, value in files.items() if value is not None}
+    files = {"svamp_source": "svamp", "data": "data", "reward": "reward"}
+    given = {field: getattr(options, option, None) for field, option in files.items()}
+    return values | {field: value for field, value in given.items() if value is not None}
 
 
 def _results(options: argparse.Namespace) -> Path:
     profile_plan(options.profile)  # an unknown profile is named before anything else
     return options.out or Path("results/local") / options.profile
+
+
+def _check_writable(out: Path) -> None:
+    """Raise UserError now, not after minutes of measuring, if nothing can be written into ``out``."""
+    with explained(out):
+        out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out).close()
 
 
 def _plan(options: argparse.Namespace, names: Sequence[str] | None = None) -> list[PlannedRun]:
@@ -123,10 +148,11 @@ def report(options: argparse.Namespace) -> int:
 
 def _noted_plan(path: Path) -> dict[str, Any]:
     """The plan that the tables beside a manifest were made for."""
-    noted = read_json(path, "a manifest").get("plan", {}) if path.exists() else {}
-    if not isinstance(noted, dict) or not noted.keys() <= _DEFAULT_PLAN.keys():
-        raise UserError(f"{path} does not say of which plan the tables are (edited?): `make all` notes it anew")
-    return _DEFAULT_PLAN | noted
+    found = read_json(path, "a manifest") if path.exists() else {}
+    try:
+        return _PlanOptions.model_validate(found.get("plan") or {}).model_dump()
+    except (AttributeError, ValidationError):  # not an object
+        raise UserError(f"{path} does not say of which plan the tables are (edited?): `make all` notes it anew") from None
 
 
 def diagnose(options: argparse.Namespace) -> int:
@@ -134,9 +160,11 @@ def diagnose(options: argparse.Namespace) -> int:
     from replication.measure import diagnose as measure
     from replication.tables import write_tables
 
-    make_folder(out)  # what cannot be made is told now, not after minutes of measuring
+    _check_writable(out)
     size = {"problems": options.problems, "redraws": options.redraws}
-    tables, took = measure(options.profile, task=options.task, **size, **parse_settings(options.set))
+    refused = ("profile", "task", "method", *size)
+    overrides = _overrides(options, refused, "diagnose measures every method and takes the rest by its options (see --help)")
+    tables, took = measure(options.profile, task=options.task, **size, **overrides)
     about = {**manifest(), **took, **peak_memory(), "made": now(), "tables": [f"{name}.csv" for name in tables]}
     write_tables(tables, out, notes={"diagnostics": about})
     say(f"{out / 'credit.csv'} and worked_example.csv, {took['seconds']} s")
@@ -151,7 +179,7 @@ def prompts(options: argparse.Namespace) -> int:
     from replication.sweep import check_needs
     from replication.tables import PROMPT_SHARES
 
-    make_folder(out)
+    _check_writable(out)
     # Raise for what the later runs lack now, not after the base was measured.
     planned = _plan(argparse.Namespace(**_DEFAULT_PLAN | vars(options)))
     check_needs([run.config for run in planned], out / "runs")
@@ -228,9 +256,10 @@ def check(options: argparse.Namespace) -> int:
     for run_id, reason in result.failed.items():
         say(f"failed: {runs / run_id}: {reason}")
     mine = build_tables(planned, runs)
-    if claim.tuned and "runs" in committed:  # the tuning of the rates is not checked again
+    if claim.tuned and "runs" in committed:
         rates = committed["runs"][committed["runs"]["ablation"] == "learning_rate"]
         mine["runs"] = pd.concat([mine["runs"], rates], ignore_index=True)
+        say("that the learning rates are tuned is taken from the committed tables; it is not checked again")
     # Both are judged anew: the committed verdicts may be older than the claim.
     rows = {"here": verdicts([claim], mine), "committed": verdicts([claim], committed)}
     shown = pd.concat(rows, names=["from"]).reset_index("from")
@@ -241,6 +270,9 @@ def check(options: argparse.Namespace) -> int:
     for name, note in zip(rows, shown["note"], strict=True):
         if note:
             print(f"{name}: {note}")
+    here, there = shown["seeds"]
+    if shown["seeds"].notna().all() and here < there:
+        print(f"{here} seeds decide less than the committed {there}: SEEDS={there} repeats all of them")
     return 0 if result.ok else 1
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from any_bytes import TARGETS
 from hypothesis import given, settings
@@ -9,16 +11,23 @@ from hypothesis import strategies as st
 
 #: Each was a traceback once.
 FOUND = [
-    ("svamp_file", b"[" * 100_000),
+    ("svamp_records", b"{}"),
+    ("claims", b"\xff"),
+    ("claims", b"[" * 5_000),
+    ("claims", b"claims:"),
     ("tables", b"c\nschema_version,run_id,step,metric,value\n1,a,99999999999999999999,reward,1\n"),
     ("tables", b"c\nschema_version,run_id,step,metric,value,value\n1,a,1,reward,1,1\n"),
 ]
 ANY = st.binary(max_size=300) | st.text(max_size=300).map(lambda text: text.encode("utf-8", "surrogatepass"))
 TEXTS = {
+    "svamp_records": st.recursive(
+        st.none() | st.floats() | st.text(), lambda part: st.lists(part) | st.dictionaries(st.text(), part)
+    ).map(lambda value: json.dumps(value).encode()),
+    "claims": st.text(alphabet="claims: []{}-!&*?|>'\"%@`\n0123456789", max_size=200).map(str.encode),
     "config": st.tuples(st.sampled_from(["steps", "model", "seed", "lora_targets", "eps", "task"]), st.text(max_size=40)).map(
         lambda pair: "=".join(pair).encode("utf-8", "surrogatepass")
     ),
-    "tables": st.lists(st.text(alphabet="0123456789.,-e\"naif_ x", max_size=30), max_size=5).map(
+    "tables": st.lists(st.text(alphabet='0123456789.,-e"naif_ x', max_size=30), max_size=5).map(
         lambda rows: ("c\nschema_version,run_id,step,metric,value\n" + "".join(f"1,{row}\n" for row in rows)).encode()
     ),
 }

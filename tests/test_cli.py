@@ -85,6 +85,7 @@ BAD = {
     "keep probability 2": (["run", "METHOD=s_grpo", "--set", "keep_probability=2"], "keep_probability: Input should be less"),
     "nothing there": (["report", "--out", "/nonexistent-results"], "no tables in /nonexistent-results"),
     "no tables": (["figures", "--out", "/nonexistent-results"], "no tables in /nonexistent-results"),
+    "a setting that is an option": (["diagnose", "--set", "task=multiplication"], "--set task: diagnose measures every method"),
     "no truth there": (["diagnose", "--task", "svamp"], "--task: invalid choice: 'svamp'"),
     "a path for a notebook": (["notebooks", "../notebooks/00_overview"], "a name without folder and suffix"),
     "threads nobody has": (["run", "--set", "threads=1000"], "threads: Input should be less than or equal to 256"),
@@ -162,7 +163,7 @@ def test_a_sweep_ends_with_1_and_lists_what_is_missing(tmp_path, monkeypatch, ca
     assert capsys.readouterr().err.splitlines() == [missing, "error: a file of another run is damaged"]
 
 
-@pytest.mark.parametrize("plan", ["x", ["x"], {"plan": "default", "sedes": 1}])
+@pytest.mark.parametrize("plan", ["x", ["x"], {"plan": 1}, {"set": [5]}, {"seeds": "2"}, {"plan": "default", "sedes": 1}])
 def test_a_manifest_whose_plan_is_nonsense_is_one_line(tmp_path, capsys, plan):
     """It was a TypeError with its traceback."""
     (tmp_path / "out/runs").mkdir(parents=True)

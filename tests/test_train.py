@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import json
 import os
 import subprocess
@@ -18,6 +20,7 @@ from replication import groups, train
 from replication.evaluate import accuracy, evaluate
 from replication.groups import training_batch
 from replication.models.load import Policy, load_policy
+from replication.names import METHODS
 from replication.randomness import stream
 from replication.runs import RunDirectory
 from replication.train import run
@@ -301,3 +304,12 @@ def test_training_batches_go_through_the_whole_split_each_epoch(random_base):
     assert sorted(first) == sorted(second) == sorted(problem.id for problem in task.train) and first != second
     other = tiny_config(random_base, "t_spmo", prompts_per_step=300)
     assert training_batch(other, task, 5) == training_batch(config, task, 5), "the method must not change the data"
+
+
+def test_the_loop_knows_no_method_by_name() -> None:
+    """Which tokens get credit is asked for in one place; everything else is shared by all methods."""
+    source = inspect.getsource(train)
+    words = {node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    words |= {name.id for name in ast.walk(ast.parse(source)) if isinstance(name, ast.Name)}
+    assert not words & ({*METHODS, "GRPO", "SGRPO", "TSPMO", "PPO"} - {"base"})  # which is also the name of the base's folder
+    assert source.count("credit_of(") == 1

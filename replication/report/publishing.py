@@ -61,6 +61,6 @@ def publish(profile: str, source: Path, target: Path) -> list[Path]:
 
 def _is_dry_run(runs: pd.DataFrame, tables: Tables) -> bool:
     """Whether a model is the random one of a dry run, as its config says, or the items are made up, as their ids say."""
-    configs = [Path(model) / "config.json" for model in runs["model"].unique()]
+    configs = [Path(model) / "config.json" for model in runs["model"].dropna().unique()]
     dry = any(path.exists() and read_json(path, "a config").get("dry_run") for path in configs)
     return dry or table(tables, "items")["item_id"].str.startswith(MADE_UP).any()

@@ -9,12 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
 from replication.errors import UserError
-from replication.names import ENDED, HEADLINE, SETTING_LABELS, SETTINGS, TRAINED
+from replication.names import ENDED, HEADLINE, SCHEMA_VERSION, SETTING_LABELS, SETTINGS, TRAINED
 from replication.randomness import numpy_stream
 from replication.statistics.intervals import Estimate, bootstrap, design_effect, mean_over_items, mean_over_seeds, wilson
 from replication.tables import columns_of, frame
@@ -25,20 +27,26 @@ Tables = Mapping[str, pd.DataFrame]
 _NEEDED = {
     "runs": ("run_id", "ablation", "profile", "task", "method", "seed", "status", "accuracy"),
     **dict.fromkeys(("items", "ablation_items"), ("run_id", "item_id", "correct")),
+    "curves": ("run_id", "step", "metric", "value"),
+    "timings": ("run_id",),
 }
 
 #: The model of each scale itself: not its siblings, trained on or quantised, and not a small stand-in of a dry run.
 SCALE_MODELS = {"paper": "Qwen2-1.5B", "small": "Qwen2.5-0.5B-Instruct", "nano": "nano"}
 _ORDER = {name: place for place, name in enumerate((*SETTINGS, "base", *TRAINED))}
 _BROKEN = ("diverged", "collapsed")
+#: What stands for a number in a table that pandas or somebody wrote by hand.
+_SPELLED = {"true": 1.0, "false": 0.0, "": np.nan}
 
 
 def table(tables: Tables, name: str) -> pd.DataFrame:
     """Table ``name`` with every column of its schema, without rows where it is absent. Runs come with their ``setting``.
 
     A column that is missing comes back empty: older tables lack the newest fields of the config, and tables made by hand lack more.
+    Texts come back as ``str`` and numbers as numbers, however the caller's frame holds them: ids made of digits, which pandas
+    reads as numbers, join with ids that are texts.
 
-    Raises UserError if a column of ``_NEEDED`` is missing.
+    Raises UserError if a column of ``_NEEDED`` is missing, a number is none, or the table is of another schema version.
     """
     kinds, found = columns_of(name), tables.get(name)
     if found is None or found.empty:
@@ -46,8 +54,26 @@ def table(tables: Tables, name: str) -> pd.DataFrame:
     for column in _NEEDED.get(name, ()):
         if column not in found:
             raise UserError(f"{name}.csv has no column {column}: rebuild the tables with `make report`")
-    found = found.assign(**{column: None if kind == "str" else np.nan for column, kind in kinds.items() if column not in found})
+    if "schema_version" in found and (found["schema_version"].astype(float) != SCHEMA_VERSION).any():
+        raise UserError(f"{name}.csv is not of schema_version {SCHEMA_VERSION}, which this code reads: rebuild the tables")
+    columns = {column: _of_kind(found, column, kind, name) for column, kind in kinds.items()}
+    found = found.assign(**columns)
     return with_setting(found) if name == "runs" else found
+
+
+def _of_kind(found: pd.DataFrame, column: str, kind: str, name: str) -> Any:
+    """A column as texts or numbers; the tables that ``read_tables`` gives have it so already."""
+    if column not in found:
+        return None if kind == "str" else np.nan
+    values = found[column]
+    if kind == "str":
+        return values.astype("str")
+    if kind == "bool" or (is_numeric_dtype(values) and not is_bool_dtype(values)):
+        return values
+    try:
+        return pd.to_numeric(values.map(lambda value: _SPELLED.get(str(value).lower(), value))).astype(float)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{name}.csv has a {column} that is no number ({error}): rebuild the tables") from None
 
 
 def with_setting(rows: pd.DataFrame) -> pd.DataFrame:
@@ -103,7 +129,7 @@ def judged_runs(tables: Tables, scale: str) -> pd.DataFrame:
             f"runs.csv has two {HEADLINE} runs of {row['method']} on {SETTING_LABELS[row['setting']]} with seed {row['seed']}: "
             "keep the one at the tuned settings"
         )
-    return runs[keep]
+    return runs[keep].drop_duplicates(["ablation", "run_id"])
 
 
 def answers(tables: Tables, runs: pd.DataFrame, split: str = "test") -> pd.DataFrame:
@@ -114,11 +140,14 @@ def answers(tables: Tables, runs: pd.DataFrame, split: str = "test") -> pd.DataF
     Over the items that every seed answered, columns (template, item_id), template empty where it is not known. Empty where the
     answers are not in the tables.
 
-    Raises UserError for an item that occurs twice or has no score, and for answers that are not of these runs.
+    Raises UserError for an item that occurs twice, has no score or a ``correct`` that is not 0 or 1, and for answers that are not
+    of these runs.
     """
     both = (table(tables, name) for name in ("items", "ablation_items"))
     items = pd.concat([rows[rows["run_id"].isin(runs["run_id"]) & (rows["split"].fillna("test") == split)] for rows in both])
-    items["score"] = items["correct"].astype(float).fillna(items["reward"].astype(float))
+    if not items["correct"].dropna().isin((0, 1)).all():
+        raise UserError("items.csv has a `correct` that is not 0 or 1: rebuild the tables")
+    items["score"] = items["correct"].fillna(items["reward"])
     items["template"] = items["template"].astype(object).fillna("")
     if items["score"].isna().any():
         raise UserError("items.csv has an item with neither correct nor reward: rebuild the tables")
@@ -129,7 +158,9 @@ def answers(tables: Tables, runs: pd.DataFrame, split: str = "test") -> pd.DataF
     gaps = (items.groupby("run_id")["score"].mean() - of_run["accuracy"]).abs()
     # Tables keep six digits; a greater difference means that the files are of different runs.
     if split == "test" and (gaps > 1e-4).any():
-        raise UserError(f"run {gaps.idxmax()} has another accuracy in runs.csv than in items.csv: rebuild the tables")
+        run_id = gaps.idxmax()
+        stated, counted = of_run.loc[run_id, "accuracy"], items.loc[items["run_id"] == run_id, "score"].mean()
+        raise UserError(f"run {run_id} has accuracy {stated:g} in runs.csv and {counted:g} in items.csv: rebuild the tables")
     items["seed"] = items["run_id"].map(of_run["seed"])
     wide = items.pivot(index="seed", columns=["template", "item_id"], values="score")
     return wide.dropna(axis="columns").sort_index().sort_index(axis="columns")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -155,7 +156,8 @@ def load_claims(source: str | PathLike[str] | Mapping[str, Any] | Sequence[Any])
     """Claims from a YAML file, from its parsed content (mapping or list), or from Claim objects; order is kept.
 
     Raises:
-        UserError: the file cannot be read or is no YAML, or a claim has a field that is unknown or does not fit.
+        UserError: the file cannot be read or is no YAML, there is no list of claims, a claim has a field that is unknown or does
+            not fit, or an id occurs twice.
     """
     content: Any = source
     if isinstance(source, str | PathLike):
@@ -163,16 +165,23 @@ def load_claims(source: str | PathLike[str] | Mapping[str, Any] | Sequence[Any])
             content = yaml.safe_load(Path(source).read_text("utf-8"))
         except OSError as error:
             raise UserError(f"cannot read the claims file {source}: {error.strerror}") from None
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError, RecursionError) as error:  # values: not UTF-8, an impossible date
             raise UserError(f"{source} is not YAML: {' '.join(str(error).split())}") from None
-    claims = content["claims"] if isinstance(content, Mapping) else content
-    return [claim if isinstance(claim, Claim) else _parse(claim) for claim in claims]
+    content = content.get("claims") if isinstance(content, Mapping) else content
+    if not isinstance(content, Sequence) or isinstance(content, str):
+        raise UserError("claims need a list under the key `claims`")
+    claims = [claim if isinstance(claim, Claim) else _parse(claim, number) for number, claim in enumerate(content, start=1)]
+    (name, count), *_ = Counter(claim.id for claim in claims).most_common(1) or [("", 0)]
+    if count > 1:
+        raise UserError(f"claim id {name} occurs {count} times: give each claim its own")
+    return claims
 
 
-def _parse(claim: Mapping[str, Any]) -> Claim:
+def _parse(claim: Any, number: int) -> Claim:
     try:
         return Claim.model_validate(claim)
     except ValidationError as error:
         first = error.errors()[0]
+        name = claim.get("id") if isinstance(claim, Mapping) else None
         where = ".".join(map(str, first["loc"]))
-        raise UserError(f"claim {claim.get('id')}{': ' + where if where else ''}: {first['msg']}") from None
+        raise UserError(f"claim {name or f'number {number}'}{': ' + where if where else ''}: {first['msg']}") from None

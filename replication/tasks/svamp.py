@@ -77,7 +77,11 @@ def _load_file(path: str, content: bytes) -> Task:
     made_up = content.count(f'"{MADE_UP}'.encode()) == COUNT
     if (found := hashlib.sha256(content).hexdigest()) != SHA256 and not made_up:
         raise UserError(f"{path} has sha256 {found}, the official SVAMP.json has {SHA256}: download it again")
-    ranked = sorted(parse(json.loads(content), path), key=_rank)
+    try:
+        rows = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not whole JSON ({error}): make it again") from None
+    ranked = sorted(parse(rows, path), key=_rank)
     return _task(ranked[TEST:], ranked[:TEST])
 
 
@@ -90,12 +94,14 @@ def is_made_up(task: Task) -> bool:
     return all(problem.id.startswith(MADE_UP) for problem in task.test)
 
 
-def parse(rows: list[Any], where: str) -> list[Record]:
+def parse(rows: Any, where: str) -> list[Record]:
     """Validated records; raises UserError naming the first record that is wrong, and how."""
     try:
         records = TypeAdapter(list[Record]).validate_python(rows)
     except ValidationError as error:
         first = error.errors()[0]
+        if not first["loc"]:
+            raise UserError(f"{where}: not a list of records") from None
         index, *field = first["loc"]
         row = rows[index]
         name = row.get("ID", "without ID") if isinstance(row, dict) else "not an object"

@@ -396,6 +396,25 @@ def test_tables_read_back_from_csv_judge_alike():
     np.testing.assert_allclose(a["high"], b["high"], rtol=1e-4)
 
 
+@pytest.mark.parametrize("spelling", [bool, str, lambda value: str(bool(value)), float])
+def test_right_and_wrong_may_be_spelled_as_any_csv_does(spelling):
+    tables = synthetic_tables.headline(items=60)
+    spelled = tables | {"items": tables["items"].assign(correct=tables["items"]["correct"].map(spelling))}
+    pd.testing.assert_frame_equal(verdicts(CLAIMS, tables), verdicts(CLAIMS, spelled))
+
+
+def test_ids_made_of_digits_join_whether_they_are_read_as_numbers_or_texts():
+    """A run id that is a number in runs.csv and a text in items.csv once found no answers, and every verdict was "not run"."""
+    tables = synthetic_tables.headline(items=60)
+    numbers = {run_id: place for place, run_id in enumerate(tables["runs"]["run_id"], start=100)}
+    as_numbers = {name: rows.assign(run_id=rows["run_id"].map(numbers)) for name, rows in tables.items()}
+    as_texts = {name: rows.assign(run_id=rows["run_id"].astype(str)) for name, rows in as_numbers.items()}
+    expected = verdicts(CLAIMS, as_texts)
+    assert "supported" in set(expected["verdict"])
+    pd.testing.assert_frame_equal(verdicts(CLAIMS, as_numbers), expected)
+    pd.testing.assert_frame_equal(verdicts(CLAIMS, as_texts | {"runs": as_numbers["runs"]}), expected)
+
+
 def test_tables_are_left_as_they_were():
     tables = synthetic_tables.headline(items=60)
     copies = {name: frame.copy() for name, frame in tables.items()}
@@ -484,7 +503,7 @@ def test_a_rate_at_the_end_of_the_grid_is_not_known_to_be_tuned():
 
 
 @pytest.mark.parametrize(
-    ("name", "column"), [("runs", "ablation"), ("runs", "profile"), ("runs", "accuracy"), ("items", "correct")]
+    ("name", "column"), [("runs", "ablation"), ("runs", "profile"), ("runs", "accuracy"), ("items", "correct"), ("curves", "value")]
 )
 def test_a_missing_column_is_named(name: str, column: str):
     tables = synthetic_tables.headline(items=20)
@@ -502,8 +521,12 @@ def test_tables_that_contradict_themselves_are_refused():
         verdicts(CLAIMS, tables | {"items": pd.concat([tables["items"], tables["items"].head(1)])})
     with pytest.raises(UserError, match="two full_vs_sparse runs"):
         verdicts(CLAIMS, tables | {"runs": pd.concat([tables["runs"], tables["runs"][tables["runs"]["run_id"] == run]])})
-    with pytest.raises(UserError, match="in items.csv: rebuild"):
+    with pytest.raises(UserError, match="not 0 or 1"):
         verdicts(CLAIMS, tables | {"items": tables["items"].assign(correct=2)})
+    with pytest.raises(UserError, match="curves.csv has a value that is no number"):
+        verdicts(CLAIMS, tables | {"curves": tables["curves"].assign(value="high")})
+    with pytest.raises(UserError, match="curves.csv is not of schema_version"):
+        verdicts(CLAIMS, tables | {"curves": tables["curves"].assign(schema_version=2)})
 
 
 _GOOD = {
@@ -519,19 +542,20 @@ def test_claims_may_be_a_path_parsed_content_or_objects():
 
 
 @pytest.mark.parametrize(
-    ("field", "message"),
+    ("content", "message"),
     [
-        ({"treshold": 3}, "treshold"),
-        ({"rule": "between"}, "`upper` goes with"),
-        ({"measure": "accuracy_difference"}, "two methods"),
-        ({"tuned": True}, "`tuned` goes with"),
+        ([_GOOD | {"treshold": 3}], "claim X: treshold"),
+        ([_GOOD | {"rule": "between"}], "claim X.*`upper` goes with"),
+        ([_GOOD | {"measure": "accuracy_difference"}], "claim X.*two methods"),
+        ([_GOOD | {"tuned": True}], "claim X.*`tuned` goes with"),
+        ([_GOOD, _GOOD], "claim id X occurs 2 times"),
+        ([_GOOD, "C1"], "claim number 2"),
+        ({"claim": [_GOOD]}, "under the key `claims`"),
+        ({"claims": None}, "under the key `claims`"),
+        ("no/such/claims.yaml", "cannot read the claims file no/such/claims.yaml: No such file"),
     ],
 )
-def test_a_claim_with_a_field_that_does_not_fit_is_refused(field: dict[str, object], message: str):
-    with pytest.raises(UserError, match=f"claim X.*{message}"):
-        verdicts([_GOOD | field], {})
-
-
-def test_a_claims_file_that_is_not_there_is_one_line():
-    with pytest.raises(UserError, match="cannot read the claims file no/such/claims.yaml: No such file"):
-        verdicts("no/such/claims.yaml", {})
+def test_claims_that_cannot_be_read_say_why_in_one_line(content: object, message: str):
+    with pytest.raises(UserError, match=message) as caught:
+        verdicts(content, {})
+    assert "\n" not in str(caught.value)

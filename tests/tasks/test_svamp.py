@@ -48,6 +48,16 @@ def test_the_official_file(task: Task) -> None:
     assert {p.meta["type"] for p in everything} == {"Addition", "Subtraction", "Multiplication", "Common-Division"}
 
 
+@pytest.mark.parametrize("cut", [b"]", b'"}]', b"\xff"])
+def test_made_up_items_that_are_damaged_are_one_line(tmp_path: Path, cut: bytes) -> None:
+    """A dry run's file has no checksum to hold it to."""
+    path = tmp_path / "SVAMP.json"
+    whole = json.dumps([{**ROW, "ID": f"{svamp.MADE_UP}{number}", "Body": f"{number}"} for number in range(svamp.COUNT)]).encode()
+    path.write_bytes(whole.removesuffix(cut) + (cut if cut == b"\xff" else b""))
+    with pytest.raises(UserError, match="is not whole JSON"):
+        svamp.load(path)
+
+
 @needs_file
 def test_stories_shared_with_train_are_marked(task: Task) -> None:
     stories = {p.meta["story"] for p in task.train}
