@@ -95,7 +95,7 @@ class ExperimentConfig(BaseModel):
     lora_rank: int = Field(8, ge=0, description="rank of the adapter; 0 = full fine-tuning without an adapter [R]")
     lora_alpha: float = Field(16.0, gt=0, description="the adapter is scaled by alpha / rank [R]")
     lora_targets: tuple[str, ...] = Field(("q_proj", "v_proj"), min_length=1, description="modules with an adapter [R]")
-    lora_layers: tuple[int, ...] | None = Field(None, description="layers with an adapter; none = all [R]")
+    lora_layers: tuple[int, ...] | None = Field(None, description="layers with an adapter; none = all [R]; the paper: some [S]")
 
     ddof: Literal[0, 1] = Field(1, description="of the standard deviation in the advantage [R]")
     eps: float = Field(1e-4, ge=0, description="added to that standard deviation [R]")

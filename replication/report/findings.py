@@ -11,11 +11,11 @@ import yaml
 from replication.names import HEADLINE, METHOD_LABELS, NEGATIVE_RESULTS, SETTING_LABELS, TASK_LABELS
 from replication.report.headline import LEVEL, accuracy_table, learning_table, still_rising
 from replication.report.html import render
-from replication.report.rate_and_rank import not_at_best_rate, rate_table, suits_better
+from replication.report.rate_and_rank import CLEAR_FROM, not_at_best_rate, rate_table, suits_better
 from replication.report.regimes import overfitting_table
 from replication.report.select import items_of
 from replication.report.wording import counted, counted_span, interval, listing, number, p_text, percent, span
-from replication.statistics import Tables, detectable_differences, runs_of
+from replication.statistics import TUNED_WITHIN, Tables, at_best_rate, detectable_differences, difference, runs_of
 
 #: The setting that the claims on word problems are judged on.
 MAIN = "word_problems after"
@@ -43,6 +43,8 @@ def conclusions(judged: pd.DataFrame, tables: Tables, profile: str, table: pd.Da
     if own.empty or (own["verdict"] == "not run").all():
         return ["These runs judge none of the claims."]
     table = accuracy_table(tables, profile) if table is None else table
+    if table.empty:
+        return [f"The {HEADLINE} runs are missing: the verdicts below rest on other runs."]
     main = table[table["setting"] == (MAIN if MAIN in set(table["setting"]) else table["setting"].iloc[0])].set_index("method")
 
     def at(method: str) -> str:
@@ -56,14 +58,14 @@ def conclusions(judged: pd.DataFrame, tables: Tables, profile: str, table: pd.Da
         "The paper reports that GRPO with LoRA, which learns from every token, does not improve on SVAMP. "
         + _improvement(table[(table["method"] == "grpo") & table["gain"].notna()])
         + (" The verdict stays open; its note says why." if "inconclusive" in set(_about(own, "C4")["verdict"]) else ""),
-        _comparison(detectable_differences(tables, profile)),
+        _comparison(detectable_differences(tables, profile), not_at_best_rate(rate_table(tables, profile))),
         _still_rising(learning_table(tables, profile)),
         _tokens(table),
     ]
 
 
 def limits(judged: pd.DataFrame, tables: Tables, profile: str) -> list[str]:
-    """What the comparison of sparse with full leaves open: correction for the number of tests, other rates, and more steps.
+    """What a critic would ask of the comparison of sparse with full, each question with the numbers that answer it.
 
     Nothing where no claim compares them.
     """
@@ -71,17 +73,61 @@ def limits(judged: pd.DataFrame, tables: Tables, profile: str) -> list[str]:
     own = own[own["unit"] == "points"]
     if own.empty:
         return []
+    runs, rates = runs_of(tables, HEADLINE, profile), rate_table(tables, profile)
+    trained = runs[runs["method"] != "base"]
+    lengths = listing(sorted({f"{steps:.0f}" for steps in trained["steps_done"].dropna()}))
     parts = [f"{p_text(row.p_holm, row.p_at_floor)} in {row.claim}" for row in own.itertuples()]
-    said = ["The intervals are not corrected for multiple tests."]
-    said += [f"With Holm's correction, p of the difference from GRPO is {listing(parts)}."]
-    untuned = not_at_best_rate(rate_table(tables, profile))
-    said += [other] if (other := suits_better(untuned[untuned["method"] != "ppo"])) else []
-    few = overfitting_table(tables, profile)
+    said = [
+        f"All headline runs train one base for {lengths} steps.",
+        "S-GRPO's cutoff, keep probability and cap were chosen beforehand. Of its settings only the learning rate was tuned.",
+        "The intervals are not corrected for multiple tests. With Holm's correction, p of the difference from GRPO is "
+        f"{listing(parts)}.",
+        suits_better(not_at_best_rate(rates)),
+        _at_best_rates(tables, profile),
+        _held_out(trained),
+        _more_steps(overfitting_table(tables, profile)),
+    ]
+    return [one for one in said if one]
+
+
+def _at_best_rates(tables: Tables, profile: str) -> str:
+    """The sparse methods against GRPO in the tuning runs of several seeds, each at the rate that validation chooses."""
+    runs, parts = runs_of(tables, "learning_rate", profile), []
+    seeds = runs.groupby(["setting", "method"])["seed"].transform("nunique")
+    runs = runs[seeds >= CLEAR_FROM]
+    for (setting, method), own in runs[runs["method"].isin(("s_grpo", "t_spmo"))].groupby(["setting", "method"], sort=False):
+        full = runs[(runs["setting"] == setting) & (runs["method"] == "grpo")]
+        if len(full) and (gap := difference(tables, at_best_rate(own), at_best_rate(full))):
+            value = interval(*(100 * end for end in (gap.value, gap.low, gap.high)))
+            parts.append(f"{METHOD_LABELS[method]} {value} on {SETTING_LABELS[setting]}")
+    if not parts:
+        return ""
+    return (
+        f"A headline rate counts as tuned if no other is over {100 * TUNED_WITHIN:g} points better on validation. In the runs that "
+        f"tuned it ({counted(int(seeds.max()), 'seed')}), each method at its best rate, the differences from GRPO in points are "
+        f"{listing(parts)}."
+    )
+
+
+def _held_out(runs: pd.DataFrame) -> str:
+    """Mean accuracies on the templates that no training item has."""
+    means = runs[runs["setting"] == MAIN].groupby("method", sort=False)["held_out_accuracy"].mean().dropna()
+    if means.empty:
+        return ""
+    listed = listing([f"{METHOD_LABELS[name]} {percent(100 * mean)}" for name, mean in means.items()])
+    return (
+        "Training items have the templates of the test items. On templates held out of training, accuracy on "
+        f"{SETTING_LABELS[MAIN]} is {listed}."
+    )
+
+
+def _more_steps(few: pd.DataFrame) -> str:
+    """The accuracies of the runs that saw few items many times."""
+    parts = []
     for (items, steps), rows in few.groupby(["train_items", "steps"]) if len(few) else ():
         ends = [f"{METHOD_LABELS[row.method]} {percent(row.accuracy)}" for row in rows.itertuples()]
-        seeds = counted(rows["seeds"].min(), "seed")
-        said.append(f"After {steps} steps on {items} training items ({seeds}), test accuracy is {listing(ends)}.")
-    return said
+        parts.append(f"after {steps} steps on {items} items ({counted(rows['seeds'].min(), 'seed')}) {listing(ends)}")
+    return f"Other runs saw few training items many times. Their test accuracy is {'; '.join(parts)}." if parts else ""
 
 
 def _where(settings: Iterable[str], of: int) -> str:
@@ -106,18 +152,29 @@ def _improvement(gains: pd.DataFrame) -> str:
     return f"{said}; elsewhere, by {span(rest['gain'])} points, it does not clearly." if len(rest) else f"{said}."
 
 
-def _comparison(gaps: pd.DataFrame) -> str:
-    """Where a sparse method is clearly ahead of GRPO, and where clearly behind: by intervals that leave 0 out."""
+def _comparison(gaps: pd.DataFrame, untuned: pd.DataFrame) -> str:
+    """Where a sparse method is clearly ahead of GRPO, and where clearly behind: by intervals that leave 0 out.
+
+    Settings in which a method has a better rate than the headline's (``not_at_best_rate``) do not count.
+    """
     if gaps.empty:
         return "In accuracy nothing can be said: the sparse methods and GRPO were not run with the same seeds."
-    said, ahead, behind = [], gaps[gaps["difference_low"] > 0], gaps[gaps["difference_high"] < 0]
+    apart = gaps["setting"].isin(untuned.loc[untuned["method"] != "ppo", "setting"])
+    left_out = [SETTING_LABELS[setting] for setting in gaps.loc[apart, "setting"].unique()]
+    gaps, said = gaps[~apart], []
+    if left_out:
+        said = [f"Not counted here: {listing(left_out)}, where validation prefers another learning rate than the headline's."]
+    if gaps.empty:
+        return said[0]
+    ahead, behind = gaps[gaps["difference_low"] > 0], gaps[gaps["difference_high"] < 0]
+    found = []
     for words, clear in (("more", ahead), ("less", behind)):
-        said += [
+        found += [
             f"{METHOD_LABELS[method]} is clearly {words} accurate than GRPO "
             f"{_where(own['setting'], (gaps['method'] == method).sum())}, by {span(own['difference'].abs())} points."
             for method, own in clear.groupby("method")
         ] or [f"No sparse method is clearly {words} accurate than GRPO."]
-    return " ".join([*said, "Clearly: the 95 % interval of the paired difference excludes 0."])
+    return " ".join([*found, "Clearly: the 95 % interval of the paired difference excludes 0.", *said])
 
 
 def _still_rising(table: pd.DataFrame) -> str:

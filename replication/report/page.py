@@ -29,8 +29,8 @@ _ADVICE = (
     "(docs/which-setting.md has the limits)."
 )
 _SPREAD = (
-    "In percent: how much the accuracy varies with the training seed (sd, lowest and highest seed), and how much with the choice "
-    "of test items (95 %)."
+    "In percent: the mean accuracy with the 95 % interval over the choice of test items, and how much the accuracy varies with the "
+    "training seed (sd, lowest and highest seed)."
 )
 _GAINS = (
     "The gain over the base on the test items in points, split into producing a parsable answer at all (it ends by itself and "
@@ -115,7 +115,7 @@ def _context(tables: Tables, judged: pd.DataFrame, manifest: Mapping[str, Any], 
     runs = table(tables, "runs")
     runs = runs[runs["profile"] == profile]
     rewards = own_reward(tables, profile)
-    folded = _folded(tables, runs, profile, rewards)
+    folded = _folded(tables, runs, profile)
     done = runs[runs["status"] == "done"]
     return {
         "profile": profile,
@@ -133,12 +133,13 @@ def _context(tables: Tables, judged: pd.DataFrame, manifest: Mapping[str, Any], 
     }
 
 
-def _folded(tables: Tables, runs: pd.DataFrame, profile: str, rewards: bool) -> list[tuple[str, str, pd.DataFrame]]:
+def _folded(tables: Tables, runs: pd.DataFrame, profile: str) -> list[tuple[str, str, pd.DataFrame]]:
     """Title, explanation and numbers of the tables that a click unfolds."""
     spread = seed_spread(tables, profile)
     # A field that is newer than these tables has no value in them, which is not the same as unset.
     written = runs[runs.columns.intersection(tables.get("runs", runs).columns)]
-    fractions = ["mean", "seed_sd", "seed_min", "seed_max", "items_low", "items_high"]
+    spread = spread.rename(columns={"items_low": "mean_low", "items_high": "mean_high"})
+    fractions = ["mean", "seed_sd", "seed_min", "seed_max", "mean_low", "mean_high"]
     return [
         ("Which setting to start with", _ADVICE, advice_table(tables, profile)),
         ("Two kinds of uncertainty", _SPREAD, spread.assign(**{name: 100 * spread[name] for name in fractions})),
