@@ -231,7 +231,9 @@ def verify(options: argparse.Namespace) -> int:
     both = compared[compared["agreement"].isin(["agree", "disagree"])]
     if changed := both.loc[both["verdict_mine"] != both["verdict_committed"], "claim"].tolist():
         print(f"another verdict than the committed one (intervals of fewer seeds decide less): {', '.join(changed)}")
-    return 1 if counts.get("disagree") or counts.get("missing") else 0
+    if missing := compared.loc[compared["agreement"] == "missing", "claim"].tolist():
+        print(f"your tables have no runs for {', '.join(missing)}: they are in PLAN=full, or have failed")
+    return 1 if counts.get("disagree") or not counts.get("agree") else 0
 
 
 def check(options: argparse.Namespace) -> int:

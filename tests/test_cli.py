@@ -178,8 +178,13 @@ def test_verify_says_claim_by_claim_and_ends_with_1_on_disagreement(tmp_path, ca
     write_tables({"verdicts": pd.DataFrame([row])}, tmp_path / "mine", {})
     write_tables({"verdicts": pd.DataFrame([row | {"value": 72.0, "low": 66.0, "high": 76.0}])}, tmp_path / "near", {})
     write_tables({"verdicts": pd.DataFrame([row | {"value": 90.0, "low": 85.0, "high": 95.0}])}, tmp_path / "far", {})
+    write_tables({"verdicts": pd.DataFrame([row, row | {"claim": "N9g"}])}, tmp_path / "more", {})
+    write_tables({"verdicts": pd.DataFrame([row | {"claim": "N9g"}])}, tmp_path / "other", {})
     words = ["verify", "--out", str(tmp_path / "mine"), "--committed"]
     assert main([*words, str(tmp_path / "near")]) == 0
     assert "1 agree, 0 disagree" in capsys.readouterr().out
     assert main([*words, str(tmp_path / "far")]) == 1
     assert "0 agree, 1 disagree" in capsys.readouterr().out
+    assert main([*words, str(tmp_path / "more")]) == 0, "`make all` plans fewer runs than the committed tables hold"
+    assert "no runs for N9g" in capsys.readouterr().out
+    assert main([*words, str(tmp_path / "other")]) == 1, "nothing agrees"

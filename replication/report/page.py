@@ -72,7 +72,7 @@ def update_tables(profile: str, results_dir: str | Path, *, variant: str = "defa
     """``rebuild_tables`` of a profile's plan, read back: for notebooks that have just run a part of it."""
     from replication.ablations import plan as plan_of
 
-    notes = {"profile": profile, "plan": {"plan": variant, "seeds": seeds, "set": [], "svamp": None}}
+    notes = {"profile": profile, "plan": {"plan": variant, "seeds": seeds}}
     rebuild_tables(plan_of(profile, variant=variant, seeds=seeds), results_dir, notes)
     return read_tables(results_dir)
 

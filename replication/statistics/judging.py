@@ -40,7 +40,7 @@ def verdicts(claims: str | PathLike[str] | Mapping[str, Any] | Sequence[Any], ta
         not measured is NaN or NA, never 0.
 
     Raises:
-        UserError: for a missing column, or tables that contradict each other; for claims see ``load_claims``.
+        UserError: for a missing column, a number that is none, tables that contradict each other, and claims that cannot be read.
     """
     parsed = load_claims(claims)
     runs = {scale: judged_runs(tables, scale) for scale in SCALE_MODELS}
