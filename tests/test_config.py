@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import shutil
@@ -136,6 +137,16 @@ BAD = [
     ({"task": "multiplication", "digits": 5}, "digits"),
     ({"max_kept_tokens": 0, "model": "a\nb"}, "max_kept_tokens"),
 ]
+
+
+@pytest.mark.parametrize("kind", ["base", *TRAINED])
+def test_a_group_of_one_is_for_methods_that_compare_nothing(random_base, kind):
+    """Every group tied with itself, and a run in which nothing could be learned ended as done."""
+    alone = contextlib.nullcontext()
+    if kind not in ("base", "ppo"):
+        alone = pytest.raises(UserError, match="compares the completions of a group: set group_size to 2 or more instead of 1")
+    with alone:
+        tiny_config(random_base, kind, group_size=1)
 
 
 @pytest.mark.parametrize(("change", "message"), BAD, ids=[str(change) for change, _ in BAD])

@@ -192,6 +192,8 @@ class ExperimentConfig(BaseModel):
                     raise ValueError(f"{name} is a setting of {method} alone: leave it out for {self.method}")
         if self.method == "base" and self.steps:
             raise ValueError(f"method base is not trained: set steps=0 instead of {self.steps}")
+        if self.group_size == 1 and self.method in ("grpo", "s_grpo", "t_spmo"):
+            raise ValueError(f"{self.method} compares the completions of a group: set group_size to 2 or more instead of 1")
         if self.method == "s_grpo":
             rule = self.selector == "rule"
             if rule and (self.cutoff is None or self.keep_probability is None or self.token_share is not None):
