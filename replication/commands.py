@@ -64,10 +64,9 @@ def run(options: argparse.Namespace) -> int:
     accuracy = "" if summary.accuracy is None else f", {measure} {summary.accuracy:.3f} on {summary.n_items} test items"
     print(f"{summary.run_id} {summary.status}{accuracy}" + (f": {summary.reason}" if summary.reason else ""))
     if summary.steps_done and summary.tokens_in_loss == 0:
-        say(
-            "no token got credit, so the model did not change. A group whose completions all have the same reward "
-            "gives no credit: see docs/extending.md"
-        )
+        tied = "The completions of each group all had the same reward, which gives no credit"
+        why = tied if summary.kept_fraction is None else "Rewards differed within groups, but the rule gave no credit"
+        say(f"no token got credit, so the model did not change. {why}: see docs/extending.md")
     return 0 if summary.status == "done" else 1
 
 
