@@ -59,7 +59,7 @@ def run(config: ExperimentConfig, run_dir: str | Path) -> RunSummary:
             f"set prompts_per_step to at most {len(task.train)}"
         )
     if config.reward is not None:
-        check_reward(config.reward, task.reward, (*task.train[:3], *task.test[:3]))
+        check_reward(task.reward, (*task.train[:3], *task.test[:3]))
     if is_import_path(config.method):
         try_rule(config.method, config.build_method(), task.train[0], config.group_size)
     with RunDirectory.open(run_dir, config) as record:

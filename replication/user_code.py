@@ -9,13 +9,14 @@ import hashlib
 import importlib
 import inspect
 import math
+import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from replication.errors import UserError
+from replication.errors import Stopped, UserError
 
 #: sha256 of each module's file as this process imported it.
 _imported: dict[str, str] = {}
@@ -101,14 +102,20 @@ def load_reward(text: str) -> Callable[[str, Any], float]:
     """A reward of one's own, (text of a completion, problem) -> a number from 0 to 1, which is checked at every call.
 
     Raises:
-        UserError: it cannot be found or called; or later, it returned something else.
+        UserError: it cannot be found or called; or later, it raised, or returned something else.
     """
     function = load(text, "reward")
     if not callable(function):
         raise UserError(f"reward {text} is a {type(function).__name__}, not a function of (text, problem)")
 
     def reward(completion: str, problem: Any) -> float:
-        value = function(completion, problem)
+        try:
+            value = function(completion, problem)
+        except (UserError, Stopped):
+            raise
+        except Exception as error:
+            where = f"the text {completion!r} of problem {problem.id}"
+            raise UserError(f"reward {text} fails on {where} ({reason(text.partition(':')[0], error)})") from error
         try:
             number = float(value)
         except (TypeError, ValueError):
@@ -120,9 +127,9 @@ def load_reward(text: str) -> Callable[[str, Any], float]:
     return reward
 
 
-def reason(text: str, error: Exception) -> str:
-    """Why the own object ``text`` failed: the error, and the line of its file if the error came from there."""
-    file = _path(importlib.import_module(text.partition(":")[0]))
+def reason(module: str, error: Exception) -> str:
+    """Why an own object of a module failed: the error, and the line of the module's file if the error came from there."""
+    file = getattr(sys.modules.get(module), "__file__", None)
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
     where = f", line {lines[-1]} of {Path(file).name}" if file and lines else ""
     return f"{type(error).__name__}: {' '.join(str(error).split())}{where}"

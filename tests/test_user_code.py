@@ -90,6 +90,54 @@ class NeedsMore:
         pass
 
 rule = FirstHalf()
+
+class Nothing:
+    def assign(self, completions, rewards, generator=None):
+        return TokenCredit.empty()
+
+class NeedsMoods(FirstHalf):
+    needs = ("moods",)
+
+def is_trial(completions):
+    return max(map(len, completions)) <= 4
+
+class LateNone:
+    def assign(self, completions, rewards, generator=None):
+        return GRPO().assign(completions, rewards) if is_trial(completions) else None
+
+class LateNan:
+    def assign(self, completions, rewards, generator=None):
+        full = GRPO().assign(completions, rewards)
+        return full if is_trial(completions) else TokenCredit(full.completion, full.position, full.advantage / 0, full.weight)
+
+class LateError:
+    def assign(self, completions, rewards, generator=None):
+        if not is_trial(completions):
+            raise KeyError("late")
+        return GRPO().assign(completions, rewards)
+
+class LateTargets(PPO):
+    def targets(self, completions, rewards, values):
+        return values if is_trial(completions) else values[:1]
+
+class Careless:
+    needs = ("entropies",)
+
+    def assign(self, completions, rewards, generator=None, *, entropies):
+        credit = GRPO().assign(completions, rewards)
+        rewards -= 7.0
+        completions[0].append(1)
+        entropies[0][0] = 99.0
+        return credit
+
+class Careful:
+    def assign(self, completions, rewards, generator=None):
+        return GRPO().assign(completions, rewards)
+
+def late(text, problem):
+    if text and "answer" not in text and not text.strip().isdigit():
+        raise KeyError("late")
+    return 0.5
 '''
 LINES = [{"prompt": f"Question: What is {n}+1?\nAnswer:", "answer": n + 1} for n in range(60)]
 
@@ -121,12 +169,13 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixtur
         ("--method", "{}:none", "has no none"),
         ("--method", "{}:share", "has no assign(completions, rewards, generator)"),
         ("--method", "{}:NeedsMore", "NeedsMore() raises TypeError"),
-        ("--method", "{}:NoGenerator", "fails on 8 short completions (TypeError: NoGenerator.assign() takes 3"),
+        ("--method", "{}:NoGenerator", "fails on 8 completions of 2 to 4 tokens (TypeError: NoGenerator.assign() takes 3"),
         ("--method", "{}:Rows", "(TypeError: assign returned a list, not a TokenCredit)"),
         ("--method", "{}:Beyond", "(ValueError: the credit names a position outside its completion)"),
         ("--method", "{}:FailsOnTies", "(ZeroDivisionError: no spread, line"),
         ("--method", "{}:NoTargets", "(AttributeError: 'NoTargets' object has no attribute 'targets')"),
         ("--method", "{}:FewTargets", "(ValueError: targets did not return one number for each generated token)"),
+        ("--method", "{}:NeedsMoods", "cannot get all that it needs ('Group' object has no attribute 'moods')"),
         ("--data", "nowhere.jsonl", "cannot read the problems from nowhere.jsonl"),
     ],
 )
@@ -150,13 +199,50 @@ def test_a_rule_may_need_whatever_the_methods_of_the_package_need(mine, rule):
 def test_a_run_in_which_no_token_got_credit_says_so(mine, random_base, tmp_path, capsys):
     """Two steps without an update once ended as "done, accuracy 0.000", which reads like training that did not help."""
     small = {"model": random_base, "steps": 1, "max_new_tokens": 4, "eval_items": 2, "test_items": 2, "kl_samples": 1}
-    words = ["run", "--profile", "smoke", "--task", "jsonl", "--data", "problems.jsonl", "--method", "t_spmo", "--seed", "0"]
+    words = ["run", "--profile", "smoke", "--task", "jsonl", "--data", "problems.jsonl", "--seed", "0"]
     words += [word for name, value in small.items() for word in ("--set", f"{name}={value}")]
-    for reward, silent in (("zero", False), ("share", True)):
+    tied, differed = "did not change. The completions of each group all had", "did not change. Rewards differed within groups, but"
+    for reward, method, said in (("zero", "t_spmo", tied), ("share", f"{mine}:Nothing", differed), ("share", "t_spmo", None)):
+        out = str(tmp_path / f"{reward}-{method.partition(':')[2]}")
         # Twice: a finished run says again how it ended.
         for _ in range(2):
-            assert main([*words, "--reward", f"{mine}:{reward}", "--out", str(tmp_path / reward)]) == 0
-            assert ("no token got credit" not in capsys.readouterr().err) is silent
+            assert main([*words, "--method", method, "--reward", f"{mine}:{reward}", "--out", out]) == 0
+            err = capsys.readouterr().err
+            assert said in err if said else "no token got credit" not in err
+
+
+@pytest.mark.parametrize(
+    ("named", "said"),
+    [
+        ("LateNone", "assign returned a NoneType, not a TokenCredit"),
+        ("LateNan", "the credit's advantage is"),
+        ("LateError", "(KeyError: 'late', line "),
+        ("LateTargets", "targets did not return one number for each generated token"),
+        ("late", "' of problem "),
+        ("late", "(KeyError: 'late', line "),
+    ],
+)
+def test_what_fails_only_in_training_is_one_line_that_names_it(mine, random_base, tmp_path, capsys, named, said):
+    """A bug that the trial calls do not reach ended in a traceback, or as "diverged … lower the learning rate"."""
+    small = {"model": random_base, "steps": 2, "max_new_tokens": 8, "eval_items": 2, "test_items": 2, "warmup_steps": 0}
+    option, other = ("--reward", ["--method", "grpo"]) if named == "late" else ("--method", ["--reward", f"{mine}:share"])
+    words = ["run", "--profile", "smoke", "--task", "jsonl", "--data", "problems.jsonl", "--seed", "0", *other]
+    words += [word for name, value in small.items() for word in ("--set", f"{name}={value}")]
+    assert main([*words, option, f"{mine}:{named}", "--out", str(tmp_path / "run")]) == 2
+    err = capsys.readouterr().err.splitlines()[-1]
+    assert err.startswith(f"error: {option[2:]} {mine}:{named} fails on ") and said in err
+    assert not (tmp_path / "run/summary.json").exists()
+
+
+def test_a_rule_that_changes_its_arguments_changes_no_number_of_the_run(mine, random_base, tmp_path):
+    """``rewards -= …`` in a rule moved the reward of metrics.jsonl, and a longer completion the count of generated tokens."""
+    found = []
+    for name in ("Careful", "Careless"):
+        own = {"task": "jsonl", "data": "problems.jsonl", "reward": f"{mine}:share", "method": f"{mine}:{name}"}
+        config = tiny_config(random_base, "grpo", **own, selector=None, denominator=None, steps=2)
+        train.run(config, tmp_path / name)
+        found.append((tmp_path / name / "metrics.jsonl").read_text())
+    assert found[0] == found[1] and '"tokens_in_loss"' in found[0]
 
 
 def test_the_run_id_covers_the_files_of_reward_and_rule_and_not_the_path_of_the_data(mine, tmp_path):

@@ -25,6 +25,7 @@ from __future__ import annotations
 from replication.algorithms.controls import SELECTORS, BranchGRPO, SelectedGRPO
 from replication.algorithms.credit import TokenCredit, every_token
 from replication.algorithms.grpo import GRPO
+from replication.algorithms.own_rule import OwnRule
 from replication.algorithms.ppo import PPO
 from replication.algorithms.s_grpo import SGRPO
 from replication.algorithms.t_spmo import TSPMO
@@ -37,6 +38,7 @@ __all__ = [
     "SGRPO",
     "TSPMO",
     "BranchGRPO",
+    "OwnRule",
     "SelectedGRPO",
     "TokenCredit",
     "Trie",

@@ -49,6 +49,27 @@ class TokenCredit:
         if self.position.min() < 0 or (self.position >= lengths[self.completion]).any():
             raise ValueError("the credit names a position outside its completion")
 
+    def require_usable(self, completions: Sequence[Sequence[int]]) -> None:
+        """Raise ValueError for what the loss would not notice: a wrong dtype, no finite number, a place outside or listed twice."""
+        for name in ("completion", "position", "advantage", "weight"):
+            tensor = getattr(self, name)
+            number = name in ("advantage", "weight")
+            if not (tensor.is_floating_point() if number else tensor.dtype in (torch.int64, torch.int32)):
+                wanted = torch.float32 if number else torch.int64
+                raise ValueError(f"the credit's {name} is {tensor.dtype}: it must be {wanted}")
+            if tensor.device.type != "cpu":
+                raise ValueError(f"the credit's {name} is on {tensor.device}: it must be on the CPU")
+            if number and not (finite := tensor.float().isfinite()).all():
+                row = int(finite.int().argmin())
+                raise ValueError(f"the credit's {name} is {tensor[row].item()} in row {row}: it must be a finite number")
+        self.require_inside(completions)
+        if len(self):
+            longest = max(map(len, completions))
+            count = torch.bincount(self.completion * longest + self.position)
+            if count.max() > 1:
+                completion, position = divmod(int(count.argmax()), longest)
+                raise ValueError(f"the credit lists position {position} of completion {completion} {count.max()} times, not once")
+
     @classmethod
     def from_arrays(cls, completion, position, advantage, weight) -> TokenCredit:
         """From numpy arrays; advantage and weight are rounded to float32 here and nowhere earlier."""

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from replication.algorithms import GRPO, PPO, SELECTORS, SGRPO, TSPMO, BranchGRPO, SelectedGRPO
+from replication.algorithms import GRPO, PPO, SELECTORS, SGRPO, TSPMO, BranchGRPO, OwnRule, SelectedGRPO
 from replication.base_files import base_fingerprint, is_local
 from replication.names import METHODS, NANO_BASE
 from replication.tasks import Task, completion_limit, get_task, with_template
@@ -297,4 +297,6 @@ class ExperimentConfig(BaseModel):
             return TSPMO(denominator=self.denominator)
         if self.method == "ppo":
             return PPO(lam=self.gae_lambda, denominator=self.denominator)
-        return load_rule(self.method) if is_import_path(self.method) else None
+        if is_import_path(self.method):
+            return OwnRule(f"method {self.method}", load_rule(self.method), self.method.partition(":")[0])
+        return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ import torch
 from hypothesis import given
 from oracles import QUICK, groups, rows_of
 
-from replication.algorithms import GRPO, SGRPO, TSPMO, SelectedGRPO, TokenCredit
+from replication.algorithms import GRPO, SGRPO, TSPMO, OwnRule, SelectedGRPO, TokenCredit
+from replication.errors import Stopped, UserError
 
 METHODS = {
     "grpo": GRPO(),
@@ -87,6 +89,107 @@ def test_credit_knows_whether_it_points_into_a_group(completion, position, insid
     credit = TokenCredit.from_arrays(completion, position, [1.0] * len(completion), [1.0] * len(completion))
     with contextlib.nullcontext() if inside else pytest.raises(ValueError, match="outside"):
         credit.require_inside([[7, 8, 9], [7, 8]])
+
+
+GOOD = TokenCredit.from_arrays([0, 1], [2, 1], [1.0, -1.0], [0.5, 0.5])
+#: What a rule returned, and what is said of it.
+UNUSABLE = {
+    "nothing": (None, "assign returned a NoneType, not a TokenCredit"),
+    "rows": ([(0, 2, 1.0, 0.5)], "assign returned a list, not a TokenCredit"),
+    "an advantage that is no number": (
+        replace(GOOD, advantage=torch.tensor([1.0, torch.nan])),
+        "the credit's advantage is nan in row 1: it must be a finite number",
+    ),
+    "an infinite weight": (replace(GOOD, weight=torch.tensor([-torch.inf, 1.0])), "the credit's weight is -inf in row 0"),
+    "a weight too large for float32": (
+        replace(GOOD, weight=torch.tensor([1e300, 1.0], dtype=torch.float64)), "the credit's weight is 1e+300 in row 0"
+    ),
+    "positions with a fraction": (
+        replace(GOOD, position=torch.tensor([2.0, 1.5])), "the credit's position is torch.float32: it must be torch.int64"
+    ),
+    "a mask": (replace(GOOD, completion=torch.tensor([False, True])), "the credit's completion is torch.bool"),
+    "integer advantages": (
+        replace(GOOD, advantage=torch.tensor([1, -1])), "the credit's advantage is torch.int64: it must be torch.float32"
+    ),
+    "another device": (replace(GOOD, weight=torch.ones(2, device="meta")), "the credit's weight is on meta: it must be on the CPU"),
+    "a place outside": (replace(GOOD, position=torch.tensor([2, 2])), "the credit names a position outside its completion"),
+    "a row twice": (
+        TokenCredit(*(torch.cat([getattr(GOOD, name)] * 2) for name in ("completion", "position", "advantage", "weight"))),
+        "the credit lists position 2 of completion 0 2 times, not once",
+    ),
+}
+
+
+class Fixed:
+    """A rule that gives the same answer whatever it is asked."""
+
+    def __init__(self, answer: object) -> None:
+        self.answer = answer
+
+    def assign(self, completions, rewards, generator=None, **needs):
+        return self.answer
+
+
+@pytest.mark.parametrize(("answer", "said"), UNUSABLE.values(), ids=UNUSABLE.keys())
+def test_what_an_own_rule_returns_is_refused_by_name_if_it_cannot_be_learned_from(answer, said):
+    """Such credit ended as "diverged: lower the learning rate", in a traceback of the scoring, or as a run with status done."""
+    with pytest.raises(UserError) as error:
+        OwnRule("method mine:rule", Fixed(answer), __name__).assign([[7, 8, 9], [7, 8]], torch.tensor([1.0, 0.0]))
+    message = str(error.value)
+    assert message.startswith("method mine:rule fails on 2 completions of 2 to 3 tokens (") and said in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("answer", [GOOD, TokenCredit.empty(), replace(GOOD, completion=torch.tensor([0, 1], dtype=torch.int32))])
+def test_a_good_answer_of_an_own_rule_is_passed_on_as_it_is(answer):
+    assert OwnRule("method mine:rule", Fixed(answer), __name__).assign([[7, 8, 9], [7, 8]], torch.zeros(2)) is answer
+
+
+@pytest.mark.parametrize("error", [UserError("set this differently"), Stopped(15)])
+def test_a_stop_is_no_fault_of_a_rule(error):
+    class Raises:
+        def assign(self, completions, rewards, generator=None):
+            raise error
+
+    with pytest.raises(type(error)) as caught:
+        OwnRule("method mine:rule", Raises(), __name__).assign([[7]], torch.zeros(1))
+    assert caught.value is error
+
+
+def test_a_critic_that_diverged_is_no_fault_of_the_rule_that_uses_its_values():
+    """The loop ends such a run as diverged, with a summary, as it does with PPO."""
+    answer = replace(GOOD, advantage=torch.full((2,), torch.nan))
+    rule = OwnRule("method mine:rule", Fixed(answer), __name__)
+    assert rule.assign([[7, 8, 9], [7, 8]], torch.zeros(2), values=[[0.5] * 3, [torch.nan] * 2]) is answer
+
+
+def test_an_own_rule_may_change_what_it_is_given():
+    """``rewards -= rewards.mean()`` in a rule changed the rewards that metrics.jsonl reports, without a word."""
+
+    class Careless:
+        needs = ("values", "replay_starts")
+
+        def assign(self, completions, rewards, generator=None, *, values, replay_starts):
+            rewards -= rewards.mean()
+            completions[0].append(1)
+            completions.pop()
+            values[0][0] = 9.0
+            replay_starts.clear()
+            return GOOD
+
+        def targets(self, completions, rewards, values):
+            rewards.zero_()
+            values[1].sort()
+            completions.reverse()
+            return [[1.0], [1.0, 1.0, 1.0]]
+
+    rule = OwnRule("method mine:rule", Careless(), __name__)
+    completions, rewards, values, starts = [[7, 8, 9], [7]], torch.tensor([1.0, 0.0]), [[0.5, 0.25, 0.0], [0.5]], [0, 0]
+    with pytest.raises(UserError, match="outside its completion"):  # of the completions as they are, not as the rule left them
+        rule.assign(completions, rewards, values=values, replay_starts=starts)
+    with pytest.raises(UserError, match="one number for each generated token"):
+        rule.targets(completions, rewards, values)
+    assert (completions, rewards.tolist(), values, starts) == ([[7, 8, 9], [7]], [1.0, 0.0], [[0.5, 0.25, 0.0], [0.5]], [0, 0])
 
 
 @every_method
