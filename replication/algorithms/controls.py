@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -62,7 +62,10 @@ class SelectedGRPO:
     ddof: int = 1
     eps: float = 1e-4
     denominator: Literal["kept", "completion"] = "kept"
-    needs: ClassVar[tuple[str, ...]] = ("entropies",)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("entropies",) if self.selector in ("entropy", "low_entropy") else ()
 
     def __post_init__(self) -> None:
         check_normalisation(self.ddof, self.eps)
@@ -95,8 +98,7 @@ class SelectedGRPO:
         values = check_group(completions, rewards)
         if self.selector in DRAWING and generator is None:
             raise ValueError(f"selector {self.selector} draws which tokens to keep: pass a torch.Generator")
-        by_entropy = self.selector in ("entropy", "low_entropy")
-        if by_entropy and (entropies is None or [*map(len, entropies)] != [*map(len, completions)]):
+        if self.needs and (entropies is None or [*map(len, entropies)] != [*map(len, completions)]):
             raise ValueError("selection by entropy needs entropies: one number for each generated token")
         if is_tied(values):
             return TokenCredit.empty()
@@ -124,7 +126,7 @@ class SelectedGRPO:
         counts = np.ceil(np.round(share * lengths, 9)).astype(np.int64)
         if self.selector == "random":
             score = draws(len(position))
-        elif self.selector in ("entropy", "low_entropy"):
+        elif self.needs:
             sign = -1 if self.selector == "entropy" else 1
             score = sign * np.concatenate([np.asarray(row, dtype=np.float64) for row in entropies])
         else:

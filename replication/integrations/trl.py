@@ -11,6 +11,7 @@ TRL samples, rewards, logs, saves and distributes. This module changes four thin
 from __future__ import annotations
 
 import functools
+import inspect
 import types
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from transformers import ProcessorMixin
 from trl import GRPOConfig, GRPOTrainer
 
-from replication.algorithms import TokenCredit
+from replication.algorithms import OwnRule, TokenCredit
 from replication.errors import UserError
 from replication.objective import k3, surrogate_loss
 from replication.randomness import stream
@@ -93,7 +94,7 @@ class TokenCreditTrainer(GRPOTrainer):
 
     def __init__(self, *, credit: Any, scoring: Literal["packed", "dense"] = "packed", args: GRPOConfig, **arguments: Any) -> None:
         _check_settings(args)
-        _check_rule(credit, args.num_generations)
+        self._rule = _checked_rule(credit, args.num_generations)
         if scoring not in ("packed", "dense"):
             raise UserError(f'scoring must be "packed" or "dense", not {scoring!r}')
         if arguments.get("tools") or arguments.get("environment_factory"):
@@ -127,7 +128,7 @@ class TokenCreditTrainer(GRPOTrainer):
         rewards[self._rewards_per_function.isnan().all(dim=1)] = torch.nan
         groups = [everyone[start : start + size] for start in range(0, len(everyone), size)]
         credits = [
-            _assigned(self.credit, group, reward, generator)
+            _assigned(self._rule, group, reward, generator)
             for group, reward, generator in zip(groups, rewards.cpu().split(size), self._generators(len(groups)), strict=True)
         ]
         self._log_credit(groups, rewards.cpu().split(size), credits)
@@ -236,7 +237,7 @@ def micro_batch(
     )
 
 
-def _assigned(credit: Any, completions: list[list[int]], rewards: Tensor, generator: torch.Generator) -> TokenCredit:
+def _assigned(rule: OwnRule, completions: list[list[int]], rewards: Tensor, generator: torch.Generator) -> TokenCredit:
     """The rule's credit of a group; a completion that no reward function scored (NaN) is left out, as TRL does.
 
     The weights then add up to the share of the completions that are scored: TRL too divides by the number of all.
@@ -244,7 +245,7 @@ def _assigned(credit: Any, completions: list[list[int]], rewards: Tensor, genera
     scored = torch.nonzero(~rewards.isnan()).squeeze(1)
     if not len(scored):
         return TokenCredit.empty()
-    result = credit.assign([completions[index] for index in scored], rewards[scored], generator)
+    result = rule.assign([completions[index] for index in scored], rewards[scored], generator)
     return TokenCredit(scored[result.completion], result.position, result.advantage, result.weight * (len(scored) / len(rewards)))
 
 
@@ -274,12 +275,15 @@ def _check_settings(args: GRPOConfig) -> None:
         )
 
 
-def _check_rule(credit: Any, size: int) -> None:
-    """Try the rule on a small group: an error there would otherwise come after the first rollout."""
-    try:
-        credit.assign([[0, index] for index in range(size)], torch.arange(size, dtype=torch.float32), stream(0, "trial"))
-    except Exception as error:
-        raise UserError(f"credit={credit!r} does not work on completions, rewards and a generator alone: {error}") from error
+def _checked_rule(credit: Any, size: int) -> OwnRule:
+    """The rule, tried on a small group: an error there would otherwise come after the first rollout."""
+    if inspect.isclass(credit):
+        raise UserError(f"pass {credit.__name__}(), not the class")
+    rule = OwnRule(f"credit={credit!r}", credit, type(credit).__module__)
+    if lacking := set(rule.needs) - {"replay_starts"}:  # without replays they are all 0, which is the default
+        raise UserError(f"credit={credit!r} needs {', '.join(lacking)}: TRL gives completions, rewards and a generator alone")
+    rule.assign([[0, index] for index in range(size)], torch.arange(size, dtype=torch.float32), stream(0, "trial"))
+    return rule
 
 
 def check_engine(trainer: GRPOTrainer) -> None:

@@ -7,6 +7,7 @@ import re
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -319,6 +320,51 @@ def test_a_rule_of_ones_own(random_base: Path):
     assert 0 < trainer.state.log_history[0]["tokens_forwarded"] < 16 * longest + sum(map(len, sampled["prompt_ids"]))
 
 
+class Late:
+    """A user's rule with a bug that the trial on completions of two tokens does not reach; without a bug, one that is careless."""
+
+    def __init__(self, bug: Any = None) -> None:
+        self.bug = bug
+
+    def assign(self, completions, rewards, generator=None) -> Any:
+        credit = GRPO().assign(completions, rewards)
+        if self.bug is None:
+            rewards -= 7.0
+            completions.pop()[0] = 0
+        return credit if self.bug is None or max(map(len, completions)) <= 2 else self.bug(credit)
+
+
+BUGS = {
+    "NaN": (lambda credit: replace(credit, advantage=credit.advantage / 0), "the credit's advantage is "),
+    "no credit": (lambda credit: None, "assign returned a NoneType, not a TokenCredit"),
+    "a list": (lambda credit: [credit], "assign returned a list, not a TokenCredit"),
+    "outside": (lambda credit: replace(credit, completion=credit.completion + 1), "names a completion outside the group's 4"),
+    "an error": (lambda credit: {}["late"], "(KeyError: 'late', line "),
+}
+
+
+@pytest.mark.parametrize(("bug", "said"), BUGS.values(), ids=BUGS.keys())
+def test_credit_that_cannot_be_learned_from_stops_the_training_with_the_rules_name(bug: Any, said: str, random_base: Path):
+    """One NaN made every weight of the adapter NaN while the log said loss 0; other bugs ended inside torch, without the rule."""
+    trainer, recorder = runs.make_trainer(random_base, Late(bug))
+    before = {name: p.clone() for name, p in trainer.model.named_parameters()}
+    with pytest.raises(UserError, match=r"credit=.*Late.* fails on 4 completions of \d+ to \d+ tokens \(") as error:
+        trainer.train()
+    assert said in str(error.value) and "\n" not in str(error.value)
+    assert not recorder.gradients and all(torch.equal(before[name], p) for name, p in trainer.model.named_parameters())
+
+
+def test_a_rule_may_change_what_it_is_given(random_base: Path):
+    """It gets copies: those that are scored and logged stay as they were."""
+    found = []
+    for rule in (GRPO(), Late()):
+        trainer, recorder = runs.make_trainer(random_base, rule)
+        trainer.train()
+        found.append((recorder.gradients[0], {name: trainer.state.log_history[0][name] for name in ("reward", "kept_fraction")}))
+    assert found[0][1] == found[1][1]
+    assert all(torch.equal(gradient, found[1][0][name]) for name, gradient in found[0][0].items())
+
+
 def test_what_is_logged(random_base: Path):
     """kept_fraction counts the groups that do not tie; tokens_forwarded is the sum over the micro-batches of a step."""
     forwarded = {}
@@ -428,14 +474,18 @@ def wants_values(completions, rewards, generator=None, *, values):
 @pytest.mark.parametrize(
     ("named", "word"),
     [
-        ({"credit": SelectedGRPO("entropy", 0.5)}, "entropies"),
+        ({"credit": SelectedGRPO("entropy", 0.5)}, "needs entropies: TRL gives completions, rewards and a generator alone"),
+        ({"credit": SimpleNamespace(assign=GRPO().assign, needs=("entropies",))}, "needs entropies: TRL"),
+        ({"credit": TSPMO}, r"pass TSPMO\(\), not the class"),
+        ({"credit": SimpleNamespace(assign=lambda *_: None)}, "returned a NoneType, not a TokenCredit"),
         ({"credit": SimpleNamespace(assign=wants_values)}, "values"),
         ({"credit": object()}, "assign"),
         ({"scoring": "sparse"}, "scoring"),
         ({"tools": [print]}, "tools"),
         ({"environment_factory": object}, "environment_factory"),
     ],
-    ids=["entropies", "a keyword of one's own", "no rule", "scoring", "tools", "environment"],
+    ids=["entropies", "entropies that it can do without", "a class", "no credit", "a keyword of one's own", "no rule", "scoring",
+         "tools", "environment"],  # fmt: skip
 )
 def test_a_rule_or_argument_that_cannot_work_is_refused(named: dict[str, Any], word: str):
     given = {"credit": TSPMO(), "model": "no such model", "reward_funcs": runs.varied, "args": runs.settings(), **named}
