@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from replication.algorithms import OwnRule, every_token
+from replication.algorithms import every_token
+from replication.algorithms.own_rule import OwnRule
 from replication.config import ExperimentConfig
 from replication.errors import UserError
 from replication.groups import Group, credit_of

@@ -25,7 +25,6 @@ from __future__ import annotations
 from replication.algorithms.controls import SELECTORS, BranchGRPO, SelectedGRPO
 from replication.algorithms.credit import TokenCredit, every_token
 from replication.algorithms.grpo import GRPO
-from replication.algorithms.own_rule import OwnRule
 from replication.algorithms.ppo import PPO
 from replication.algorithms.s_grpo import SGRPO
 from replication.algorithms.t_spmo import TSPMO
@@ -38,7 +37,6 @@ __all__ = [
     "SGRPO",
     "TSPMO",
     "BranchGRPO",
-    "OwnRule",
     "SelectedGRPO",
     "TokenCredit",
     "Trie",

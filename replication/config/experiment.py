@@ -16,7 +16,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from replication.algorithms import GRPO, PPO, SELECTORS, SGRPO, TSPMO, BranchGRPO, OwnRule, SelectedGRPO
+from replication.algorithms import GRPO, PPO, SELECTORS, SGRPO, TSPMO, BranchGRPO, SelectedGRPO
+from replication.algorithms.own_rule import OwnRule
 from replication.base_files import base_fingerprint, is_local
 from replication.names import METHODS, NANO_BASE
 from replication.tasks import Task, completion_limit, get_task, with_template

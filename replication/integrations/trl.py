@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from transformers import ProcessorMixin
 from trl import GRPOConfig, GRPOTrainer
 
-from replication.algorithms import OwnRule, TokenCredit
+from replication.algorithms import TokenCredit
+from replication.algorithms.own_rule import OwnRule
 from replication.errors import UserError
 from replication.objective import k3, surrogate_loss
 from replication.randomness import stream

@@ -13,7 +13,8 @@ import torch
 from hypothesis import given
 from oracles import QUICK, groups, rows_of
 
-from replication.algorithms import GRPO, SGRPO, TSPMO, OwnRule, SelectedGRPO, TokenCredit
+from replication.algorithms import GRPO, SGRPO, TSPMO, SelectedGRPO, TokenCredit
+from replication.algorithms.own_rule import OwnRule
 from replication.errors import Stopped, UserError
 
 METHODS = {
