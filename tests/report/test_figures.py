@@ -279,7 +279,7 @@ def test_the_mean_of_a_drift_is_geometric(tables: dict[str, pd.DataFrame]):
     for method, own in logs.items():
         row = table.loc["word_problems after", method]
         assert row["value"] == pytest.approx(np.exp(own.mean())) and row["value_low"] < row["value"] < row["value_high"]
-    ratio = table.loc[("word_problems after", "t_spmo"), "times_grpo"]
+    ratio = table.loc[("word_problems after", "t_spmo"), "kl_over_grpo"]
     assert ratio == pytest.approx(np.exp((logs["t_spmo"] - logs["grpo"]).mean()))
 
 

@@ -253,7 +253,7 @@ def test_better_and_worse_side_effects_are_those_whose_interval_leaves_0_out(tab
 
 def test_side_effects_say_how_many_comparisons_they_pick_from_and_leave_the_gap_to_few_items(tables):
     table, said = _said("regularisation", tables)
-    compared = table[(table["better"] != 0) & (table["minus_grpo"].notna() | table["times_grpo"].notna())]
+    compared = table[(table["better"] != 0) & (table["minus_grpo"].notna() | table["kl_over_grpo"].notna())]
     assert f" {len(compared)} intervals" in said
     assert "train_minus_test" not in set(table["column"])
 
