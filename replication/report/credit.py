@@ -130,7 +130,7 @@ def draw_noise(tables: Tables, profile: str, table: pd.DataFrame) -> Figure:
     for axis, (name, label) in zip(axes[0], labels.items(), strict=True):
         _interval_dots(axis, table, name)
         if name == "cosine_with_grpo":
-            axis.set_xlim(min(0.0, axis.get_xlim()[0]), max(1.05, table[name].max() + 0.05))
+            axis.set_xlim(min(0.0, axis.get_xlim()[0]), max(1.05, axis.get_xlim()[1]))
         else:
             ends = table[[f"{name}_low", name, f"{name}_high"]].to_numpy(dtype=float)
             p.log_axis(axis, [10.0**power for power in range(-6, 9)])
@@ -145,7 +145,9 @@ def draw_noise(tables: Tables, profile: str, table: pd.DataFrame) -> Figure:
         f"{_sample(table, profile)} Signal: squared length of the mean gradient of an update; noise: its mean squared deviation "
         "when completions and kept tokens are drawn again for the same problems. Bars: 95 % bootstrap over problems. Hollow arrow "
         "at the left edge: an estimate of 0 or less, the signal is not above noise. A cosine under 1: another direction than "
-        "full-token GRPO's, which may be a better one."
+        "full-token GRPO's, which may be a better one. It is a dot product divided by two lengths, and "
+        "an estimate of the noise is subtracted from each of the three: by chance the lengths can come out too small, and then it "
+        "exceeds 1. No marker: a length came out as 0 or less."
     )
     return p.caption(figure, text)
 
