@@ -111,7 +111,7 @@ def cost_table(tables: Tables, profile: str) -> pd.DataFrame:
         row = {"setting": setting, "method": method, "level": own["level"].iloc[0], "seeds": len(own)}
         row["validation_items"] = items_of_split(tables, runs[runs["run_id"].isin(own["run_id"])], "validation")
         row["reached"] = own["step"].notna().sum()
-        row |= own[list(_LABELS)].fillna(np.inf).median().replace(np.inf, np.nan).to_dict()
+        row |= own[list(_LABELS)].fillna(np.inf).median().replace(np.inf, np.nan).add_suffix("_to_level").to_dict()
         both = pd.Series(dtype=float)
         if method != "grpo" and (setting, "grpo") in logs.index and logs[setting].loc[[method, "grpo"]].notna().all():
             both = (logs[setting, method] - logs[setting, "grpo"]).reindex(own["seed"]).dropna()

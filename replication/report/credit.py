@@ -16,6 +16,8 @@ from replication.statistics import Tables, table, with_setting
 #: The selectors that are the methods themselves; the others are controls.
 _METHOD_OF = {"all": "grpo", "rule": "s_grpo", "trie": "t_spmo"}
 _SHARES = ("gradient_decisive", "credit_decisive", "kept_fraction", "distinct_transitions_in_loss")
+#: The column of a rule in the table of the worked example.
+_CREDIT = "{}: % of the credit"
 _NOISE = ("tokens_in_loss", "snr_update", "snr_per_1000_tokens", "cosine_with_grpo")
 
 
@@ -208,7 +210,7 @@ def example_table(tables: Tables, profile: str) -> pd.DataFrame:
             for selector, its in own.groupby("selector", sort=False):
                 total = its["credit"].abs().sum()
                 here = its.loc[its["position"] == position, "credit"].abs().sum()
-                row[p.SELECTOR_LABELS[selector]] = 100 * here / total if total > 0 else 0.0
+                row[_CREDIT.format(p.SELECTOR_LABELS[selector])] = 100 * here / total if total > 0 else 0.0
             rows.append(row)
     return pd.DataFrame(rows)
 
@@ -269,7 +271,7 @@ def say_example(table: pd.DataFrame) -> list[str]:
     said = []
     for _, own in table.groupby("completion", sort=False):
         row = own.iloc[0]
-        labels = {METHOD_LABELS[name]: p.SELECTOR_LABELS[rule] for rule, name in _METHOD_OF.items()}
+        labels = {METHOD_LABELS[name]: _CREDIT.format(p.SELECTOR_LABELS[rule]) for rule, name in _METHOD_OF.items()}
         parts = [f"{name} gives it {percent(row[label])}" for name, label in labels.items() if label in row]
         said.append(
             f"In the {row['answer']} completion {row['token']!r} mattered most: it changed the chance of a right answer by "

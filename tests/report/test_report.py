@@ -517,6 +517,7 @@ def test_numbers_are_written_in_few_digits():
     assert [number(value) for value in values] == ["0.46", "27.2", "12,346", "0.0031", "0", ""]
     assert interval(0.61, 0.597, 0.62, " %") == "0.61 % [0.60, 0.62]", "all three to the same place"
     assert interval(-0.23, -1.42, 0.9) == "-0.2 [-1.4, 0.9]" and interval(3.0, float("nan"), float("nan")) == "3.0"
+    assert interval(-0.001, -0.9, 0.9) == "0.00 [-0.90, 0.90]", "no negative zero"
     assert span([8.6, 3.25]) == "3.2 to 8.6" and span([2.0, 2.0]) == "2.0"
 
 
