@@ -207,7 +207,7 @@ def per_seed(runs: pd.DataFrame, column: str) -> pd.Series:
 def seed_spread(tables: Tables, profile: str = "nano") -> pd.DataFrame:
     """Per setting and method, two kinds of uncertainty side by side instead of one undefined "±".
 
-    Columns setting, method, seeds, test_items, mean, seed_sd, seed_min, seed_max (how much training under another seed changes the
+    Columns setting, method, seeds, items, mean, seed_sd, seed_min, seed_max (how much training under another seed changes the
     accuracy; sd with ddof 1, NaN for one seed), items_low, items_high (what another test set could change for these very
     policies: the t interval over templates and items of the items' means over seeds; one seed without templates: Wilson's),
     design_effect, diverged, collapsed (numbers of runs). All else in fractions.
@@ -227,5 +227,5 @@ def seed_spread(tables: Tables, profile: str = "nano") -> pd.DataFrame:
         effect = design_effect(of_item, templates) if known else float("nan")
         spread = (of_seed.mean(), of_seed.std(ddof=1), of_seed.min(), of_seed.max())
         rows.append((*key, seeds, items, *spread, low, high, effect, *((own["status"] == status).sum() for status in _BROKEN)))
-    columns = ["method", "seeds", "test_items", "mean", "seed_sd", "seed_min", "seed_max", "items_low", "items_high"]
+    columns = ["method", "seeds", "items", "mean", "seed_sd", "seed_min", "seed_max", "items_low", "items_high"]
     return pd.DataFrame(rows, columns=["setting", *columns, "design_effect", *_BROKEN])

@@ -32,7 +32,7 @@ def test_seed_spread_keeps_seeds_and_items_apart():
     runs = tables["runs"]
     mine = runs[(runs["task"] == "word_problems") & (runs["method"] == "grpo")]["accuracy"]
     row = spread.loc[("word_problems after", "grpo")]
-    assert (row["seeds"], row["test_items"]) == (4, 300)
+    assert (row["seeds"], row["items"]) == (4, 300)
     assert row["seed_sd"] == pytest.approx(mine.std(ddof=1))
     items = tables["items"][tables["items"]["run_id"].isin(runs["run_id"][mine.index])].groupby("item_id")["correct"].mean()
     half = stats.t.ppf(0.975, 299) * items.std(ddof=1) / np.sqrt(300)
@@ -154,7 +154,7 @@ def test_a_base_with_more_items_is_compared_over_the_shared_ones_alone():
     assert (gain.items, gain.value) == (60, pytest.approx(expected))
     assert abs(grpo["accuracy"].mean() - base["accuracy"].iloc[0] - expected) > 1e-3, "the means alone say something else"
     assert accuracy(tables, base).items == 200
-    spread = seed_spread(tables).set_index(["setting", "method"])["test_items"]
+    spread = seed_spread(tables).set_index(["setting", "method"])["items"]
     assert spread["word_problems after", "base"] == 200 and spread["word_problems after", "grpo"] == 60
     assert set(detectable_differences(tables)["items"]) == {60}
 
