@@ -253,7 +253,7 @@ def test_better_and_worse_side_effects_are_those_whose_interval_leaves_0_out(tab
 
 def test_side_effects_say_how_many_comparisons_they_pick_from_and_leave_the_gap_to_few_items(tables):
     table, said = _said("regularisation", tables)
-    compared = table[(table["better"] != 0) & (table["minus_grpo"].notna() | table["times_grpo"].notna())]
+    compared = table[(table["better"] != 0) & (table["minus_grpo"].notna() | table["kl_over_grpo"].notna())]
     assert f" {len(compared)} intervals" in said
     assert "train_minus_test" not in set(table["column"])
 
@@ -517,6 +517,7 @@ def test_numbers_are_written_in_few_digits():
     assert [number(value) for value in values] == ["0.46", "27.2", "12,346", "0.0031", "0", ""]
     assert interval(0.61, 0.597, 0.62, " %") == "0.61 % [0.60, 0.62]", "all three to the same place"
     assert interval(-0.23, -1.42, 0.9) == "-0.2 [-1.4, 0.9]" and interval(3.0, float("nan"), float("nan")) == "3.0"
+    assert interval(-0.001, -0.9, 0.9) == "0.00 [-0.90, 0.90]", "no negative zero"
     assert span([8.6, 3.25]) == "3.2 to 8.6" and span([2.0, 2.0]) == "2.0"
 
 
