@@ -27,6 +27,7 @@ from replication.report import (
     plan_sentence,
     plan_table,
     power,
+    short_answer,
     state_table,
     table_html,
     verdict_rows,
@@ -556,3 +557,14 @@ def test_formulas_become_images_with_their_source_as_text():
     assert formula("x_i") == formula("x_i")
     text = with_formulas("cost `$5` and $x$ and\n$$\ny = 2\n$$\n")
     assert "`$5`" in text and text.count("<img") == 2 and 'class="display"' in text
+
+
+def test_the_short_answer_follows_the_verdicts():
+    judged = pd.DataFrame({"claim": ["C2", "C3", "C4"], "scale": "paper", "counterpart": None, "verdict": "not run"})
+    own = pd.DataFrame({"claim": ["N2", "N3", "N4"], "scale": "nano", "counterpart": ["C2", "C3", "C4"],
+                        "verdict": ["supported", "inconclusive", "not supported"]})  # fmt: skip
+    said = short_answer(pd.concat([judged, own]), "nano")
+    assert "over 70 %”: in part" in said and "does not improve”: no" in said and "nothing was run" in said
+    said = short_answer(judged.assign(verdict="supported"), "paper")
+    assert said.count("yes") == 2 and "nothing was run" not in said
+    assert short_answer(judged, "small") == "Does the paper hold? At its own scale nothing was run."
