@@ -17,12 +17,21 @@ from replication.models import Policy
 from replication.randomness import stream
 from replication.rollout import Completion
 from replication.scoring import micro_batches, score
-from replication.tasks import Problem
+from replication.tasks import Problem, Task
 
 #: Most that two ways to compute one log-prob may differ, in nats: at any token in float32, on average in 16 bits, where single
 #: tokens differ by rounding alone.
 LIMIT_FLOAT32 = 1e-3
 LIMIT_16_BITS = 0.05
+
+
+def check_enough(config: ExperimentConfig, task: Task) -> None:
+    """Raise UserError if the task has fewer training problems than a step takes."""
+    if config.steps and config.prompts_per_step > len(task.train):
+        raise UserError(
+            f"prompts_per_step={config.prompts_per_step}, but the training split of {config.task} holds {len(task.train)}: "
+            f"set prompts_per_step to at most {len(task.train)}"
+        )
 
 
 def check_reward(reward: Callable[[str, Any], float], problems: Iterable[Any]) -> None:

@@ -106,11 +106,7 @@ def sweep(options: argparse.Namespace) -> int:
     out = _results(options)
     planned = _plan(options, options.ablation)
     if options.list:
-        configs = list(dict.fromkeys(run.config for run in planned))
-        for config in configs:
-            print(run_command(config, out / "runs" / _run_id(config)))
-        say(f"{len(configs)} runs, {sum(config.steps for config in configs)} steps")
-        return 0
+        return _list_runs(list(dict.fromkeys(run.config for run in planned)), out / "runs")
     from replication.report import rebuild_tables
     from replication.sweep import run_plan
 
@@ -126,11 +122,20 @@ def sweep(options: argparse.Namespace) -> int:
     return 0 if result.ok else 1
 
 
-def _run_id(config: ExperimentConfig) -> str:
-    try:
-        return config.run_id
-    except UserError:  # the data or the base, which a run id covers, are not here
-        return "RUN_ID"
+def _list_runs(configs: Sequence[ExperimentConfig], runs_dir: Path) -> int:
+    """Print the command of each run. One whose folder is not known is a comment to a shell, so that no two write into one."""
+    unknown = []
+    for config in configs:
+        try:
+            print(run_command(config, runs_dir / config.run_id))
+        except UserError as error:  # the data or the base, which a run id covers, are not here
+            unknown.append(str(error))
+            print(f"# {run_command(config, runs_dir / 'RUN_ID')}")
+    say(f"{len(configs)} runs, {sum(config.steps for config in configs)} steps")
+    if unknown:
+        reasons = "; ".join(dict.fromkeys(unknown))
+        raise UserError(f"{len(unknown)} of these runs have no run id, which names their folder, and cannot be started: {reasons}")
+    return 0
 
 
 def report(options: argparse.Namespace) -> int:
@@ -244,7 +249,7 @@ def check(options: argparse.Namespace) -> int:
     from replication.tables import build_tables, read_tables
 
     claims = load_claims(CLAIMS)
-    claim = next((claim for claim in claims if claim.id == options.claim), None)
+    claim = next((claim for claim in claims if claim.id.lower() == options.claim.lower()), None)
     if claim is None:
         raise UserError(f"unknown claim {options.claim!r}: choose one of {', '.join(claim.id for claim in claims)}")
     planned = _runs_of(claim, options)
@@ -257,10 +262,9 @@ def check(options: argparse.Namespace) -> int:
     for run_id, reason in result.failed.items():
         say(f"failed: {runs / run_id}: {reason}")
     mine = build_tables(planned, runs)
-    if claim.tuned and "runs" in committed:
+    if claim.tuned and "runs" in committed:  # the tuning of the rates is not checked again
         rates = committed["runs"][committed["runs"]["ablation"] == "learning_rate"]
         mine["runs"] = pd.concat([mine["runs"], rates], ignore_index=True)
-        say("that the learning rates are tuned is taken from the committed tables; it is not checked again")
     # Both are judged anew: the committed verdicts may be older than the claim.
     rows = {"here": verdicts([claim], mine), "committed": verdicts([claim], committed)}
     shown = pd.concat(rows, names=["from"]).reset_index("from")
@@ -271,6 +275,8 @@ def check(options: argparse.Namespace) -> int:
     for name, note in zip(rows, shown["note"], strict=True):
         if note:
             print(f"{name}: {note}")
+    if claim.tuned:
+        print("here: the runs that tuned the learning rates are those of the committed tables")
     here, there = shown["seeds"]
     if shown["seeds"].notna().all() and here < there:
         print(f"{here} seeds decide less than the committed {there}: SEEDS={there} repeats all of them")

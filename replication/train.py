@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from replication.algorithms import TokenCredit
 from replication.base_files import base_fingerprint
-from replication.checks import check_reward, require_sampled_equals_scored, try_rule
+from replication.checks import check_enough, check_reward, require_sampled_equals_scored, try_rule
 from replication.config import ExperimentConfig, run_command
 from replication.console import say
 from replication.errors import Diverged, Stopped, UserError
@@ -53,11 +53,7 @@ def run(config: ExperimentConfig, run_dir: str | Path) -> RunSummary:
         Diverged: the logits of the base itself are not finite.
     """
     task = config.load_task()
-    if config.steps and config.prompts_per_step > len(task.train):
-        raise UserError(
-            f"prompts_per_step={config.prompts_per_step}, but {config.task} has {len(task.train)} training problems: "
-            f"set prompts_per_step to at most {len(task.train)}"
-        )
+    check_enough(config, task)
     if config.reward is not None:
         check_reward(task.reward, (*task.train[:3], *task.test[:3]))
     if is_import_path(config.method):

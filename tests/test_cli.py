@@ -74,7 +74,7 @@ BAD = {
     "unknown task": (["run", "TASK=poems"], "unknown task 'poems': choose one of"),
     "unknown method": (["run", "METHOD=sarsa"], "unknown method 'sarsa': choose one of"),
     "negative seed": (["run", "SEED=-1"], "seed: Input should be greater than or equal to 0 (is -1)"),
-    "unknown field": (["run", "--set", "learning_rat=1"], "learning_rat is not a setting"),
+    "unknown field": (["run", "--set", "learning_rat=1"], "learning_rat is not a setting (did you mean learning_rate?)"),
     "field of an option": (["run", "--set", "seed=1"], "--set seed: use the option --seed"),
     "no value": (["run", "--set", "steps"], "--set 'steps' is not FIELD=VALUE"),
     "no number": (["run", "--set", "steps=many"], "steps: Input should be a valid integer"),
@@ -127,11 +127,21 @@ def test_settings_are_read_as_yaml():
 
 
 def test_the_listed_plan_is_a_command_per_run(capsys):
-    assert main(["sweep", "--profile", "paper", "--list", "--seeds", "1", "--svamp", "/data/SVAMP.json"]) == 0
+    assert main(["sweep", "--profile", "nano", "--list", "--seeds", "1"]) == 0
     out, err = capsys.readouterr()
     lines = out.splitlines()
-    assert all(line.startswith("python -m replication run --profile paper") for line in lines) and f"{len(lines)} runs" in err
+    assert all(line.startswith("python -m replication run --profile nano") for line in lines) and f"{len(lines)} runs" in err
+    assert len({line.partition("--out ")[2] for line in lines}) == len(lines)
+
+
+def test_a_listed_run_whose_folder_is_not_known_is_a_comment(capsys):
+    """109 runs of one list went to one folder, RUN_ID, where the data were missing; the status was 0."""
+    assert main(["sweep", "--profile", "paper", "--list", "--seeds", "1", "--svamp", "/data/SVAMP.json"]) == 2
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
+    assert all(line.startswith("# python -m replication run --profile paper") for line in lines if "RUN_ID" in line)
     assert all(("svamp_source" in line) == ("--task svamp" in line) for line in lines)
+    assert f"{len(lines)} runs" in err and "cannot read SVAMP from /data/SVAMP.json" in err.splitlines()[-1]
 
 
 def test_a_sweep_ends_with_1_and_lists_what_is_missing(tmp_path, monkeypatch, capsys):

@@ -114,7 +114,7 @@ BAD = [
         {"method": "ppo", "cutoff": None, "keep_probability": None, "max_kept_tokens": None},
         "PPO needs gae_lambda",
     ),
-    ({"speed": 3}, "speed is not a setting (known: profile, task"),
+    ({"velocity": 3}, "velocity is not a setting (known: profile, task"),
     ({"steps": -1}, "steps: Input should be greater than or equal to 0 (is -1)"),
     ({"steps": "many"}, "steps: Input should be a valid integer"),
     ({"seed": -1}, "seed: Input should be greater than or equal to 0 (is -1)"),

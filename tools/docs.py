@@ -16,7 +16,7 @@ from benchmarks.figures import read_tables as read_bench
 from replication.ablations import plan
 from replication.errors import UserError
 from replication.names import HEADLINE, METHOD_LABELS, RESULTS, ROOT
-from replication.report import EXHIBITS, advice_table, conclusions, interval, limits
+from replication.report import EXHIBITS, advice_table, conclusions, interval, limits, short_answer
 from replication.runs import atomic_write, read_json
 from replication.tables import read_tables
 from tools import api, predictions
@@ -39,7 +39,8 @@ def verdict_table(committed: Path = COMMITTED) -> str:
     tables = read_tables(committed)
     judged = tables["verdicts"]
     nano = judged[judged["scale"] == "nano"]
-    lines = [f"{place}. {sentence}" for place, sentence in enumerate(conclusions(judged, tables, "nano"), 1)]
+    lines = [f"**{short_answer(judged, 'nano')}**", ""]
+    lines += [f"{place}. {sentence}" for place, sentence in enumerate(conclusions(judged, tables, "nano"), 1)]
     if said := limits(judged, tables, "nano"):
         lines += ["", "**Limits.**", "", *(f"- {sentence}" for sentence in said)]
     lines += ["", "| claim in the nano lab | of the paper's | ours [95 % interval] | seeds | verdict |", "|---|---|---|---|---|"]

@@ -37,7 +37,7 @@ def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
     for setting in settings:
         name, equals, text = setting.partition("=")
         if not equals or not name.isidentifier():
-            raise UserError(f"--set {setting!r} is not FIELD=VALUE")
+            raise UserError(f"--set {setting!r} is not FIELD=VALUE, without blanks around the =")
         values[name] = _read_value(name, text)
     return values
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 from importlib import resources
 from typing import Any
@@ -20,9 +21,13 @@ def _one_line(error: ValidationError) -> str:
     for item in error.errors():
         where = ".".join(str(part) for part in item["loc"])
         if item["type"] == "extra_forbidden":
-            parts.append(f"{where} is not a setting (known: {', '.join(ExperimentConfig.model_fields)})")
+            near = difflib.get_close_matches(where, ExperimentConfig.model_fields, n=1)
+            known = f"did you mean {near[0]}?" if near else f"known: {', '.join(ExperimentConfig.model_fields)}"
+            parts.append(f"{where} is not a setting ({known})")
         else:
             message = item["msg"].removeprefix("Value error, ")
+            if item["type"] == "tuple_type":
+                message = 'write a list, such as ["q_proj"]'
             shown = f" (is {item['input']!r})" if where else ""
             parts.append(f"{where}: {message}{shown}" if where else message)
     return "; ".join(parts)

@@ -51,6 +51,8 @@ def measure_prompts(profile: str, out: str | Path, *, task: str | None = None, *
         overrides: other values of config fields.
     """
     planned = configs(profile, task, **overrides)
+    for config in planned:  # raises where the data are missing: what a row lacks below is its template
+        config.model_copy(update={"prompt_template": None}).load_task()
     earlier = _earlier(Path(out))
     rows: list[dict[str, Any]] = []
     policy = None
@@ -59,7 +61,7 @@ def measure_prompts(profile: str, out: str | Path, *, task: str | None = None, *
         row["chosen"] = config.task not in {other["task"] for other in rows}
         try:
             row["run_id"] = config.run_id
-        except UserError as error:  # the data are there, so it is the template that is not
+        except UserError as error:
             rows.append(row | {"status": "not run", "reason": str(error)})
             continue
         if row["run_id"] in earlier:

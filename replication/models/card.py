@@ -76,18 +76,20 @@ def model_card(config: ExperimentConfig, manifest: Mapping[str, Any], summary: M
 
 
 def _usage(config: ExperimentConfig) -> str:
-    transformers = "from transformers import AutoModelForCausalLM\n\n"
-    if not config.lora_rank:
-        return f'{transformers}model = AutoModelForCausalLM.from_pretrained("PATH OF THIS FOLDER")\n'
     if is_gguf(config.model):
-        folder, more = str(Path(config.model).parent), f", gguf_file={Path(config.model).name!r}"
+        base, more = str(Path(config.model).parent), f", gguf_file={Path(config.model).name!r}"
     else:
-        folder, more = base_name(config), f", revision={config.revision!r}" if config.revision else ""
-    return (
-        f"from peft import PeftModel\n{transformers}"
-        f"base = AutoModelForCausalLM.from_pretrained({folder!r}{more})\n"
-        'model = PeftModel.from_pretrained(base, "PATH OF THIS FOLDER")\n'
-    )
+        base, more = base_name(config), f", revision={config.revision!r}" if config.revision else ""
+    where = "  # in a clone of the replication" if config.model == "nano" else ""
+    lines = ["from transformers import AutoModelForCausalLM, AutoTokenizer", ""]
+    if config.lora_rank:
+        lines = ["from peft import PeftModel", *lines]
+        lines += [f"base = AutoModelForCausalLM.from_pretrained({base!r}{more}){where}"]
+        lines += ['model = PeftModel.from_pretrained(base, "PATH OF THIS FOLDER")']
+    else:
+        lines += ['model = AutoModelForCausalLM.from_pretrained("PATH OF THIS FOLDER")']
+    # The tokenizer is the base's, and is not saved again.
+    return "\n".join([*lines, f"tokenizer = AutoTokenizer.from_pretrained({base!r}{more})", ""])
 
 
 def _checksum(fingerprint: str | None) -> str | None:

@@ -10,6 +10,9 @@ from replication.algorithms import TokenCredit, build_trie
 from replication.notebooks.toy_figures import CREDIT_COLOURS, drawing
 from replication.notebooks.toy_group import ShownGroup
 
+#: Width in inches of the part of an edge that slants. The rest is level, so that no edge runs over a node or another edge.
+_SLANT = 0.4
+
 
 def trie(group: ShownGroup, credit: TokenCredit, *, title: str) -> Figure:
     """The prefix trie of a group: on its nodes how many answers pass and their mean reward, on its edges the credited advantage.
@@ -64,7 +67,8 @@ def _draw_trie(
         below = segments.get(node, [])
         for end, text in below:
             edges.append((node, end, text))
-            lay_out(end, x + max(0.9, 0.085 * len(_shorter(text)) + 0.55))
+            letters = max(len(_shorter(text)), 5)  # an advantage has five
+            lay_out(end, x + _SLANT + 0.075 * letters + 0.45)
         if below:
             y = float(np.mean([place[end][1] for end, _ in below]))
         else:
@@ -85,17 +89,18 @@ def _draw_trie(
             (x0, y0), (x1, y1) = place[parent], place[end]
             advantage = credited.get(end, 0.0)
             colour = "#bbbbbb" if advantage == 0 else CREDIT_COLOURS(scale(advantage))
-            axis.plot([x0, x1], [y0, y1], color="#999999", linewidth=4.2 if advantage else 1.4, zorder=1)
+            bent = [x0, x0 + _SLANT, x1], [y0, y1, y1]
+            axis.plot(*bent, color="#999999", linewidth=4.2 if advantage else 1.4, zorder=1)
             if advantage:
-                axis.plot([x0, x1], [y0, y1], color=colour, linewidth=3.2, zorder=1.1)
+                axis.plot(*bent, color=colour, linewidth=3.2, zorder=1.1)
             label = _shorter(text) + (f"\n{advantage:+.2f}" if advantage else "")
-            axis.text((x0 + x1) / 2 + 0.08, (y0 + y1) / 2, label, fontsize=8.5, ha="center", va="center", zorder=3,
-                      bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.2, "alpha": 0.92})  # fmt: skip
+            axis.text((x0 + _SLANT + x1) / 2 - 0.05, y1, label, fontsize=8.5, ha="center", va="center", zorder=3,
+                      bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.2})  # fmt: skip
         for node, (x, y) in place.items():
             axis.plot(x, y, "o", markersize=15, color="white", markeredgecolor="#333333", zorder=4)
             axis.text(x, y, str(len(passing[node])), fontsize=8.5, ha="center", va="center", zorder=5)
             mean = f"{np.mean(passing[node]):.2f}"
-            axis.text(x, y + 0.33, mean, fontsize=7.5, ha="center", va="center", color="#555555", zorder=5)
+            axis.text(x, y + 0.33, mean, fontsize=7.5, ha="right", va="center", color="#555555", zorder=5)
         note = (
             "circle: answers that pass, below it their mean reward; edge: next tokens, and the advantage of the first of them "
             "if it is credited"

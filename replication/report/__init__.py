@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from replication.report.advice import advice_table
 from replication.report.exhibits import EXHIBITS, save_figures
-from replication.report.findings import conclusions, limits, negative_results, power, verdict_rows, verdict_table
+from replication.report.findings import conclusions, limits, negative_results, power, short_answer, verdict_rows, verdict_table
 from replication.report.headline import LEVEL, learning_table
 from replication.report.html import notebook_page, table_html, with_formulas
 from replication.report.page import build, find_tables, rebuild_tables, update_tables
@@ -60,6 +60,7 @@ __all__ = [
     "rebuild_tables",
     "save_figure",
     "save_figures",
+    "short_answer",
     "state_table",
     "table_html",
     "update_tables",

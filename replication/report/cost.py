@@ -111,7 +111,7 @@ def cost_table(tables: Tables, profile: str) -> pd.DataFrame:
         row = {"setting": setting, "method": method, "level": own["level"].iloc[0], "seeds": len(own)}
         row["validation_items"] = items_of_split(tables, runs[runs["run_id"].isin(own["run_id"])], "validation")
         row["reached"] = own["step"].notna().sum()
-        row |= own[list(_LABELS)].fillna(np.inf).median().replace(np.inf, np.nan).to_dict()
+        row |= own[list(_LABELS)].fillna(np.inf).median().replace(np.inf, np.nan).add_suffix("_to_level").to_dict()
         both = pd.Series(dtype=float)
         if method != "grpo" and (setting, "grpo") in logs.index and logs[setting].loc[[method, "grpo"]].notna().all():
             both = (logs[setting, method] - logs[setting, "grpo"]).reindex(own["seed"]).dropna()
@@ -131,8 +131,8 @@ def draw_cost(tables: Tables, profile: str, table: pd.DataFrame) -> Figure:
     size = {"rows": len(shown), "width": p.column_width(settings), "height": 2.8}
     figure, axes = p.panels("What an accuracy costs", len(settings), **size)
     for row, name in zip(axes, shown, strict=True):
+        reached: list[float] = []
         for axis, setting in zip(row, settings, strict=True):
-            reached: list[float] = []
             for method in trained_in(runs["method"]):
                 own = spent[(spent["setting"] == setting) & (spent["method"] == method)]
                 if own.empty:
@@ -146,10 +146,11 @@ def draw_cost(tables: Tables, profile: str, table: pd.DataFrame) -> Figure:
                 look |= {"marker": p.MARKERS[method], "markersize": 5.5, "label": METHOD_LABELS[method]}
                 axis.plot(x.mean(axis=1), y.mean(axis=1), **look)
                 reached += list(x.mean(axis=1))
-            p.decades(axis, reached)
             axis.set_xlabel(f"{_LABELS[name]} (log scale)")
             axis.set_title(SETTING_LABELS[setting], loc="left")
             p.percent_axis(axis, "validation accuracy (%)")
+        for axis in row:
+            p.decades(axis, reached)
     p.legend_beside(figure, axes.flat)
     text = f"{p.about(profile)} A marker for each evaluation; thick: mean over {p.seeds_of(runs)}, thin: each seed. Read across "
     text += "at an accuracy: the curve met first spent least. Through the model: sampled tokens and those of the updates."

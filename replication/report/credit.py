@@ -16,6 +16,8 @@ from replication.statistics import Tables, table, with_setting
 #: The selectors that are the methods themselves; the others are controls.
 _METHOD_OF = {"all": "grpo", "rule": "s_grpo", "trie": "t_spmo"}
 _SHARES = ("gradient_decisive", "credit_decisive", "kept_fraction", "distinct_transitions_in_loss")
+#: The column of a rule in the table of the worked example.
+_CREDIT = "{}: % of the credit"
 _NOISE = ("tokens_in_loss", "snr_update", "snr_per_1000_tokens", "cosine_with_grpo")
 
 
@@ -130,7 +132,7 @@ def draw_noise(tables: Tables, profile: str, table: pd.DataFrame) -> Figure:
     for axis, (name, label) in zip(axes[0], labels.items(), strict=True):
         _interval_dots(axis, table, name)
         if name == "cosine_with_grpo":
-            axis.set_xlim(min(0.0, axis.get_xlim()[0]), max(1.05, table[name].max() + 0.05))
+            axis.set_xlim(min(0.0, axis.get_xlim()[0]), max(1.05, axis.get_xlim()[1]))
         else:
             ends = table[[f"{name}_low", name, f"{name}_high"]].to_numpy(dtype=float)
             p.log_axis(axis, [10.0**power for power in range(-6, 9)])
@@ -145,7 +147,9 @@ def draw_noise(tables: Tables, profile: str, table: pd.DataFrame) -> Figure:
         f"{_sample(table, profile)} Signal: squared length of the mean gradient of an update; noise: its mean squared deviation "
         "when completions and kept tokens are drawn again for the same problems. Bars: 95 % bootstrap over problems. Hollow arrow "
         "at the left edge: an estimate of 0 or less, the signal is not above noise. A cosine under 1: another direction than "
-        "full-token GRPO's, which may be a better one."
+        "full-token GRPO's, which may be a better one. It is a dot product divided by two lengths, and "
+        "an estimate of the noise is subtracted from each of the three: by chance the lengths can come out too small, and then it "
+        "exceeds 1. No marker: a length came out as 0 or less."
     )
     return p.caption(figure, text)
 
@@ -206,7 +210,7 @@ def example_table(tables: Tables, profile: str) -> pd.DataFrame:
             for selector, its in own.groupby("selector", sort=False):
                 total = its["credit"].abs().sum()
                 here = its.loc[its["position"] == position, "credit"].abs().sum()
-                row[p.SELECTOR_LABELS[selector]] = 100 * here / total if total > 0 else 0.0
+                row[_CREDIT.format(p.SELECTOR_LABELS[selector])] = 100 * here / total if total > 0 else 0.0
             rows.append(row)
     return pd.DataFrame(rows)
 
@@ -267,7 +271,7 @@ def say_example(table: pd.DataFrame) -> list[str]:
     said = []
     for _, own in table.groupby("completion", sort=False):
         row = own.iloc[0]
-        labels = {METHOD_LABELS[name]: p.SELECTOR_LABELS[rule] for rule, name in _METHOD_OF.items()}
+        labels = {METHOD_LABELS[name]: _CREDIT.format(p.SELECTOR_LABELS[rule]) for rule, name in _METHOD_OF.items()}
         parts = [f"{name} gives it {percent(row[label])}" for name, label in labels.items() if label in row]
         said.append(
             f"In the {row['answer']} completion {row['token']!r} mattered most: it changed the chance of a right answer by "

@@ -21,6 +21,9 @@ from replication.statistics import TUNED_WITHIN, Tables, at_best_rate, detectabl
 MAIN = "word_problems after"
 #: Two methods are called alike only where their difference is under this many points.
 EQUAL_WITHIN = 5.0
+_SCALES = {"nano": "In the nano lab", "small": "On Qwen2.5-0.5B-Instruct", "paper": "On Qwen2-1.5B"}
+#: A verdict as the answer to a question.
+_WORDS = {"supported": "yes", "not supported": "no", "inconclusive": "open", "by design": "by construction"}
 #: A verdict as the end of a sentence about a claim.
 _PHRASES = {
     "supported": "this holds here",
@@ -29,6 +32,26 @@ _PHRASES = {
     "not run": "here it was not measured",
     "by design": "here it is true by construction",
 }
+
+
+def short_answer(judged: pd.DataFrame, profile: str) -> str:
+    """Whether the paper holds, in one line: what these runs say, and what its own scale says."""
+    scales = dict.fromkeys([profile, "paper"])
+    said = [f"{_SCALES[scale]}, {short}" for scale in scales if scale in _SCALES and (short := _short(judged, scale))]
+    ran = (judged.loc[judged["scale"] == "paper", "verdict"] != "not run").any()
+    return " ".join(["Does the paper hold?", *said, *([] if ran else ["At its own scale nothing was run."])])
+
+
+def _short(judged: pd.DataFrame, scale: str) -> str:
+    """The verdicts of a scale on the paper's two main findings in a word each; nothing where neither was judged."""
+    own, parts = judged[(judged["scale"] == scale) & (judged["verdict"] != "not run")], []
+    for text, claims in (
+        ("S-GRPO and T-SPMO lift word problems to over 70 %", ("C2", "C3")),
+        ("full-token GRPO with LoRA does not improve", ("C4",)),
+    ):
+        if found := set(_about(own, *claims)["verdict"]):
+            parts.append(f"“{text}”: {_WORDS[found.pop()] if len(found) == 1 else 'in part'}")
+    return "; ".join(parts) + "." if parts else ""
 
 
 def conclusions(judged: pd.DataFrame, tables: Tables, profile: str, table: pd.DataFrame | None = None) -> list[str]:

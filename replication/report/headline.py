@@ -86,11 +86,11 @@ def draw_accuracy(tables: Tables, profile: str, table: pd.DataFrame) -> Figure:
 
 def _mean_and_seeds(axis: Axes, place: int, method: str, runs: pd.DataFrame, value: float, low: float, high: float) -> None:
     colour, marker = p.COLOURS[method], p.MARKERS[method]
-    centre = place + (0.22 if method != "base" else 0.0)  # the base has no seeds beside it
+    centre = place + (0.26 if method != "base" else 0.0)  # the base has no seeds beside it
     axis.plot([centre] * 2, [low, high], color=colour, linewidth=2.2, zorder=3)
     axis.plot(centre, value, marker, color=colour, markersize=7, zorder=4)
     if method != "base":
-        spread = np.linspace(-0.28, 0.04, len(runs)) if len(runs) > 1 else np.full(1, -0.12)
+        spread = np.linspace(-0.38, -0.08, len(runs)) if len(runs) > 1 else np.full(1, -0.23)
         p.dots(axis, place + spread, 100 * runs["accuracy"], runs, colour, marker)
     # Above the interval, unless the interval reaches the top.
     above = np.nanmax([high, value]) < 96

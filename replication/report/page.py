@@ -12,7 +12,7 @@ from replication.names import CLAIMS, RESULTS
 from replication.report import appendix, plan
 from replication.report.advice import MARGIN, advice_table
 from replication.report.exhibits import EXHIBITS, save_figures
-from replication.report.findings import conclusions, limits, negative_results, power, verdict_table
+from replication.report.findings import conclusions, limits, negative_results, power, short_answer, verdict_table
 from replication.report.html import render
 from replication.report.wording import listing, own_reward, shown_table
 from replication.runs import atomic_write, read_json
@@ -102,6 +102,7 @@ def build(results_dir: str | Path, profile: str) -> Path:
     save_figures(shown, results_dir / "figures")
     manifest = read_json(results_dir / "manifest.json", "a manifest")
     values = _context(tables, judged, manifest, results_dir, profile)
+    values["answer"] = short_answer(judged, profile)
     values["conclusions"] = conclusions(judged, tables, profile, exhibits[0].table)
     values["limits"] = limits(judged, tables, profile)
     values["exhibits"] = [one.html(f"figures/{one.name}.png") for one in shown]

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from replication.names import HEADLINE, METHOD_LABELS, SETTING_LABELS
 from replication.report import style as p
 from replication.report.select import base_accuracy, items_of, items_of_split, methods_of, with_all_seeds
-from replication.report.wording import all_seeds, counted, listing, number, percent, span
+from replication.report.wording import all_seeds, counted, counted_span, listing, number, percent, span
 from replication.statistics import TUNED_WITHIN, Tables, at_best_rate, best_rate, difference, end_of_grid, in_order, runs_of, tuning
 
 #: From so many seeds on, a difference whose interval leaves 0 out is called clear.
@@ -64,22 +64,25 @@ def draw_rate(tables: Tables, profile: str, table: pd.DataFrame) -> Figure:
     runs = runs[runs["validation_accuracy"].notna()]
     methods = methods_of(runs)
     figure, axes = p.setting_panels("Does one learning rate settle a comparison?", list(table["setting"].unique()), width=4.6)
+    rates = sorted(runs["learning_rate"].unique())
     for setting, axis in axes.items():
-        rates = sorted(runs.loc[runs["setting"] == setting, "learning_rate"].unique())
-        for shift, method in zip(np.geomspace(0.95, 1 / 0.95, len(methods)), methods, strict=True):
+        for place, (shift, method) in enumerate(zip(np.geomspace(0.92, 1 / 0.92, len(methods)), methods, strict=True)):
             own = runs[(runs["setting"] == setting) & (runs["method"] == method)]
             p.line_of_means(axis, own, "learning_rate", {rate: rate * shift for rate in rates}, method, "validation_accuracy")
             best = table[(table["setting"] == setting) & (table["method"] == method) & table["chosen"]]
             axis.scatter(
-                best["learning_rate"] * shift, best["validation_accuracy"], s=190, facecolors="none",
+                best["learning_rate"] * shift, best["validation_accuracy"], s=130 + 130 * place, facecolors="none",
                 edgecolors=p.COLOURS[method], linewidths=1.6, zorder=6,
             )  # fmt: skip
         p.log_axis(axis, rates)
+        axis.set_xlim(rates[0] / 1.25, rates[-1] * 1.25)
+        seeds = counted_span(table.loc[table["setting"] == setting, "seeds"], "seed")
+        axis.set_title(f"{SETTING_LABELS[setting]}: {seeds} at each rate", loc="left")
         axis.set_xlabel("learning rate of AdamW (log scale)")
         p.percent_axis(axis, "validation accuracy (%)")
     p.legend_beside(figure, axes.values())
-    text = f"{p.about(profile)} Ring: the rate that validation chooses. Filled: mean; hollow: {p.seeds_of(runs, 'learning_rate')} "
-    return p.caption(figure, f"{text}at each point.{p.bars(runs, 'learning_rate')}")
+    text = f"{p.about(profile)} Ring, of another size for each method: the rate that validation chooses. Filled: mean; hollow: "
+    return p.caption(figure, f"{text}{p.seeds_of(runs, 'learning_rate')} at each point.{p.bars(runs, 'learning_rate')}")
 
 
 def say_rate(table: pd.DataFrame) -> list[str]:

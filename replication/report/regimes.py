@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from replication.names import METHOD_LABELS, NEW_SEED, TRAINED
+from replication.names import METHOD_LABELS, NEW_SEED
 from replication.report import style as p
 from replication.report.select import by_seed, curves_of, items_of, items_of_split
 from replication.report.wording import counted, interval, listing, number, percent
@@ -42,11 +42,11 @@ def regime_table(tables: Tables, profile: str) -> pd.DataFrame:
 def draw_regimes(tables: Tables, profile: str, table: pd.DataFrame) -> Figure:
     """A row for each cell: the gain of each method over the base with its interval; filled on new seeds, hollow the screening."""
     names = list(dict.fromkeys(table["cell"]))
-    figure, axes = p.panels("Where does full-token GRPO fail?", 1, width=8.0, height=1.2 + 0.28 * len(names))
+    figure, axes = p.panels("Where does full-token GRPO fail?", 1, width=8.0, height=1.2 + 0.12 * len(names) + 0.16 * len(table))
     axis = axes[0, 0]
-    for row in table.itertuples():
-        colour, new = p.COLOURS[row.method], row.seeds_are == "new"
-        place = names.index(row.cell) + (0.16 * TRAINED.index(row.method) - 0.08 if new else -0.24)
+    beside = table.groupby("cell").cumcount() - (table.groupby("cell")["cell"].transform("size") - 1) / 2
+    for row, shift in zip(table.itertuples(), beside, strict=True):
+        colour, new, place = p.COLOURS[row.method], row.seeds_are == "new", names.index(row.cell) + 0.24 * shift
         label = f"{METHOD_LABELS[row.method]}, {row.seeds_are} seeds"
         axis.plot([row.gain_low, row.gain_high], [place] * 2, color=colour, linewidth=2.0 if new else 1.0)
         face = colour if new else "white"
@@ -90,10 +90,11 @@ def say_regimes(table: pd.DataFrame) -> list[str]:
     return [first, f"{again} {listing(met) or 'none of them'}."]
 
 
+#: By the column of runs.csv: the metric of curves.csv, and the label of its axis.
 _SPLITS = {
-    "validation_train_accuracy": "items trained on (%)",
-    "validation_accuracy": "other items (%)",
-    "validation_held_out_accuracy": "held-out templates (%)",
+    "train_accuracy": ("validation_train_accuracy", "items trained on (%)"),
+    "validation_accuracy": ("validation_accuracy", "validation items (%)"),
+    "held_out_accuracy": ("validation_held_out_accuracy", "held-out templates (%)"),
 }
 
 
@@ -130,16 +131,18 @@ def draw_overfitting(tables: Tables, profile: str, table: pd.DataFrame) -> Figur
     figure, axes = p.panels("Few training items, many steps", len(_SPLITS), rows=len(sizes), width=3.6, height=2.6)
     for row, size in zip(axes, sizes, strict=True):
         here = runs[runs["train_items"] == size]
-        curves = curves_of(tables, here, *_SPLITS)
-        for axis, (metric, label) in zip(row, _SPLITS.items(), strict=True):
-            for setting, method in here[["setting", "method"]].drop_duplicates().itertuples(index=False):
-                wide = 100 * by_seed(curves, metric, setting, method)
+        curves = curves_of(tables, here, *(metric for metric, _ in _SPLITS.values()))
+        for axis, (column, (metric, label)) in zip(row, _SPLITS.items(), strict=True):
+            for (setting, method), own in here.groupby(["setting", "method"], sort=False):
+                ends = own.pivot(index="steps_done", columns="seed", values=column)  # curves.csv has validation items alone then
+                wide = 100 * by_seed(curves, metric, setting, method).combine_first(ends)
                 p.mean_and_range(axis, wide, method, marker=p.MARKERS[method], markersize=3)
             p.percent_axis(axis, label)
             axis.set_xlabel("optimizer step")
             axis.set_title(f"{size} training items", loc="left")
     p.legend_beside(figure, axes.flat)
     text = f"{p.about(profile)} Greedy. Lines: mean over {p.seeds_of(runs, 'train_items')}; bands: lowest to highest seed. "
+    text += "Validation items: not trained on, of templates that are not held out. "
     return p.caption(figure, text + "All seeds of a row train on the same fixed set of items.")
 
 

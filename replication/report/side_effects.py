@@ -20,11 +20,11 @@ from replication.statistics import Tables, accuracy, difference, mean_over_seeds
 #: The accuracy on trained items is not here: no run of the headline sees an item twice (``regimes`` has runs that do).
 #: Column, label of the axis, word in a sentence, factor, and the direction that is better (0: neither).
 _MEASURES = (
-    ("kl_to_base", "KL to the base\n(nats per token, log scale)", "drift from the base (KL)", 1.0, -1),
+    ("kl_to_base", "KL to the base\n(nats per token, log scale)", "drift from the base (geometric mean of the KL)", 1.0, -1),
     ("held_out_accuracy", "held-out templates:\naccuracy (%)", "held-out templates", 100.0, 1),
     ("longer_numbers_accuracy", "longer numbers:\naccuracy (%)", "longer numbers", 100.0, 1),
     ("other_task_accuracy", "the task not trained:\naccuracy (%)", "the task not trained", 100.0, 1),
-    ("entropy", "entropy (nats\nper token)", "entropy", 1.0, 0),
+    ("entropy", "entropy (nats\nper token, log scale)", "entropy", 1.0, 0),
 )
 
 
@@ -33,9 +33,10 @@ def effects_table(tables: Tables, profile: str) -> pd.DataFrame:
 
     On held-out templates the interval is over seeds, templates and items.
 
-    The mean of the KL to the base is geometric, and ``times_grpo`` is its ratio to GRPO's. ``items`` counts test items for KL and
-    entropy, and items of the named split for an accuracy. A measure that says nothing in a setting (not measured, or one value
-    for the base and every run) is left out.
+    The mean of the KL to the base is geometric, since the KL of single seeds differs by orders of magnitude: in an arithmetic mean
+    one seed could decide which method drifts more. ``kl_over_grpo`` is its ratio to GRPO's. ``items`` counts test items for KL
+    and entropy, and items of the named split for an accuracy. A measure that says nothing in a setting (not measured, or one
+    value for the base and every run) is left out.
     """
     runs, rows = runs_of(tables, HEADLINE, profile), []
     for setting, own in runs.groupby("setting", sort=False):
@@ -58,7 +59,7 @@ def effects_table(tables: Tables, profile: str) -> pd.DataFrame:
                     value, against = (new.scaled(100) if new else old for new, old in zip(of_items, (value, against), strict=True))
                 found = value.columns("value")
                 if method not in ("base", "grpo") and against.seeds:
-                    found |= against.columns("times_grpo" if log else "minus_grpo")
+                    found |= against.columns("kl_over_grpo" if log else "minus_grpo")
                 row = {"setting": setting, "measure": name, "column": column, "better": better, "method": method}
                 row |= {"seeds": len(mine), "items": items}
                 rows.append(row | ({end: math.exp(of_log) for end, of_log in found.items()} if log else found))
@@ -78,15 +79,16 @@ def draw_effects(tables: Tables, profile: str, table: pd.DataFrame) -> Figure:
     for axis, (column, label, _, factor, _) in zip(axes.flat, shown, strict=False):
         _measure(axis, runs.assign(value=factor * runs[column]), table[table["column"] == column], methods)
         axis.set_ylabel(label, fontsize=9)
-        if column == "kl_to_base":
+        if "log scale" in label:
             axis.set_yscale("log")
-        elif column == "entropy":
-            axis.set_ylim(0, None)
     p.legend_beside(figure, axes.flat[: len(shown)])
-    text = f"{p.about(profile)} Below each group: what was trained on. Hollow: {p.seeds_of(runs)}; filled: their mean (of the KL "
-    text += f"the geometric mean); dashed: the base.{p.bars(runs)} Vertical scales differ between panels. A method regularises if "
-    text += "it drifts less and "
-    return p.caption(figure, text + "loses less elsewhere at equal test accuracy, not by learning less.")
+    bars = p.bars(runs)
+    if bars and (table["column"] == "held_out_accuracy").any():
+        bars += " On held-out templates: 95 % bootstrap over seeds, templates and items."
+    text = f"{p.about(profile)} Below each group: what was trained on. Hollow: {p.seeds_of(runs)}; filled: their mean; dashed: the "
+    text += "base. The mean of the KL is geometric: seeds differ by orders of magnitude, and one would decide an arithmetic "
+    text += f"mean.{bars} Vertical scales differ between panels. A method regularises if it drifts less and loses less "
+    return p.caption(figure, text + "elsewhere at equal test accuracy, not by learning less.")
 
 
 def _measure(axis: Axes, runs: pd.DataFrame, table: pd.DataFrame, methods: Sequence[str]) -> None:
@@ -118,7 +120,7 @@ def say_effects(table: pd.DataFrame) -> list[str]:
     for (method, setting), own in table[table["better"] != 0].groupby(["method", "setting"], sort=False):
         names: dict[str, list[str]] = {"better": [], "worse": []}
         for row in own.to_dict("records"):
-            against, same = ("times_grpo", 1.0) if row["column"] == "kl_to_base" else ("minus_grpo", 0.0)
+            against, same = ("kl_over_grpo", 1.0) if row["column"] == "kl_to_base" else ("minus_grpo", 0.0)
             if pd.isna(row.get(f"{against}_low")):
                 continue
             compared, higher = compared + 1, row[against] > same

@@ -137,10 +137,10 @@ def log_axis(axis: Axes, ticks: Sequence[float]) -> None:
 
 def decades(axis: Axes, values: Sequence[float] | pd.Series) -> None:
     """A logarithmic x axis over whole powers of ten, so that it has two labels whatever lies on it."""
-    axis.set_xscale("log")
     values = np.asarray(values, dtype=float)
     values = values[values > 0]
     if len(values):
+        axis.set_xscale("log")
         axis.set_xlim(10 ** np.floor(np.log10(values.min())) * 0.9, 10 ** np.ceil(np.log10(values.max()) + 1e-9) * 1.1)
 
 

@@ -17,24 +17,46 @@ _NAMES = {"task": TASK_LABELS, "setting": SETTING_LABELS, "ablation": ABLATION_L
 _NAMES |= dict.fromkeys(("method", "a", "b"), METHOD_LABELS)
 #: Heads of columns whose name alone does not tell the unit or the meaning.
 _HEADS = {
-    "accuracy": "test accuracy, %", "sampled_accuracy": "sampled, %", "validation_accuracy": "validation, %",
-    "held_out_accuracy": "held-out templates, %", "accuracy_all_items": "on all items, %",
-    "accuracy_new_stories": "new stories, %", "kept_fraction": "tokens in the loss, % of untied groups",
-    "kept_share_all": "% of all groups", "start": "start, %", "end": "end, %", "lowest": "lowest seed, %",
-    "all_seeds": "all seeds of the headline, %",
-    "highest": "highest seed, %", "gap": "minus GRPO, points", "worth": "changed the chance by, points", "level": "level, %",
-    "minus_grpo": "minus GRPO, seeds in pairs", "share": "share of tokens, %", "seed_sd": "sd over seeds", "p_holm": "p, Holm",
-    "worst_rate": "at the worst rate tried, %", "used": "headline rate",
+    "accuracy": "test accuracy, %", "sampled_accuracy": "sampled accuracy, %", "validation_accuracy": "validation accuracy, %",
+    "held_out_accuracy": "on held-out templates, %", "accuracy_all_items": "on all items, %",
+    "accuracy_new_stories": "on new stories, %", "kept_fraction": "tokens in the loss, % of untied groups",
+    "kept_share_all": "tokens in the loss, % of all groups", "tokens_in_loss": "tokens in the loss",
+    "start": "validation accuracy at the start, %", "two_thirds": "after two thirds of the steps, %", "end": "at the end, %",
+    "lowest": "lowest seed, %", "all_seeds": "test accuracy with all seeds of the headline, %",
+    "highest": "highest seed, %", "gap": "minus GRPO, points", "worth": "changed the chance by, points",
+    "minus_grpo": "minus GRPO, seeds in pairs", "share": "share of tokens, %", "p_holm": "p, Holm",
+    "mean": "mean [95 % over test items], %", "seed_sd": "sd over seeds, points",
+    "seed_min": "lowest seed, %", "seed_max": "highest seed, %",
+    "worst_rate": "at the worst rate tried, %", "used": "headline rate", "chosen": "chosen by validation",
     "edge": "rate is the lowest or highest tried",
-    "times_grpo": "× GRPO's tokens through the model", "seeds_are": "screening or new",
-    "forgiving": "rates about as good, highest / lowest",
-    "tflop": "TFLOP", "tflop_%_of_grpo": "TFLOP % of grpo",
-    "ahead": "trained items ahead of test items, points", "train_accuracy": "trained items, %",
-    "kl_to_base": "KL to the base, nats a token", "difference": "difference, points",
-    "gain": "gain over the base, points",
+    "level": "level of validation accuracy, %", "reached": "seeds that reach it",
+    "tokens_in_loss_to_level": "tokens in the loss until the level, median",
+    "tokens_through_model_to_level": "tokens through the model until the level, median",
+    "tflop_to_level": "TFLOP until the level, median", "seconds_to_level": "seconds until the level, median",
+    "times_grpo": "tokens through the model until the level, ÷ GRPO's (geometric mean)",
+    "tokens_in_loss_%_of_grpo": "tokens in the loss of a whole training, % of GRPO's",
+    "tokens_through_model_%_of_grpo": "tokens through the model of a whole training, % of GRPO's",
+    "value": "mean over seeds (accuracy: %, others: nats a token)", "kl_over_grpo": "KL ÷ GRPO's, seeds in pairs",
+    "seeds_are": "screening or new seeds", "cell": "prompts a step × completions a prompt, advantage, training items",
+    "forgiving": "rates about as good, highest / lowest", "denominator": "denominator of the loss",
+    "tokens": "choice of tokens", "reference": "compared with", "equal_within": "equal within, points",
+    "design_effect": "design effect of templates", "rank": "LoRA rank (0: full fine-tuning)",
+    "lora_rank": "LoRA rank", "ranks": "LoRA ranks",
+    "train_items": "training items", "epochs": "times each training item was seen", "trained_items": "trained items evaluated",
+    "ahead": "trained items ahead of test items, points", "train_accuracy": "on trained items, %",
+    "held_out_items": "held-out items",
+    "kl_to_base": "KL to the base, nats a token (geometric mean)", "difference": "difference, points",
+    "gain": "gain over the base, points", "gain_of_form": "of it: more parsable answers, points",
+    "gain_of_correctness": "of it: more right answers among them, points",
+    "parsable_before": "parsable answers of the base, %", "parsable_after": "parsable answers after training, %",
     "rise_in_last_third": "rise in the last third, points",
-    "without": "without, %", "with": "with replays, %",
+    "without": "without, %", "with": "with replays, %", "tokens_with_over_without": "tokens generated, with ÷ without",
     "peak_low": "choices of single seeds, lowest", "peak_high": "choices of single seeds, highest",
+    "redraws": "groups of each problem", "gradient_decisive": "decisive tokens, % of the gradient",
+    "credit_decisive": "decisive tokens, % of the credit", "tokens_decisive": "decisive tokens, % of all",
+    "distinct_transitions_in_loss": "distinct transitions in the loss, %",
+    "snr_update": "signal / noise of an update", "snr_per_1000_tokens": "signal / noise per 1000 tokens in the loss",
+    "cosine_with_grpo": "cosine to GRPO's expected gradient",
 }  # fmt: skip
 #: Columns that drawing and sentences need and a reader does not.
 _HIDDEN = ("schema_version", "selector", "column", "better")
@@ -71,13 +93,13 @@ def number(value: float, largest: float | None = None) -> str:
         return ""
     size = abs(value if largest is None else largest)
     if size < 1e-4 or (size < 1 and largest is None):
-        return f"{value:.2g}"
-    return f"{value:,.{0 if size >= 1000 else 1 if size >= 1 else 1 - math.floor(math.log10(size))}f}"
+        return f"{value:z.2g}"
+    return f"{value:z,.{0 if size >= 1000 else 1 if size >= 1 else 1 - math.floor(math.log10(size))}f}"
 
 
 def points(value: float) -> str:
     """A difference in percentage points, with its sign."""
-    return f"{value:+.1f} points"
+    return f"{value:+z.1f} points"
 
 
 def percent(value: float) -> str:

@@ -63,7 +63,7 @@ class RunDirectory:
         started_before = self._has_started()
         # A config.json without a run's manifest is somebody's file, a model's for instance, and is never written over.
         if (path / "config.json").exists() and (started_before or "run_id" not in earlier):
-            self._refuse_another(settings, earlier)
+            self._refuse_another(config, earlier)
         else:
             atomic_write(path / "config.json", to_json(settings, indent=2) + "\n")
         self.summary: RunSummary | None = read_summary(path)
@@ -109,7 +109,8 @@ class RunDirectory:
         """Whether an earlier start measured or trained something that the next start would continue."""
         return any(self.lengths().values()) or self._checkpoints.exists() or (self.path / "summary.json").exists()
 
-    def _refuse_another(self, here: dict[str, Any], earlier: Mapping[str, Any]) -> None:
+    def _refuse_another(self, config: ExperimentConfig, earlier: Mapping[str, Any]) -> None:
+        here = config.model_dump(mode="json")
         there = read_json(self.path / "config.json", "the config of a run")
         if earlier.get("run_id") == self.run_id:  # it covers all that may not differ between two starts
             return
@@ -118,7 +119,10 @@ class RunDirectory:
             first = "; ".join(f"{name} is {there.get(name)!r} there and {here.get(name)!r} here" for name in names[:3])
             raise UserError(f"{self.path} holds a run of another config ({first}): choose another folder")
         if "run_id" in earlier:
-            raise UserError(f"{self.path} holds run {earlier['run_id']} of another base or task version: choose another folder")
+            own = config.user_code().items()
+            files = [f"file of your {name}" for name, code in own if (earlier.get(name) or {}).get("sha256") != code["sha256"]]
+            what = " and ".join(files) or "base or task version"
+            raise UserError(f"{self.path} holds run {earlier['run_id']} of another {what}: choose another folder")
 
     def _note_earlier_start(self, earlier: Mapping[str, Any]) -> None:
         """Keep in the manifest what the earlier starts ran on, where that differs from now."""

@@ -72,24 +72,25 @@ def _row(
         "unit": claim.unit, "rule": claim.rule_text, "p_at_floor": False,
     }  # fmt: skip
     if not cases:
-        return row | {"note": "not measured: " + ", ".join(missing)}
+        return row | {"note": "Not measured: " + ", ".join(missing)}
     # Of cells one is enough for the claim: the row shows what speaks most for it, otherwise what speaks most against it.
     shown = (max if claim.measure == "failing_cell" else min)(cases, key=lambda case: _favour(claim, case))
     planned = _planned(claim, evidence)
     verdict, notes = _combine(claim, cases, _lost(claim, evidence, planned))
     if len(cases) > 1:
         side = "for" if claim.measure == "failing_cell" else "against"
-        notes.append(f"the row shows {shown.label}, the case most {side} the claim; all cases: " + ", ".join(map(_short, cases)))
+        notes.append(f"the row shows {shown.label}, the case most {side} the claim")
+        notes.append("all cases: " + ", ".join(map(_short, cases)))
     notes += dict.fromkeys(remark for case in cases for remark in case.remarks)
     if missing:
         notes.append("judged without what was not measured: " + ", ".join(missing))
     if unfinished := int(planned["status"].isin(["failed", "pending"]).sum()):
-        notes.append(f"{unfinished} planned runs unfinished")
+        notes.append(f"planned runs that did not finish: {unfinished}")
     estimate = shown.estimate
     return row | {
         "value": estimate.value, "low": estimate.low, "high": estimate.high, "seeds": estimate.seeds,
         "items": estimate.items or pd.NA, "verdict": verdict, "p": estimate.p, "p_holm": adjusted[id(shown)],
-        "p_at_floor": bool(estimate.p <= P_FLOOR), "note": "; ".join(notes),
+        "p_at_floor": bool(estimate.p <= P_FLOOR), "note": ". ".join(note[0].upper() + note[1:] for note in notes),
     }  # fmt: skip
 
 
@@ -110,7 +111,8 @@ def _lost(claim: Claim, evidence: Evidence, planned: pd.DataFrame) -> list[str]:
         answered = pd.concat([table(evidence.tables, name)["run_id"] for name in ("items", "ablation_items")])
         lost = planned[planned["status"].isin([*ENDED, "failed"]) & ~planned["run_id"].isin(answered)]
     return [
-        f"{row.method} seed {row.seed} on {SETTING_LABELS[row.setting]} ({row.status}) has no answers" for row in lost.itertuples()
+        f"{METHOD_LABELS[row.method]} seed {row.seed} on {SETTING_LABELS[row.setting]} ({row.status}) has no answers"
+        for row in lost.itertuples()
     ]
 
 

@@ -174,7 +174,7 @@ def sentences(fit: Fit, configs: Sequence[ExperimentConfig], workers: int) -> It
         memory = f" and holds {fit.peak_bytes / 1e9:.1f} of {fit.total_bytes / 1e9:.1f} GB"
         yield f"measured on {fit.device}: {of_a_step} takes {fit.step_s:.1f} s{memory}, with {_words(fit.settings)}"
     else:
-        yield f"{of_a_step} takes more than the {fit.step_s:.0f} s after which it was ended, with {_words(fit.settings)}"
+        yield f"{of_a_step} takes more than the {fit.step_s:.0f} s allowed, and was stopped, with {_words(fit.settings)}"
     at_a_time = min(workers, fit.gpus or workers)  # processes that share a GPU take turns
     hours = sum(map(cost, configs)) * fit.step_s / fit.answers / at_a_time / 3600
     processes = f"{workers} process{'es' if workers > 1 else ''}"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from replication.base_files import check_gguf, is_gguf
+from replication.checks import check_enough
 from replication.errors import UserError
 from replication.names import CLAIMS
 from replication.runs import read_summary
@@ -46,6 +47,7 @@ def check_needs(configs: Sequence[ExperimentConfig], runs_dir: str | Path | None
     problems = _data_problems([config for config in demanding if config.task == "svamp"])
     if not problems and runs_dir is not None:  # a run id covers the data: it is known only if they are there
         demanding = unfinished(demanding, Path(runs_dir))
+    problems += _too_few([config for config in configs if config.data is not None])
     problems += _model_problems(config for config in demanding if config.model != "nano")
     if here and (problem := gpu_problem(demanding, _no_gpu())) and not torch.cuda.is_available():
         problems.append(problem)
@@ -97,6 +99,18 @@ def _data_problems(configs: Sequence[ExperimentConfig]) -> list[str]:
         if is_made_up(task) and not all(_is_dry_run(config) for config in configs if config.svamp_source == source):
             problems.append(f"SVAMP data: the items of {source} are made up for dry runs: give the official file with SVAMP=")
     return problems
+
+
+def _too_few(configs: Sequence[ExperimentConfig]) -> list[str]:
+    """The runs that their file of problems is too small for, each kind once."""
+    kinds = {(config.data, config.train_items, config.prompts_per_step, config.steps > 0): config for config in configs}
+    problems = []
+    for config in kinds.values():
+        try:
+            check_enough(config, config.load_task())
+        except UserError as error:
+            problems.append(str(error))
+    return list(dict.fromkeys(problems))
 
 
 def _is_dry_run(config: ExperimentConfig) -> bool:

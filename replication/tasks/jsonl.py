@@ -89,7 +89,7 @@ def _lines(source: str, content: bytes) -> Iterator[tuple[int, Line]]:
 def _reason(error: ValidationError) -> str:
     first = error.errors()[0]
     if not first["loc"]:
-        return f"is not one JSON object in UTF-8: {first['msg']}"
+        return f"is not one JSON object in UTF-8 (a line for each problem, not a list, not compressed): {first['msg']}"
     field = first["loc"][0]
     if first["type"] == "missing":
         return f"has no {field!r} (it has {', '.join(map(repr, first['input'])) or 'nothing'})"

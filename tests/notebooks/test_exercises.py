@@ -9,7 +9,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from replication.algorithms import GRPO, SGRPO, TSPMO
+from replication.algorithms import GRPO, SGRPO, TSPMO, TokenCredit
 from replication.notebooks import exercises, run_all
 from replication.notebooks.exercises.check import Checked
 from replication.notebooks.parameters_cell import FOLDER
@@ -21,6 +21,20 @@ NAMES = [name for name, value in vars(exercises).items() if hasattr(value, "__wr
 def not_divided(completions, rewards):
     full = GRPO().assign(completions, rewards)
     return replace(full, advantage=(rewards - rewards.mean())[full.completion] * 1.01)
+
+
+def doubled(rule, completions, rewards, generator):
+    credit = rule.assign(completions, rewards, generator)
+    return replace(credit, advantage=2 * credit.advantage)
+
+
+def every_time(completions, rewards, weight):
+    """T-SPMO's advantages on every answer that takes the transition, with a weight of one's own."""
+    once, rows = TSPMO().assign(completions, rewards), []
+    for c, p, a in zip(once.completion.tolist(), once.position.tolist(), once.advantage.tolist(), strict=True):
+        same = [i for i, own in enumerate(completions) if list(own[: p + 1]) == list(completions[c][: p + 1])]
+        rows += [(i, p, a, weight) for i in same]
+    return TokenCredit.from_arrays(*zip(*rows, strict=True)) if rows else TokenCredit.empty()
 
 
 #: For each exercise answers that a reader might give, with what the message must say.
@@ -38,10 +52,17 @@ WRONG = {
         (SGRPO(2, 0.5, None, denominator="completion"), "mean weight"),
         (SGRPO(0, 0.5, 3, denominator="completion"), "mean weight"),
         (SGRPO(0, 1.0, None, denominator="completion"), "draws nothing"),
+        (SGRPO(1, 1.0, None, denominator="completion"), "draws nothing"),
+        (SGRPO(2, 0.0, None, denominator="completion"), "draws nothing"),
+        (SGRPO(6, 0.5, None, denominator="completion"), "between 0.5 and 1 "),
+        (SGRPO(6, 0.5, None), "mean weight"),
+        (SGRPO(0, 0.9, None), "between 0.9 and 1 "),
+        (SGRPO(0, 0.5, 500, denominator="completion"), "longer than the cap"),
     ],
     "unbiased": [
         (lambda rule, c, r, g: rule.assign(c, r, g), "mean weight"),
         (lambda rule, c, r, g: GRPO().assign(c, r), "only the weights"),
+        (doubled, "another advantage"),
     ],
     "a_fifth_answer": [([0.5, 6], "three of five"), ([0.4, 8], "not 8")],
     "two_answers": [(["5"], "2 transitions"), (["-", "5", "6"], "2 transitions")],
@@ -61,12 +82,17 @@ WRONG = {
         (lambda text, problem: 1.0, "for the text ' 8'"),
         (lambda text, problem: 0.5 if "7" not in text else 1.0, "for the text"),
     ],
-    "smaller_differences": [([0.1, 0.1], "GRPO"), ([1.0, 1.0], "T-SPMO")],
+    "smaller_differences": [([0.1, 0.1], "GRPO"), ([1.0, 1.0], "T-SPMO"), ([1.0, 10], "T-SPMO is the other way round")],
     "last_tokens": [
         (lambda c, r: GRPO().assign(c, r), "instead of"),
         (lambda c, r: replace(GRPO().assign(c, r), position=GRPO().assign(c, r).position * 0), "instead of"),
     ],
-    "every_time": [(lambda c, r: TSPMO().assign(c, r), "instead of"), (lambda c, r: GRPO().assign(c, r), "instead of")],
+    "every_time": [
+        (lambda c, r: TSPMO().assign(c, r), "instead of"),
+        (lambda c, r: GRPO().assign(c, r), "instead of"),
+        (lambda c, r: every_time(c, r, 99.0), "1 / G"),
+        (lambda c, r: every_time(c, r, 1.0), "1 / G"),
+    ],
 }
 
 

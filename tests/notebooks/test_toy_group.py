@@ -108,6 +108,25 @@ def test_a_credited_token_inside_a_chain_keeps_its_own_edge():
     assert "b c\n+0.25" in texts(trie(group, credit, title=""))
 
 
+def test_no_edge_of_a_trie_runs_over_a_node_or_the_label_of_another_edge():
+    """Straight edges did both on real answers: the long edge of a leaf ran through the node of a short edge beside it."""
+    words = ["a rain is gentle and late", "a warm sun moves", "a warm storm moves", "a calm moon", "a sky is warm", "no"]
+    pieces = tuple(tuple(text.split()) for text in words)
+    vocabulary = sorted({piece for own in pieces for piece in own})
+    tokens = tuple(tuple(map(vocabulary.index, own)) for own in pieces)
+    figure = trie(ShownGroup("?", pieces, tokens, torch.zeros(6)), TokenCredit.empty(), title="")
+    axis, renderer = figure.axes[0], figure.canvas.get_renderer()
+    lines = [line.get_path().interpolated(50).vertices for line in axis.lines if len(line.get_xdata()) > 1]
+    nodes = np.array([(line.get_xdata()[0], line.get_ydata()[0]) for line in axis.lines if len(line.get_xdata()) == 1])
+    assert len(lines) == len(nodes) - 1 == 8
+    for line in lines:
+        others = [node for node in nodes if not any(np.allclose(node, end) for end in (line[0], line[-1]))]
+        assert all(np.hypot(*(line - node).T).min() > 0.2 for node in others)
+    boxes = [text.get_window_extent(renderer) for text in axis.texts if text.get_bbox_patch()]
+    touching = [sum(box.count_contains(axis.transData.transform(line)) > 0 for line in lines) for box in boxes]
+    assert touching == [1] * 8, "each label lies on its own edge alone"
+
+
 def test_dollar_signs_of_a_completion_are_no_formula():
     group = ShownGroup("?", (("$", "5", "$x_$"),), ((0, 1, 2),), torch.tensor([1.0]))
     png(credit_map(group, TokenCredit.empty(), title="costs $5 or $6"))

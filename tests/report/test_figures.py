@@ -177,11 +177,11 @@ def test_seeds_that_never_reach_the_level_count_in_the_price():
     # The mean end is 0.8, the level 0.4 + 0.8 * 0.4 = 0.72. Steps: 50 + 25 * 0.02 / (end - 0.7).
     (row,) = cost_table(_prices((0.9, 0.9, 0.8, 0.95, 0.45)), "nano").to_dict("records")
     assert (row["seeds"], row["reached"], row["level"]) == (5, 4, pytest.approx(72))
-    assert row["tokens_in_loss"] == pytest.approx(50 * 52.5), "the third of five, the one that failed counted as the dearest"
+    assert row["tokens_in_loss_to_level"] == pytest.approx(50 * 52.5), "the third of five, the failed one being the dearest"
     (mostly,) = cost_table(_prices((0.9, 0.5, 0.5)), "nano").to_dict("records")
-    assert mostly["reached"] == 3 and np.isfinite(mostly["seconds"])
+    assert mostly["reached"] == 3 and np.isfinite(mostly["seconds_to_level"])
     (failed,) = cost_table(_prices((1.0, 0.71, 0.71)), "nano").to_dict("records")
-    assert (failed["reached"], failed["seeds"]) == (1, 3) and np.isnan(failed["seconds"])
+    assert (failed["reached"], failed["seeds"]) == (1, 3) and np.isnan(failed["seconds_to_level"])
 
 
 def test_each_choice_of_tokens_has_a_row_with_its_seeds_and_mean_the_best_on_top(tables: dict[str, pd.DataFrame]):
@@ -279,7 +279,7 @@ def test_the_mean_of_a_drift_is_geometric(tables: dict[str, pd.DataFrame]):
     for method, own in logs.items():
         row = table.loc["word_problems after", method]
         assert row["value"] == pytest.approx(np.exp(own.mean())) and row["value_low"] < row["value"] < row["value_high"]
-    ratio = table.loc[("word_problems after", "t_spmo"), "times_grpo"]
+    ratio = table.loc[("word_problems after", "t_spmo"), "kl_over_grpo"]
     assert ratio == pytest.approx(np.exp((logs["t_spmo"] - logs["grpo"]).mean()))
 
 

@@ -27,6 +27,7 @@ from replication.report import (
     plan_sentence,
     plan_table,
     power,
+    short_answer,
     state_table,
     table_html,
     verdict_rows,
@@ -253,7 +254,7 @@ def test_better_and_worse_side_effects_are_those_whose_interval_leaves_0_out(tab
 
 def test_side_effects_say_how_many_comparisons_they_pick_from_and_leave_the_gap_to_few_items(tables):
     table, said = _said("regularisation", tables)
-    compared = table[(table["better"] != 0) & (table["minus_grpo"].notna() | table["times_grpo"].notna())]
+    compared = table[(table["better"] != 0) & (table["minus_grpo"].notna() | table["kl_over_grpo"].notna())]
     assert f" {len(compared)} intervals" in said
     assert "train_minus_test" not in set(table["column"])
 
@@ -517,6 +518,7 @@ def test_numbers_are_written_in_few_digits():
     assert [number(value) for value in values] == ["0.46", "27.2", "12,346", "0.0031", "0", ""]
     assert interval(0.61, 0.597, 0.62, " %") == "0.61 % [0.60, 0.62]", "all three to the same place"
     assert interval(-0.23, -1.42, 0.9) == "-0.2 [-1.4, 0.9]" and interval(3.0, float("nan"), float("nan")) == "3.0"
+    assert interval(-0.001, -0.9, 0.9) == "0.00 [-0.90, 0.90]", "no negative zero"
     assert span([8.6, 3.25]) == "3.2 to 8.6" and span([2.0, 2.0]) == "2.0"
 
 
@@ -555,3 +557,14 @@ def test_formulas_become_images_with_their_source_as_text():
     assert formula("x_i") == formula("x_i")
     text = with_formulas("cost `$5` and $x$ and\n$$\ny = 2\n$$\n")
     assert "`$5`" in text and text.count("<img") == 2 and 'class="display"' in text
+
+
+def test_the_short_answer_follows_the_verdicts():
+    judged = pd.DataFrame({"claim": ["C2", "C3", "C4"], "scale": "paper", "counterpart": None, "verdict": "not run"})
+    own = pd.DataFrame({"claim": ["N2", "N3", "N4"], "scale": "nano", "counterpart": ["C2", "C3", "C4"],
+                        "verdict": ["supported", "inconclusive", "not supported"]})  # fmt: skip
+    said = short_answer(pd.concat([judged, own]), "nano")
+    assert "over 70 %”: in part" in said and "does not improve”: no" in said and "nothing was run" in said
+    said = short_answer(judged.assign(verdict="supported"), "paper")
+    assert said.count("yes") == 2 and "nothing was run" not in said
+    assert short_answer(judged, "small") == "Does the paper hold? At its own scale nothing was run."

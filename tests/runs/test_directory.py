@@ -135,6 +135,22 @@ def test_a_run_of_another_base_is_refused(tmp_path, finished):
         RunDirectory.open(folder, OtherBase())
 
 
+def test_a_run_whose_reward_was_edited_names_the_file(tmp_path):
+    """After a bug in a reward was mended, the message was about another base or task version."""
+
+    class Edited(StandIn):
+        @property
+        def run_id(self) -> str:
+            return "0" * 16
+
+        def user_code(self) -> dict[str, dict[str, str | None]]:
+            return {"reward": {"sha256": "of the mended file"}}
+
+    folder = interrupted(tmp_path, 2)
+    with pytest.raises(UserError, match="of another file of your reward: choose another folder"):
+        RunDirectory.open(folder, Edited())
+
+
 def test_two_processes_never_hold_one_run(tmp_path):
     with RunDirectory.open(tmp_path / "run", StandIn()):
         assert is_locked(tmp_path / "run")

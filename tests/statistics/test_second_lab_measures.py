@@ -61,7 +61,7 @@ def test_a_run_that_never_leaves_the_start_leaves_drift_open():
     stuck = [*SPARSE[:2], [0.45, 0.44, 0.45, 0.45]]
     tables = curves({"grpo": FULL, "s_grpo": stuck, "t_spmo": SPARSE}, {"grpo": FULL_KL, "s_grpo": SPARSE_KL, "t_spmo": SPARSE_KL})
     row = judge(tables, "N9d")
-    assert row["verdict"] == "inconclusive" and pd.isna(row["value"]) and "no level" in row["note"]
+    assert row["verdict"] == "inconclusive" and pd.isna(row["value"]) and "No level" in row["note"]
     tables["curves"] = tables["curves"][tables["curves"]["metric"] != "validation_kl_to_base"]
     assert pd.isna(judge(tables, "N9d")["value"])
     assert judge({}, "N9d")["verdict"] == "not run"
@@ -106,7 +106,7 @@ def test_one_cell_in_which_full_fails_and_sparse_works_is_enough(cells, verdict:
     assert row["verdict"] == verdict
     assert row["seeds"] == 5 and row["items"] == 300
     if verdict == "supported":
-        assert row["low"] > 20 and "T-SPMO" in row["note"].split("the row shows ")[1].split(";")[0] and "GRPO" in row["note"]
+        assert row["low"] > 20 and "T-SPMO" in row["note"].split("The row shows ")[1].split(", ")[0] and "GRPO" in row["note"]
 
 
 def test_only_new_seeds_say_that_a_cell_fails():
@@ -121,7 +121,7 @@ def test_the_note_counts_the_cells_with_new_seeds_alone():
     runs = screened["runs"][screened["runs"]["seed"] == 100]
     tables = {**new, "runs": pd.concat([new["runs"], runs], ignore_index=True)}
     tables["ablation_items"] = pd.concat([new["ablation_items"], screened["ablation_items"]])
-    assert "cells run with new seeds: 2" in judge(tables, "N10")["note"]
+    assert "Cells run with new seeds: 2" in judge(tables, "N10")["note"]
 
 
 def test_a_failed_run_of_a_cell_leaves_it_open():

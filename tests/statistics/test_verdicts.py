@@ -168,7 +168,7 @@ def test_full_grpo_does_not_improve(gain: float, verdict: str):
 def test_a_claim_about_both_tasks_falls_with_one_of_them_and_shows_it():
     row = _judge(synthetic_tables.tuned(_paper()), "C4").loc["C4"]  # multiplication rises from 9 to 62 %, SVAMP does not
     assert row["verdict"] == "not supported"
-    assert "the row shows GRPO on multiplication" in row["note"] and "GRPO on SVAMP" in row["note"]
+    assert "The row shows GRPO on multiplication" in row["note"] and "GRPO on SVAMP" in row["note"]
     assert row["value"] == pytest.approx(53, abs=3)
 
 
@@ -180,7 +180,7 @@ def test_the_counterparts_of_it_judge_each_task_by_itself():
 def test_a_task_that_was_not_run_is_named():
     tables = synthetic_tables.headline(profile="paper", model="Qwen/Qwen2-1.5B", tasks=("svamp",))
     row = _judge(tables, "C4").loc["C4"]
-    assert "judged without what was not measured: GRPO on multiplication" in row["note"]
+    assert "Judged without what was not measured: GRPO on multiplication" in row["note"]
 
 
 @pytest.mark.parametrize(
@@ -318,7 +318,7 @@ def test_kept_fraction_is_that_of_the_runs_and_with_one_seed_that_of_the_steps()
 
 def test_one_seed_is_judged_over_items_and_says_so():
     row = _judge(synthetic_tables.headline(seeds=1), "N2").loc["N2"]
-    assert row["seeds"] == 1 and "one seed" in row["note"] and row["low"] < row["value"] < row["high"]
+    assert row["seeds"] == 1 and "One seed" in row["note"] and row["low"] < row["value"] < row["high"]
 
 
 def test_memory_is_the_most_any_run_held():
@@ -361,7 +361,7 @@ def test_failed_and_pending_runs_are_missing_not_zero():
     name = synthetic_tables.run_id("nano", "word_problems", "s_grpo", 1)
     runs.loc[runs["run_id"] == name, ["status", "accuracy"]] = ["failed", np.nan]
     row = _judge(tables, "N2").loc["N2"]
-    assert row["seeds"] == 2 and row["value"] > 80 and "1 planned runs unfinished" in row["note"]
+    assert row["seeds"] == 2 and row["value"] > 80 and "Planned runs that did not finish: 1" in row["note"]
     runs.loc[runs["method"] == "s_grpo", ["status", "accuracy"]] = ["pending", np.nan]
     assert _judge(tables, "N2").loc["N2", "verdict"] == "not run"
 
@@ -477,7 +477,7 @@ def test_a_method_with_failed_runs_is_not_judged_by_those_that_lasted():
     tables["items"] = tables["items"][tables["items"]["run_id"] != name]
     row = _judge(tables, "N2").loc["N2"]
     assert (
-        row["verdict"] == "inconclusive" and "s_grpo seed 1 on word problems (noise after) (failed) has no answers" in row["note"]
+        row["verdict"] == "inconclusive" and "S-GRPO seed 1 on word problems (noise after) (failed) has no answers" in row["note"]
     )
 
 

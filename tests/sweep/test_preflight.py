@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -114,3 +115,14 @@ def test_a_folder_says_what_it_lacks(tmp_path):
         check_needs([config])
     with pytest.raises(UserError, match="there is no folder"):
         check_needs([config.model_copy(update={"model": str(tmp_path / "none")})])
+
+
+def test_problems_too_few_for_a_step_are_told_before_anything_starts(tmp_path):
+    """A sweep on three problems trained 2 of 20 runs and told of the others one by one."""
+    rows = [{"prompt": f"{split}?", "answer": 1, "split": split} for split in ("train", "validation", "test")]
+    path = tmp_path / "few.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    configs = [load_profile("smoke", task="jsonl", method=method, data=str(path)) for method in ("base", "grpo", "t_spmo")]
+    check_needs(configs[:1])
+    with pytest.raises(UserError, match=r"\(1\) prompts_per_step=\d, but the training split of jsonl holds 1: .* at most 1$"):
+        check_needs(configs)

@@ -142,6 +142,13 @@ def test_a_template_that_the_model_lacks_is_in_the_table_with_its_reason(tmp_pat
     assert table[table["status"] == "done"]["accuracy"].notna().all()
 
 
+def test_a_missing_file_of_problems_is_no_row_of_the_table(tmp_path, capsys):
+    """Each template had a row with this reason and the status was 0, so that `make paper` went on to train."""
+    words = ["prompts", "--profile", "smoke", "--data", str(tmp_path / "none.jsonl"), "--out", str(tmp_path / "out")]
+    assert main(words) == 2
+    assert "cannot read the problems" in capsys.readouterr().err and not (tmp_path / "out/prompts.csv").exists()
+
+
 TURNS = "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}<|end|>\n{% endfor %}"
 RENDERING = {
     # (template, what the error says, or the prompt of the question "What is 2*3?")

@@ -85,8 +85,8 @@ def test_the_examples_run_as_they_stand(tmp_path: Path) -> None:
             done = subprocess.run([sys.executable, *words], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
             assert done.returncode == 0, done.stderr[-2000:]
     runs = sorted((tmp_path / "runs").iterdir())
-    assert [run.name for run in runs] == ["close", "last", "library", "sums", "tiny"]
-    assert all((run / "summary.json").exists() and (run / "adapter").is_dir() for run in runs)
+    assert [run.name for run in runs] == ["close", "last", "library", "merged", "more", "sums", "tiny"]
+    assert all((run / "summary.json").exists() and (run / "adapter").is_dir() == (run.name != "merged") for run in runs)
 
 
 def test_the_readmes_example_prints_the_credit_of_each_transition():

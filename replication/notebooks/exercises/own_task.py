@@ -42,12 +42,14 @@ def half_credit(answer: Callable[[str, Problem], float]) -> str | None:
 
 @exercise
 def smaller_differences(answer: Sequence[float]) -> str | None:
-    """The factors by which the advantages of GRPO and T-SPMO shrink if the toy rewards become 0.6, 0.5, 0.5, 0.6."""
+    """New / old of the advantages of GRPO and T-SPMO if the toy rewards become 0.6, 0.5, 0.5, 0.6."""
     smaller = 0.5 + 0.1 * TOY.rewards
     for name, method, given in zip(("GRPO", "T-SPMO"), (GRPO(), TSPMO()), answer, strict=True):
         before, after = (method.assign(TOY.tokens, rewards).advantage.abs().sum().item() for rewards in (TOY.rewards, smaller))
         if is_far(given, after / before, 0.02):
-            return f"the factor of {name} is another one: does it divide by the spread of the rewards?"
+            if not is_far(given, before / after, 0.2):
+                return f"the ratio of {name} is the other way round: give new / old"
+            return f"the ratio of {name} is another one: does it divide by the spread of the rewards?"
     return None
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
+from scipy import stats
 from torch import Tensor
 
 from replication.algorithms import SGRPO, TokenCredit
@@ -49,15 +51,16 @@ def who_loses(answer: Sequence[int]) -> str | None:
 @exercise
 def same_direction(answer: SGRPO) -> str | None:
     """A rule that drops tokens, whose mean gradient over all draws points exactly along GRPO's."""
-    if answer.cutoff == 0 and answer.keep_probability in (0.0, 1.0):
+    if answer.keep_probability in (0.0, 1.0):
         return "this rule draws nothing: choose a keep probability between 0 and 1"
-    lengths, times = (2, 6), 4000
-    mean = _mean_weights(lambda tokens, rewards, chance: answer.assign(tokens, rewards, chance), lengths, times)
-    factors = torch.cat([mean[length] * length for length in lengths])
-    if (factors.max() - factors.min()) > 0.06:
+    if answer.max_kept_tokens is not None:
+        return "an answer can be longer than the cap allows: its last tokens then have a smaller mean weight than its first ones"
+    # The last length reaches past the cutoff: on shorter answers alone a rule with a high cutoff drops nothing.
+    factors = np.concatenate([_mean_factors(answer, length) for length in (1, 2, 6, answer.cutoff + 40)])
+    if np.ptp(factors) > 1e-9:
         return (
-            f"measured over {times} draws, a token's mean weight is between {factors.min().item():.2f} and "
-            f"{factors.max().item():.2f} of its weight in GRPO, depending on its position: it must be the same at every position"
+            f"over all draws a token's mean weight is between {factors.min():.4g} and {factors.max():.4g} of its weight in GRPO, "
+            "depending on its position and on the length of the answer: it must be the same everywhere"
         )
     return None
 
@@ -70,6 +73,8 @@ def unbiased(answer: Callable[..., TokenCredit]) -> str | None:
     own = answer(rule, TOY.tokens, TOY.rewards, stream(0, "exercise"))
     if len(own) != len(one):
         return f"{len(own)} tokens are credited where the rule keeps {len(one)}: change only the weights"
+    if not all(torch.equal(getattr(own, name), getattr(one, name)) for name in ("completion", "position", "advantage")):
+        return "a row has another place or another advantage than under the rule: change only the weights"
     mean = _mean_weights(lambda tokens, rewards, chance: answer(rule, tokens, rewards, chance), lengths, times)
     for length in lengths:
         off = (mean[length] * length - 1).abs()
@@ -79,6 +84,21 @@ def unbiased(answer: Callable[..., TokenCredit]) -> str | None:
                 f"{(mean[length] * length)[off.argmax()].item():.2f} of GRPO's"
             )
     return None
+
+
+def _mean_factors(rule: SGRPO, length: int) -> np.ndarray:
+    """For each position of an answer: its mean weight over all draws of a rule without a cap, divided by its weight in GRPO."""
+    if rule.denominator == "completion":
+        return keep_probabilities(rule, length)
+    early, chance = min(rule.cutoff, length), rule.keep_probability
+
+    def mean_inverse(certain: int, others: int) -> float:
+        drawn = np.arange(others + 1)
+        return float((stats.binom.pmf(drawn, others, chance) / (certain + drawn)).sum())
+
+    factors = np.full(length, length * chance * mean_inverse(early + 1, length - early - 1))  # one late token is itself kept
+    factors[:early] = length * mean_inverse(early, length - early) if early else 0.0
+    return factors
 
 
 def _mean_weights(assign: Credits, lengths: Sequence[int], times: int) -> dict[int, Tensor]:

@@ -82,7 +82,7 @@ def blind(answer: Sequence[str]) -> str | None:
 
 @exercise
 def every_time(answer: Credits) -> str | None:
-    """A method like T-SPMO that counts a transition once for *each* answer that takes it."""
+    """A method like T-SPMO, with its weights 1/G, that counts a transition once for *each* answer that takes it."""
     for completions, rewards in [(TOY.tokens, TOY.rewards), *groups(20)]:
         once = TSPMO().assign(completions, rewards)
         places = zip(once.completion.tolist(), once.position.tolist(), strict=True)
@@ -99,4 +99,6 @@ def every_time(answer: Credits) -> str | None:
             return f"{len(given)} tokens are credited instead of {len(right)} for the answers {list(map(list, completions))}"
         if any(is_far(a, right[place], 1e-5) for place, a in zip(given, own.advantage.tolist(), strict=True)):
             return "an advantage is not that of its transition"
+        if any(is_far(weight, 1 / len(completions), 1e-5) for weight in own.weight.tolist()):
+            return f"the weight of each row should be that of T-SPMO, 1 / G = 1 / {len(completions)}"
     return None
