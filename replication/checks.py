@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from replication.algorithms import every_token
-from replication.algorithms.own_rule import OwnRule
 from replication.config import ExperimentConfig
 from replication.errors import UserError
 from replication.groups import Group, credit_of
 from replication.models import Policy
+from replication.own_rule import OwnRule
 from replication.randomness import stream
 from replication.rollout import Completion
 from replication.scoring import micro_batches, score

@@ -24,9 +24,9 @@ from transformers import ProcessorMixin
 from trl import GRPOConfig, GRPOTrainer
 
 from replication.algorithms import TokenCredit
-from replication.algorithms.own_rule import OwnRule
 from replication.errors import UserError
 from replication.objective import k3, surrogate_loss
+from replication.own_rule import OwnRule
 from replication.randomness import stream
 from replication.scoring import score
 

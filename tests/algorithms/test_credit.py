@@ -14,8 +14,8 @@ from hypothesis import given
 from oracles import QUICK, groups, rows_of
 
 from replication.algorithms import GRPO, SGRPO, TSPMO, SelectedGRPO, TokenCredit
-from replication.algorithms.own_rule import OwnRule
 from replication.errors import Stopped, UserError
+from replication.own_rule import OwnRule
 
 METHODS = {
     "grpo": GRPO(),

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from replication.algorithms.credit import TokenCredit
+from replication.algorithms import TokenCredit
 from replication.errors import Stopped, UserError
 from replication.user_code import reason
 
