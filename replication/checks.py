@@ -13,11 +13,11 @@ from replication.config import ExperimentConfig
 from replication.errors import UserError
 from replication.groups import Group, credit_of
 from replication.models import Policy
-from replication.own_rule import OwnRule
 from replication.randomness import stream
 from replication.rollout import Completion
 from replication.scoring import micro_batches, score
 from replication.tasks import Problem, Task
+from replication.user_code import OwnRule
 
 #: Most that two ways to compute one log-prob may differ, in nats: at any token in float32, on average in 16 bits, where single
 #: tokens differ by rounding alone.

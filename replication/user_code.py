@@ -5,17 +5,24 @@ Python imports the module as any other: from the working directory, from PYTHONP
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import importlib
 import inspect
+import itertools
 import math
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from replication.algorithms import TokenCredit
 from replication.errors import Stopped, UserError
 
 #: sha256 of each module's file as this process imported it.
@@ -133,3 +140,53 @@ def reason(module: str, error: Exception) -> str:
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
     where = f", line {lines[-1]} of {Path(file).name}" if file and lines else ""
     return f"{type(error).__name__}: {' '.join(str(error).split())}{where}"
+
+
+class OwnRule:
+    """A rule under the name that its errors give. It may change its arguments in place: they are copies.
+
+    Args:
+        name: what the user gave, for messages, e.g. "method mine:FirstHalf".
+        rule: an object with ``assign``, and with ``targets`` if it needs values.
+        module: the module whose file holds it, to find the line that raised.
+    """
+
+    def __init__(self, name: str, rule: Any, module: str) -> None:
+        self.needs: tuple[str, ...] = tuple(getattr(rule, "needs", ()))
+        self._name, self._rule, self._module = name, rule, module
+
+    def assign(
+        self, completions: Sequence[Sequence[int]], rewards: Tensor, generator: torch.Generator | None = None, **needs: Any
+    ) -> TokenCredit:
+        """The rule's credit of one group; UserError if the rule raises, or returns what cannot be learned from."""
+        with self._explained(completions):
+            credit = self._rule.assign(_copies(completions), rewards.clone(), generator, **copy.deepcopy(needs))
+            if not isinstance(credit, TokenCredit):
+                raise TypeError(f"assign returned a {type(credit).__name__}, not a TokenCredit")
+            # Values that are not finite are no fault of the rule: the critic diverged, and the loop ends the run for that.
+            if all(map(math.isfinite, itertools.chain(*needs.get("values", ())))):
+                credit.require_usable(completions)
+        return credit
+
+    def targets(self, completions: Sequence[Sequence[int]], rewards: Tensor, values: Sequence[Sequence[float]]) -> Any:
+        """The rule's targets for its critic; UserError if the rule raises, or if they are not one for each generated token."""
+        with self._explained(completions):
+            targets = self._rule.targets(_copies(completions), rewards.clone(), _copies(values))
+            if [*map(len, targets)] != [*map(len, completions)]:
+                raise ValueError("targets did not return one number for each generated token")
+        return targets
+
+    @contextmanager
+    def _explained(self, completions: Sequence[Sequence[int]]) -> Iterator[None]:
+        try:
+            yield
+        except (UserError, Stopped):
+            raise
+        except Exception as error:
+            lengths = [*map(len, completions)]
+            group = f"{len(lengths)} completions of {min(lengths)} to {max(lengths)} tokens"
+            raise UserError(f"{self._name} fails on {group} ({reason(self._module, error)})") from error
+
+
+def _copies(rows: Sequence[Sequence[Any]]) -> list[list[Any]]:
+    return [list(row) for row in rows]

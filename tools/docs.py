@@ -30,7 +30,7 @@ MODULES = {
     "one run, in reading order": ("train", "groups", "checks", "critic", "objective", "evaluate", "training_state"),
     "the plans: which runs each comparison needs": ("ablations",),
     "the command line": ("__main__", "commands"),
-    "used everywhere": ("base_files", "user_code", "own_rule", "names", "errors", "randomness", "console", "signals"),
+    "used everywhere": ("base_files", "user_code", "names", "errors", "randomness", "console", "signals"),
 }
 
 

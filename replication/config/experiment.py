@@ -19,9 +19,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from replication.algorithms import GRPO, PPO, SELECTORS, SGRPO, TSPMO, BranchGRPO, SelectedGRPO
 from replication.base_files import base_fingerprint, is_local
 from replication.names import METHODS, NANO_BASE
-from replication.own_rule import OwnRule
 from replication.tasks import Task, completion_limit, get_task, with_template
-from replication.user_code import describe, is_import_path, load_reward, load_rule
+from replication.user_code import OwnRule, describe, is_import_path, load_reward, load_rule
 
 _DENOMINATORS = {
     "base": ("completion",),

@@ -26,9 +26,9 @@ from trl import GRPOConfig, GRPOTrainer
 from replication.algorithms import TokenCredit
 from replication.errors import UserError
 from replication.objective import k3, surrogate_loss
-from replication.own_rule import OwnRule
 from replication.randomness import stream
 from replication.scoring import score
+from replication.user_code import OwnRule
 
 #: Settings of GRPOConfig with which the loss would mean something else than the credit says: field -> (needed value, why).
 NEEDED_SETTINGS = {

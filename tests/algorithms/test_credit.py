@@ -15,7 +15,7 @@ from oracles import QUICK, groups, rows_of
 
 from replication.algorithms import GRPO, SGRPO, TSPMO, SelectedGRPO, TokenCredit
 from replication.errors import Stopped, UserError
-from replication.own_rule import OwnRule
+from replication.user_code import OwnRule
 
 METHODS = {
     "grpo": GRPO(),

@@ -136,7 +136,7 @@ def test_a_run_of_another_base_is_refused(tmp_path, finished):
 
 
 def test_a_run_whose_reward_was_edited_names_the_file(tmp_path):
-    """After a bug in a reward was mended, the message was about another base or task version."""
+    """After a bug in a reward was fixed, the message was about another base or task version."""
 
     class Edited(StandIn):
         @property
@@ -144,7 +144,7 @@ def test_a_run_whose_reward_was_edited_names_the_file(tmp_path):
             return "0" * 16
 
         def user_code(self) -> dict[str, dict[str, str | None]]:
-            return {"reward": {"sha256": "of the mended file"}}
+            return {"reward": {"sha256": "of the fixed file"}}
 
     folder = interrupted(tmp_path, 2)
     with pytest.raises(UserError, match="of another file of your reward: choose another folder"):
